@@ -1,0 +1,42 @@
+"""Asks a process whether it can do its job."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from forebay.rpc.client import connect
+
+_PATIENCE_S = 2.0
+
+
+async def service_health(address: str) -> str:
+    """Returns what grpc.health.v1 says of the whole server: SERVING, NOT_SERVING, or UNREACHABLE when it says nothing in time."""
+    # A channel for each question: one that is kept remembers its last failure and waits before it dials again.
+    async with connect(address, caller="launcher") as channel:
+        try:
+            answer = await health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=_PATIENCE_S
+            )
+        except grpc.aio.AioRpcError:
+            return "UNREACHABLE"
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+
+async def valkey_health(address: str) -> str:
+    """Returns SERVING when the server answers PING, NOT_SERVING while it loads its data, UNREACHABLE otherwise."""
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"PING\r\n")
+            answer = await reader.readline()
+    except (OSError, TimeoutError):
+        return "UNREACHABLE"
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+    return "SERVING" if answer == b"+PONG\r\n" else "NOT_SERVING"

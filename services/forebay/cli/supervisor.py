@@ -1,0 +1,237 @@
+"""Keeps the processes of a mesh running: starts them, watches their health, restarts the one that dies, stops them in order.
+
+Each process has one task here, and that task alone starts, reaps and restarts it; nothing else changes a `Child`. The order of
+starting does not matter to the services. The order of stopping does to their clients: those who take calls go first, so that what
+is in flight can end on services that are still there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from signal import SIGTERM, Signals
+
+from forebay.cli.guardian import Guardian, kill_group
+from forebay.cli.mesh_state import MeshState, ProcessState
+from forebay.cli.restart import RestartPolicy
+
+PROBE_INTERVAL_S = 0.2
+# A process that dies this often before it was ever healthy has a reason that no restart will mend.
+HOPELESS_AFTER = 3
+# As a shell says it.
+NOT_STARTED = 126
+
+Probe = Callable[[], Awaitable[bool]]
+
+
+class StartError(Exception):
+    """A process does not come up; the message holds the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSpec:
+    """What is to run.
+
+    Attributes:
+        name: such as router-1; unique in the mesh.
+        tier: those of the lowest tier are stopped first.
+        argv: the command.
+        address: host:port where it listens.
+        log: where its output goes.
+        healthy: says whether it can do its job now; raises nothing and returns within seconds.
+        doing: what it does until it is healthy, in words.
+        stop_within_s: how long it may take to end by itself after SIGTERM.
+    """
+
+    name: str
+    tier: int
+    argv: tuple[str, ...]
+    address: str
+    log: Path
+    healthy: Probe
+    doing: str = "starting"
+    stop_within_s: float = 15.0
+
+
+class Phase(enum.Enum):
+    """Where a process is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DEAD = "dead"
+    STOPPED = "stopped"
+
+
+@dataclass(slots=True)
+class Child:
+    """One process as it is now.
+
+    Attributes:
+        since: when the present phase began, by the monotonic clock.
+        deaths: deaths in a row without having been healthy in between.
+    """
+
+    spec: ProcessSpec
+    phase: Phase = Phase.STARTING
+    pid: int | None = None
+    restarts: int = 0
+    since: float = field(default_factory=time.monotonic)
+    deaths: int = 0
+
+    def enter(self, phase: Phase) -> None:
+        """Begins a phase."""
+        self.phase = phase
+        self.since = time.monotonic()
+
+
+class Supervisor:
+    """The processes of one mesh.
+
+    Args:
+        guardian: starts them.
+        specs: what is to run, in the order of starting.
+        state_file: where the state is written at each change.
+        announce: told, in a sentence, of each death and recovery once the mesh is ready.
+        policy: when the dead are started again.
+    """
+
+    def __init__(
+        self,
+        guardian: Guardian,
+        specs: Sequence[ProcessSpec],
+        state_file: Path,
+        announce: Callable[[str], None],
+        policy: RestartPolicy = RestartPolicy(),  # noqa: B008 - immutable
+    ) -> None:
+        self._guardian = guardian
+        self._state_file = state_file
+        self._announce = announce
+        self._policy = policy
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stopping = False
+        self._ready = False
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.children: Mapping[str, Child] = {spec.name: Child(spec) for spec in specs}
+
+    async def __aenter__(self) -> Supervisor:
+        for name, child in self.children.items():
+            self._tasks[name] = asyncio.create_task(self._keep(child), name=name)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stops everything, tier by tier, and takes the state file away."""
+        self._stopping = True
+        self._failed.cancel()
+        for tier in sorted({child.spec.tier for child in self.children.values()}):
+            await asyncio.gather(*(self._stop(c) for c in self.children.values() if c.spec.tier == tier))
+        self._state_file.unlink(missing_ok=True)
+
+    async def wait_ready(self) -> None:
+        """Returns once every process has been healthy.
+
+        Raises:
+            StartError: one of them does not come up.
+        """
+        while not all(child.phase is Phase.READY for child in self.children.values()):
+            if self._failed.done():
+                self._failed.result()
+            await asyncio.sleep(PROBE_INTERVAL_S)
+        self._ready = True
+        self._save()
+
+    async def _keep(self, child: Child) -> None:
+        """The life of one process, over all its restarts."""
+        pause: float | None = None
+        while not self._stopping:
+            status, lived_s = await self._live(child)
+            if self._stopping:
+                break
+            child.deaths += 1
+            child.enter(Phase.DEAD)
+            self._save()
+            if not self._ready and child.deaths >= HOPELESS_AFTER:
+                self._give_up(child, status)
+                return
+            pause = self._policy.pause(pause, lived_s)
+            self._tell(child, f"{_ended(status)}; it is started again in {pause:g} s")
+            await asyncio.sleep(pause)
+            child.restarts += 1
+        child.enter(Phase.STOPPED)
+
+    async def _live(self, child: Child) -> tuple[int, float]:
+        """One life of a process; returns its exit status and its length in seconds."""
+        started = time.monotonic()
+        try:
+            with child.spec.log.open("ab") as log:
+                process = await self._guardian.spawn(child.spec.argv, stdout=log, stderr=log)
+        except OSError:  # no memory, no process, no disk: that may pass, and the pauses grow
+            return NOT_STARTED, 0.0
+        child.pid = process.pid
+        child.enter(Phase.STARTING)
+        self._save()
+        probing = asyncio.create_task(self._probe(child))
+        try:
+            status = await process.wait()
+        finally:
+            probing.cancel()
+        self._guardian.release(process.pid)
+        child.pid = None
+        return status, time.monotonic() - started
+
+    async def _probe(self, child: Child) -> None:
+        while not await child.spec.healthy():  # noqa: ASYNC110 - another process sets no Event of ours
+            await asyncio.sleep(PROBE_INTERVAL_S)
+        took = time.monotonic() - child.since
+        child.deaths = 0
+        child.enter(Phase.READY)
+        self._tell(child, f"is ready again after {took:.1f} s, process {child.pid}")
+
+    async def _stop(self, child: Child) -> None:
+        """Asks a process to end, waits for it, and then makes it end."""
+        task = self._tasks[child.spec.name]
+        if child.pid is None:
+            task.cancel()
+        else:
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, SIGTERM)
+        _, late = await asyncio.wait([task], timeout=child.spec.stop_within_s)
+        if late and child.pid is not None:
+            kill_group(child.pid)
+        await asyncio.gather(task, return_exceptions=True)
+
+    def kill(self) -> None:
+        """Ends every process at once; for someone who will not wait for `__aexit__`."""
+        for child in self.children.values():
+            if child.pid is not None:
+                kill_group(child.pid)
+
+    def _give_up(self, child: Child, status: int) -> None:
+        if not self._failed.done():
+            lines = child.spec.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+            tail = "\n".join(f"  {line}" for line in lines)
+            self._failed.set_exception(
+                StartError(
+                    f"{child.spec.name} {_ended(status)}, {child.deaths} times. The end of {child.spec.log}:\n{tail}"
+                )
+            )
+
+    def _tell(self, child: Child, what: str) -> None:
+        if self._ready:
+            self._announce(f"{child.spec.name} {what}")
+
+    def _save(self) -> None:
+        processes = {
+            name: ProcessState(child.pid, child.spec.address, child.restarts) for name, child in self.children.items()
+        }
+        with suppress(OSError):  # a full disk makes the file stale; it must not end the mesh
+            MeshState(self._ready, processes).save(self._state_file)
+
+
+def _ended(status: int) -> str:
+    return f"was killed by {Signals(-status).name}" if status < 0 else f"ended with status {status}"

@@ -1,0 +1,149 @@
+"""The client: one connection, one key, the calls of the public API as methods."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Unpack
+
+import grpc
+
+from forebay.api.metering.v1 import metering_pb2
+from forebay.api.router.v1 import router_pb2, router_pb2_grpc
+from forebay.client import messages
+from forebay.client.messages import Prompt
+from forebay.client.model import Answer, Delta, Finished, Model, Options, Started, TokenCount, UsagePage, UsageTotal
+from forebay.rpc.client import connect
+from forebay.rpc.status import from_rpc_error
+
+StreamCall = grpc.aio.UnaryStreamCall[router_pb2.StreamGenerateRequest, router_pb2.StreamGenerateResponse]
+
+
+class AnswerStream:
+    """An answer as it is generated: iterate over it for its deltas.
+
+    Leaving the iteration early cancels the request; what was generated until then is billed.
+
+    Attributes:
+        started: set before the first delta.
+        finished: set after the last delta; None when the stream broke off.
+    """
+
+    def __init__(self, call: StreamCall) -> None:
+        self._call = call
+        self.started: Started | None = None
+        self.finished: Finished | None = None
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        """Yields the deltas, once.
+
+        Raises:
+            MeshError: the request was refused, or failed.
+        """
+        try:
+            with mesh_errors():
+                async for event in self._call:
+                    match event.WhichOneof("event"):
+                        case "started":
+                            self.started = messages.from_pb_started(event.started)
+                        case "delta":
+                            yield messages.from_pb_delta(event.delta)
+                        case "finished":
+                            self.finished = messages.from_pb_finished(event.finished)
+        finally:
+            self._call.cancel()
+
+
+class ForebayClient:
+    """A client of one router, for one key; an async context manager.
+
+    Every method raises `MeshError`, whose `code` and `reason` are for programs and whose `message` says what to do.
+
+    Args:
+        address: host:port of a router, or of what balances several.
+        key: the tenant's key, `fb_...`.
+        timeout: the deadline of each call in seconds, following the usage stream excepted.
+    """
+
+    def __init__(self, address: str, key: str, *, timeout: float = 600.0) -> None:
+        self._channel = connect(address, caller="client")
+        self._router: router_pb2_grpc.RouterServiceAsyncStub = router_pb2_grpc.RouterServiceStub(self._channel)
+        self._usage: router_pb2_grpc.UsageServiceAsyncStub = router_pb2_grpc.UsageServiceStub(self._channel)
+        self._call: dict[str, Any] = {"metadata": (("authorization", f"Bearer {key}"),), "timeout": timeout}
+
+    async def __aenter__(self) -> ForebayClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.close()
+
+    async def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Answer:
+        """Answers a prompt in one piece. A plain string is the only turn of a conversation."""
+        request = router_pb2.GenerateRequest(options=messages.to_pb_options(prompt, options))
+        with mesh_errors():
+            return messages.from_pb_answer(await self._router.Generate(request, **self._call))
+
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AnswerStream:
+        """Answers a prompt as it is generated. A plain string is the only turn of a conversation."""
+        request = router_pb2.StreamGenerateRequest(options=messages.to_pb_options(prompt, options))
+        return AnswerStream(self._router.StreamGenerate(request, **self._call))
+
+    async def count_tokens(self, prompt: Prompt, *, model: str = "") -> TokenCount:
+        """Returns how many tokens a prompt has as it would be rendered; spends no quota."""
+        request = router_pb2.CountTokensRequest(model=model, prompt=messages.to_pb_prompt(prompt))
+        with mesh_errors():
+            response = await self._router.CountTokens(request, **self._call)
+        return TokenCount(response.prompt_tokens, response.remaining_context)
+
+    async def list_models(self) -> list[Model]:
+        """Returns the models that the key may use, by name."""
+        models: list[Model] = []
+        page_token = ""
+        while True:
+            with mesh_errors():
+                page = await self._router.ListModels(router_pb2.ListModelsRequest(page_token=page_token), **self._call)
+            models += [messages.from_pb_model(model) for model in page.models]
+            page_token = page.next_page_token
+            if not page_token:
+                return models
+
+    async def usage(
+        self, cursor: str = "", *, request_ids: Sequence[str] = (), follow: bool = False
+    ) -> AsyncIterator[UsagePage]:
+        """Yields the tenant's rows of the ledger from a cursor on.
+
+        Args:
+            cursor: that of the last page seen; empty for the beginning, "now" for what comes.
+            request_ids: only rows of these requests; all when empty.
+            follow: goes on with what is yet to come, with no deadline.
+        """
+        request = router_pb2.StreamUsageRequest(
+            cursor=cursor, filter=metering_pb2.UsageFilter(request_ids=request_ids), follow=follow
+        )
+        call = self._usage.StreamUsage(request, **(self._call | ({"timeout": None} if follow else {})))
+        try:
+            with mesh_errors():
+                async for page in call:
+                    yield UsagePage(tuple(messages.from_pb_entry(entry) for entry in page.entries), page.cursor)
+        finally:
+            call.cancel()
+
+    async def sum_usage(self, by: Sequence[str] = ()) -> list[UsageTotal]:
+        """Returns the tenant's ledger added up by dimensions: key, model, day, outcome; one grand total for none.
+
+        Raises:
+            ValueError: a dimension is not known.
+        """
+        request = router_pb2.SumUsageRequest(group_by=messages.to_pb_dimensions(by))
+        with mesh_errors():
+            response = await self._usage.SumUsage(request, **self._call)
+        return [messages.from_pb_total(total) for total in response.totals]
+
+
+@contextmanager
+def mesh_errors() -> Iterator[None]:
+    """Turns what gRPC raises into `MeshError`."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from None

@@ -1,0 +1,192 @@
+"""What the client takes and gives, as values. Times are in seconds, money in nano-USD."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; `role` is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+class Options(TypedDict, total=False):
+    """What a caller may say of a request, all of it optional.
+
+    Attributes:
+        model: a name from `list_models`; may be left out where there is only one.
+        max_tokens: the most tokens to generate; the model's own default otherwise.
+        temperature: 0 (greedy) to 2; 1 otherwise.
+        top_p: (0, 1]; 1 otherwise.
+        seed: makes sampling repeatable.
+        stop: strings that end the answer and are no part of it.
+        adapter: one of the tenant's; its default otherwise.
+        client_request_id: the caller's own name for the request, at most 128 bytes.
+        labels: the caller's own dimensions for its usage report, at most 8.
+    """
+
+    model: str
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    stop: Sequence[str]
+    adapter: str
+    client_request_id: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """Tokens of a request; `cached` of the prompt's came from the prefix cache."""
+
+    prompt: int
+    cached: int
+    completion: int
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request was admitted; `trace_id` is empty when tracing is off."""
+
+    request_id: str
+    model: str
+    prompt_tokens: int
+    trace_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """The next piece of an answer.
+
+    Attributes:
+        index: which of the answers, from 0.
+        position: that of the first token here in its answer, from 0.
+        text: may be empty while a character is incomplete.
+        token_ids: the tokens.
+    """
+
+    index: int
+    position: int
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The request ended.
+
+    Attributes:
+        reasons: why, for each answer: stop, length, cancelled, error or budget.
+        usage: tokens of all answers together.
+        time_to_first_token: from admission, in seconds.
+        queue_time: the part of it spent waiting for a worker, in seconds.
+    """
+
+    reasons: tuple[str, ...]
+    usage: TokenUsage
+    time_to_first_token: float
+    queue_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One answer and why it ended: stop, length, cancelled, error or budget."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer; `trace_id` is empty when tracing is off."""
+
+    request_id: str
+    model: str
+    choices: tuple[Choice, ...]
+    usage: TokenUsage
+    trace_id: str
+
+    @property
+    def text(self) -> str:
+        """The text of the first choice, which most often is the only one."""
+        return self.choices[0].text if self.choices else ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """How large a prompt is, and how many tokens more the model's context has room for."""
+
+    prompt_tokens: int
+    remaining_context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that the key may use."""
+
+    name: str
+    context_tokens: int
+    default_max_tokens: int
+    adapters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UsageEntry:
+    """One row of the ledger: what one execution of a request used and cost.
+
+    Attributes:
+        position: the row's place in the ledger, from 1.
+        corrects: the position of the row that this one corrects; 0 for an original, as nearly all are.
+        finished_at: seconds since the epoch.
+        prompt_tokens: those that the row bills, as all counts here; negative in a correction that takes back.
+        gpu_seconds: as measured, recomputation left out.
+        time_to_first_token: seconds; None when no token came.
+        outcome: completed, cancelled, failed, handed_over, lost or budget_stopped.
+    """
+
+    position: int
+    corrects: int
+    request_id: str
+    attempt: int
+    tenant: str
+    key_id: str
+    plan: str
+    model: str
+    outcome: str
+    finished_at: float
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    gpu_seconds: float
+    time_to_first_token: float | None
+    cost_nano_usd: int
+    trace_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class UsagePage:
+    """A run of ledger rows, and the cursor that resumes after them."""
+
+    entries: tuple[UsageEntry, ...]
+    cursor: str
+
+
+@dataclass(frozen=True, slots=True)
+class UsageTotal:
+    """A sum over ledger rows; `group` has the values of the dimensions asked for, in their order."""
+
+    group: tuple[str, ...]
+    requests: int
+    attempts: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    gpu_seconds: float
+    cost_nano_usd: int

@@ -1,0 +1,116 @@
+"""What every service's configuration has in common: one validated object from one file and the environment.
+
+A value comes from, in this order: the environment (FOREBAY_<SERVICE>_<FIELD>, nested fields joined by two underscores), the YAML
+file, the default. Unknown fields are errors, and every problem is reported at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+_NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message names every problem, one a line."""
+
+
+class ServiceConfig(BaseSettings):
+    """The fields of all services; each service adds its own in a subclass that sets `service`."""
+
+    service: ClassVar[str]
+
+    model_config = SettingsConfigDict(extra="forbid", env_nested_delimiter="__", frozen=True, validate_default=True)
+
+    id: str = Field(pattern=_NAME, description="this replica's name, unique among the service's replicas")
+    listen: str = Field("127.0.0.1:0", description="host:port of the gRPC server; port 0 takes a free one")
+    metrics_listen: str | None = Field(None, description="host:port of Prometheus' /metrics; none by default")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level that is logged")
+    otlp_endpoint: str | None = Field(None, description="OTLP/gRPC address for traces, such as http://127.0.0.1:4317")
+    trace_file: Path | None = Field(
+        None, description="where traces go without an OTLP endpoint; none turns tracing off"
+    )
+    trace_ratio: float = Field(
+        1.0, ge=0, le=1, description="share of requests traced that bring no decision of their own"
+    )
+    drain_seconds: float = Field(10.0, ge=0, le=3600, description="how long running calls may go on after SIGTERM")
+    channelz: bool = Field(False, description="offer grpc.channelz.v1 for debugging")
+
+    @field_validator("listen", "metrics_listen")
+    @classmethod
+    def _host_and_port(cls, value: str | None) -> str | None:
+        return value if value is None else host_and_port(value)
+
+    @classmethod
+    def load(cls, file: Path | None = None) -> Self:
+        """Reads the configuration.
+
+        Raises:
+            ConfigError: the file cannot be read, or fields are wrong; all problems in one message.
+        """
+        values = _read(file) if file else {}
+        try:
+            return cls(_env_prefix=f"FOREBAY_{cls.service.upper()}_", **values)  # type: ignore[call-arg]
+        except ValidationError as error:
+            raise ConfigError(_explain(cls.service, file, error)) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Puts the environment before the file."""
+        return env_settings, init_settings
+
+    @classmethod
+    def explain_fields(cls) -> str:
+        """Returns one line for each field, for --help."""
+        lines = []
+        for name, field in cls.model_fields.items():
+            default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)}"
+            lines.append(f"  {name}: {field.description or ''} ({default})")
+        return "\n".join(lines)
+
+
+def host_and_port(value: str) -> str:
+    """Returns `value` if it is host:port.
+
+    Raises:
+        ValueError: it is not.
+    """
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535:
+        raise ValueError("give it as host:port, such as 127.0.0.1:7001")
+    return value
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: is not YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: must hold `field: value` lines")
+    return values
+
+
+def _explain(service: str, file: Path | None, error: ValidationError) -> str:
+    problems = error.errors(include_url=False, include_input=False)
+    lines = [f"{file or 'environment'}: {len(problems)} problem(s) in the configuration of {service}:"]
+    for problem in problems:
+        field = ".".join(str(part) for part in problem["loc"]) or "(whole)"
+        lines.append(f"  {field}: {problem['msg']}")
+    return "\n".join(lines)

@@ -1,0 +1,108 @@
+"""Policies to and from quota's contract."""
+
+from __future__ import annotations
+
+from forebay.api.quota.v1 import quota_pb2
+from forebay.policy.model import KeyPolicy, Limits, LossPolicy, ServiceClass, TenantPolicy, Thresholds
+
+_LIMITS = tuple(Limits.__dataclass_fields__)
+
+
+def to_pb_limits(limits: Limits) -> quota_pb2.Limits:
+    """Returns limits as a message."""
+    return quota_pb2.Limits(**{name: getattr(limits, name) for name in _LIMITS})
+
+
+def from_pb_limits(message: quota_pb2.Limits) -> Limits:
+    """Returns a message's limits."""
+    return Limits(**{name: getattr(message, name) for name in _LIMITS if message.HasField(name)})  # type: ignore[arg-type]
+
+
+def to_pb_tenant(tenant: TenantPolicy) -> quota_pb2.TenantPolicy:
+    """Returns a tenant as a message, with its secrets; who sends it on removes what the receiver may not have."""
+    return quota_pb2.TenantPolicy(
+        tenant_id=tenant.tenant_id,
+        display_name=tenant.display_name,
+        plan=tenant.plan,
+        service_class=quota_pb2.ServiceClass.ValueType(tenant.service_class.value),
+        weight_milli=tenant.weight_milli,
+        limits=to_pb_limits(tenant.limits),
+        model_limits={model: to_pb_limits(limits) for model, limits in tenant.model_limits.items()},
+        models=tenant.models,
+        adapters=tenant.adapters,
+        default_adapter=tenant.default_adapter,
+        pool=tenant.pool,
+        system_prompt=tenant.system_prompt,
+        suspended=tenant.suspended,
+        loss_policy=quota_pb2.LossPolicy.ValueType(tenant.loss_policy.value),
+        thresholds=quota_pb2.Thresholds(
+            warn_percent=tenant.thresholds.warn_percent,
+            throttle_percent=tenant.thresholds.throttle_percent,
+            hard_percent=tenant.thresholds.hard_percent,
+        ),
+        isolation_key=tenant.isolation_key,
+        time_zone=tenant.time_zone,
+        stop_on_budget=tenant.stop_on_budget,
+        alert_percent=tenant.alert_percent,
+        priced_by_plan=tenant.priced_by_plan,
+    )
+
+
+def from_pb_tenant(message: quota_pb2.TenantPolicy) -> TenantPolicy:
+    """Returns a message's tenant."""
+    return TenantPolicy(
+        tenant_id=message.tenant_id,
+        display_name=message.display_name,
+        plan=message.plan,
+        service_class=ServiceClass(message.service_class) if message.service_class else ServiceClass.BRONZE,
+        weight_milli=message.weight_milli,
+        limits=from_pb_limits(message.limits),
+        model_limits={model: from_pb_limits(limits) for model, limits in message.model_limits.items()},
+        models=tuple(message.models),
+        adapters=tuple(message.adapters),
+        default_adapter=message.default_adapter,
+        pool=message.pool,
+        system_prompt=message.system_prompt,
+        suspended=message.suspended,
+        loss_policy=LossPolicy(message.loss_policy) if message.loss_policy else LossPolicy.FAIL_CLOSED,
+        thresholds=Thresholds(
+            message.thresholds.warn_percent or 80,
+            message.thresholds.throttle_percent or 100,
+            message.thresholds.hard_percent or 100,
+        ),
+        isolation_key=message.isolation_key,
+        time_zone=message.time_zone or "UTC",
+        stop_on_budget=message.stop_on_budget,
+        alert_percent=message.alert_percent or 90,
+        priced_by_plan=message.priced_by_plan,
+    )
+
+
+def to_pb_key(key: KeyPolicy) -> quota_pb2.KeyPolicy:
+    """Returns a key's policy as a message."""
+    message = quota_pb2.KeyPolicy(
+        key_id=key.key_id,
+        tenant_id=key.tenant_id,
+        hash=key.hash,
+        revoked=key.revoked,
+        models=key.models,
+        limits=to_pb_limits(key.limits),
+        display_name=key.display_name,
+    )
+    if key.expires_at is not None:
+        message.expires_at.FromNanoseconds(int(key.expires_at * 1e9))
+    return message
+
+
+def from_pb_key(message: quota_pb2.KeyPolicy) -> KeyPolicy:
+    """Returns a message's key policy."""
+    return KeyPolicy(
+        key_id=message.key_id,
+        tenant_id=message.tenant_id,
+        hash=message.hash,
+        expires_at=message.expires_at.ToNanoseconds() / 1e9 if message.HasField("expires_at") else None,
+        revoked=message.revoked,
+        models=tuple(message.models),
+        limits=from_pb_limits(message.limits),
+        display_name=message.display_name,
+    )

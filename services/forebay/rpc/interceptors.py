@@ -1,0 +1,186 @@
+"""What happens around every call that a server takes, in one fixed order.
+
+Each interceptor is an async context manager around the handler, so that unary calls and streams are wrapped alike:
+
+1. telemetry: outermost, so that it sees the final outcome of everything below; the server's span and the call's metrics.
+2. errors: turns what the handler and the two below raise into a typed status, before telemetry looks at it.
+3. identity: who is calling, by the connection's certificate; a refusal must come before any work.
+4. deadline: refuses a call whose time is already spent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc_status import rpc_status
+from opentelemetry.trace import SpanKind, StatusCode
+
+from forebay.errors import Code, MeshError
+from forebay.rpc.status import to_status
+from forebay.telemetry import metrics
+from forebay.telemetry.logs import get_logger
+from forebay.telemetry.tracing import from_headers, tracer
+
+log = get_logger("rpc")
+
+# A server that cannot answer within this time says so at once instead of working in vain.
+LEAST_USEFUL_SECONDS = 0.02
+
+# Sessions outlive requests and health checks are noise: a span for them would be a trace of its own.
+_UNTRACED = ("/grpc.", "Session", "/Schedule", "/Attach", "/Execute", "/Record", "/Watch", "/StreamUsage")
+
+
+@dataclass(slots=True)
+class Call:
+    """One call in progress.
+
+    Attributes:
+        method: the full name, such as /forebay.api.router.v1.RouterService/Generate.
+        metadata: the client's metadata, keys in lower case.
+        outcome: OK, or the reason of the error; set by the errors interceptor.
+    """
+
+    method: str
+    metadata: dict[str, str]
+    context: grpc.aio.ServicerContext[Any, Any]
+    outcome: str = "OK"
+    code: str = "OK"
+
+
+# Who is calling, as the connection proves it: the certificate's common name, or empty on a plaintext connection.
+caller: ContextVar[str] = ContextVar("caller", default="")
+
+Interceptor = Callable[[Call], AbstractAsyncContextManager[None]]
+
+
+@asynccontextmanager
+async def telemetry(call: Call) -> AsyncIterator[None]:
+    """Opens the server's span under the client's, and observes duration and outcome."""
+    started = time.perf_counter()
+    if any(part in call.method for part in _UNTRACED):
+        try:
+            yield
+        finally:
+            _observe(call, started)
+        return
+    service, _, method = call.method.lstrip("/").partition("/")
+    name = f"{service.split('.')[2] if service.startswith('forebay.api.') else service}.{method}"
+    attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+    with tracer().start_as_current_span(
+        name, context=from_headers(call.metadata), kind=SpanKind.SERVER, attributes=attributes
+    ) as span:
+        try:
+            yield
+        finally:
+            _observe(call, started)
+            if call.outcome != "OK":
+                span.set_attribute("error.type", call.outcome)
+                span.set_status(StatusCode.ERROR if call.code in ("INTERNAL", "UNKNOWN") else StatusCode.UNSET)
+
+
+def _observe(call: Call, started: float) -> None:
+    metrics.RPC_SECONDS.labels(call.method, call.code).observe(time.perf_counter() - started)
+    if call.outcome != "OK":
+        metrics.ERRORS.labels(call.method, call.outcome).inc()
+
+
+@asynccontextmanager
+async def errors(call: Call) -> AsyncIterator[None]:
+    """Ends the call with a typed status when the handler raises; a bug is logged here and told to nobody."""
+    try:
+        yield
+    except MeshError as error:
+        call.outcome, call.code = error.reason, error.code.name
+        await _abort(call, error)
+    except asyncio.CancelledError:
+        call.outcome, call.code = "CANCELLED", "CANCELLED"
+        raise
+    except (grpc.aio.AbortError, grpc.aio.BaseError) as error:
+        # The handler's own abort, or a connection that broke under a write.
+        call.outcome = call.code = type(error).__name__
+        raise
+    except Exception:
+        call.outcome, call.code = "BUG", "INTERNAL"
+        log.exception("handler failed", method=call.method)
+        await _abort(call, MeshError(Code.INTERNAL, "BUG", "the service failed; its log has the details"))
+
+
+async def _abort(call: Call, error: MeshError) -> None:
+    await call.context.abort_with_status(rpc_status.to_status(to_status(error)))
+
+
+@asynccontextmanager
+async def identity(call: Call) -> AsyncIterator[None]:
+    """Makes the caller known to the handler by the connection's certificate; a header proves nothing and is not looked at."""
+    names = list(call.context.auth_context().get("x509_common_name", ()))
+    caller.set(names[0].decode() if names else "")  # each call has a context of its own, so nothing is to be reset
+    yield
+
+
+@asynccontextmanager
+async def deadline(call: Call) -> AsyncIterator[None]:
+    """Refuses a call that has no time left to be answered."""
+    remaining = call.context.time_remaining()
+    if remaining is not None and remaining < LEAST_USEFUL_SECONDS:
+        raise MeshError(
+            Code.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT", "the deadline leaves no time to answer; allow more"
+        )
+    yield
+
+
+ORDER: tuple[Interceptor, ...] = (telemetry, errors, identity, deadline)
+
+
+class Interceptors(grpc.aio.ServerInterceptor):
+    """Puts `ORDER` around every handler of a server."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Returns the handler, wrapped."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        method: str = handler_call_details.method
+        kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+        (kind,) = (kind for kind in kinds if getattr(handler, kind))
+        wrapped = _wrap(getattr(handler, kind), method, kind.endswith("stream"))
+        return getattr(grpc, f"{kind}_rpc_method_handler")(  # type: ignore[no-any-return]
+            wrapped, handler.request_deserializer, handler.response_serializer
+        )
+
+
+def _wrap(behaviour: Any, method: str, streams: bool) -> Any:
+    @asynccontextmanager
+    async def around(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        call = Call(method, metadata, context)
+        async with AsyncExitStack() as stack:
+            for interceptor in ORDER:
+                await stack.enter_async_context(interceptor(call))
+            yield
+
+    if streams and inspect.isasyncgenfunction(behaviour):
+
+        async def generate(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            async with around(context):
+                async for response in behaviour(request, context):
+                    yield response
+
+        return generate
+
+    async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async with around(context):
+            return await behaviour(request, context)
+
+    return answer

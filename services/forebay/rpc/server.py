@@ -1,0 +1,110 @@
+"""The gRPC server that all five services are built on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from forebay.config import ConfigError
+from forebay.rpc.interceptors import Interceptors
+
+MAX_MESSAGE_BYTES = 16 << 20
+MAX_METADATA_BYTES = 16 << 10
+
+OPTIONS: list[tuple[str, Any]] = [
+    # A second process must fail to bind, not share the port and take half of the calls (rule P12).
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.max_concurrent_streams", 4096),
+    # Sessions are idle at night: both ends look after the connection, and neither takes the other's pings for an attack.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+]
+
+
+class RpcServer:
+    """One listening server: interceptors, health, reflection and, when asked for, channelz; no compression.
+
+    Attributes:
+        host: the host it listens on.
+        port: the bound port, known once it was made.
+    """
+
+    def __init__(self, listen: str, *, channelz: bool = False) -> None:
+        """Binds `listen` (host:port, port 0 for a free one).
+
+        Raises:
+            ConfigError: the address cannot be bound; the message says what to change.
+        """
+        self._server = grpc.aio.server(
+            interceptors=[Interceptors()], options=OPTIONS, compression=grpc.Compression.NoCompression
+        )
+        self._health = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._serving: dict[str, bool] = {}
+        self._publishing: set[asyncio.Task[None]] = set()
+        self.host = listen.rpartition(":")[0]
+        try:
+            self.port = self._server.add_insecure_port(listen)
+        except RuntimeError:
+            self.port = 0
+        if self.port == 0:
+            raise ConfigError(
+                f"listen: {listen} cannot be bound; another process has the port, or the host is not this one's"
+            )
+        if channelz:
+            from grpc_channelz.v1 import channelz as channelz_service
+
+            channelz_service.add_channelz_servicer(self._server)
+
+    @property
+    def address(self) -> str:
+        """host:port as bound."""
+        return f"{self.host}:{self.port}"
+
+    def add(self, register: Callable[[Any, grpc.aio.Server], None], servicer: object, full_name: str) -> None:
+        """Adds one service, not yet serving as far as its health goes.
+
+        Args:
+            register: the generated add_XServicer_to_server.
+            servicer: the implementation.
+            full_name: the service's full name, such as forebay.api.quota.v1.QuotaService.
+        """
+        register(servicer, self._server)
+        self._serving[full_name] = False
+
+    async def start(self) -> None:
+        """Begins to answer. Every service says NOT_SERVING until `set_serving`."""
+        health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        reflection.enable_server_reflection([*self._serving, health, reflection.SERVICE_NAME], self._server)
+        await self._publish()
+        await self._server.start()
+
+    def set_serving(self, full_name: str, serving: bool) -> None:
+        """Says whether a service can do its job; the server as a whole (the empty name) can when all of its services can."""
+        if self._serving[full_name] != serving:
+            self._serving[full_name] = serving
+            task = asyncio.get_running_loop().create_task(self._publish())
+            self._publishing.add(task)
+            task.add_done_callback(self._publishing.discard)
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuses new calls, lets running ones go on for `grace_s` seconds, then cancels them."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+
+    async def _publish(self) -> None:
+        for name, serving in (*self._serving.items(), ("", all(self._serving.values()))):
+            status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+            await self._health.set(name, status)

@@ -1,0 +1,13 @@
+"""The scheduler's decisions: pure, synchronous, the time always an argument.
+
+The same code is driven by the gRPC sessions and by a discrete-event simulator, so nothing here waits, reads a clock or knows
+how a message looks on the wire. Times are seconds on one clock that never goes back; only their differences matter.
+
+    request           what a router submits, and its place while it waits
+    indexed_heap      the one ordered structure: flows by counter, requests by age, timers by time
+    virtual_counters  who is owed the next service
+    worker            what a worker holds, and what it has been promised
+    pool              which waiting request goes to which worker next
+    decisions         what a tick yields
+    scheduler         the core that holds all of it together
+"""

@@ -1,0 +1,181 @@
+"""Tracing: one request is one trace through all five services.
+
+A session outlives its requests, so the context of a request travels inside each message (`common.v1.TraceContext`) and not in
+the stream's metadata. Spans go to an OTLP endpoint where one is configured, and otherwise, one JSON object a line, to a file.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.trace import Span, SpanContext, TraceFlags, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+
+from forebay.api.common.v1 import common_pb2
+
+_NS = 1_000_000_000
+_W3C = TraceContextTextMapPropagator()
+_MAX_TRACESTATE = 512
+
+
+class FileSpanExporter(SpanExporter):
+    """Appends spans to a file, one JSON object a line, and opens the next file when one has grown to `max_bytes`.
+
+    Only the present file and the one before (suffix `.1`) are kept, so that an unattended mesh cannot fill a disk.
+    """
+
+    def __init__(self, path: Path, max_bytes: int = 64 << 20) -> None:
+        self.path = path
+        self.max_bytes = max_bytes
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+        self._lock = threading.Lock()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Writes the spans; a disk that is full loses spans, never requests."""
+        try:
+            with self._lock:
+                self._file.write("".join(json.dumps(span_to_dict(span)) + "\n" for span in spans))
+                self._file.flush()
+                if self._file.tell() > self.max_bytes:
+                    self._file.close()
+                    self.path.replace(self.path.with_name(self.path.name + ".1"))
+                    self._file = self.path.open("a", encoding="utf-8")
+        except OSError:
+            return SpanExportResult.FAILURE
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def span_to_dict(span: ReadableSpan) -> dict[str, object]:
+    """Returns a span as plain values: ids in hex, times in ns since the epoch."""
+    context = span.context
+    assert context is not None
+    return {
+        "trace_id": format(context.trace_id, "032x"),
+        "span_id": format(context.span_id, "016x"),
+        "parent_span_id": format(span.parent.span_id, "016x") if span.parent else "",
+        "name": span.name,
+        "kind": span.kind.name.lower(),
+        "start_unix_nano": span.start_time,
+        "end_unix_nano": span.end_time,
+        "status": span.status.status_code.name.lower(),
+        "attributes": dict(span.attributes or {}),
+        "resource": dict(span.resource.attributes),
+    }
+
+
+def configure_tracing(
+    service: str,
+    instance: str,
+    *,
+    process_id: int,
+    otlp_endpoint: str | None,
+    file: Path | None,
+    sample_ratio: float = 1.0,
+) -> TracerProvider | None:
+    """Sets up this process's tracing; call `shutdown()` on what it returns to send what is left.
+
+    Args:
+        service: the service's name, without the project's.
+        instance: the replica's name.
+        process_id: goes into every span's resource, so that a trace shows which process did what.
+        otlp_endpoint: an OTLP/gRPC address such as http://127.0.0.1:4317; goes before `file`.
+        file: where spans go without an endpoint; None with no endpoint turns tracing off and returns None.
+        sample_ratio: the share of traces kept, 0 to 1, for requests that bring no decision of their own.
+    """
+    exporter: SpanExporter
+    if otlp_endpoint:
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+        exporter = OTLPSpanExporter(endpoint=otlp_endpoint, insecure=otlp_endpoint.startswith("http://"))
+    elif file:
+        exporter = FileSpanExporter(file)
+    else:
+        return None
+    resource = Resource.create(
+        {
+            "service.name": f"forebay-{service}",
+            "service.namespace": "forebay",
+            "service.instance.id": instance,
+            "process.pid": process_id,
+        }
+    )
+    provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(sample_ratio)))
+    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500, max_queue_size=16_384))
+    trace.set_tracer_provider(provider)
+    return provider
+
+
+def tracer() -> Tracer:
+    """Returns the mesh's tracer; until tracing is configured its spans go nowhere and cost next to nothing."""
+    return trace.get_tracer("forebay")
+
+
+def to_pb_trace(span: Span | None = None) -> common_pb2.TraceContext:
+    """Returns the context of `span`, or of the current span, for a message; empty when there is none."""
+    context = (span or trace.get_current_span()).get_span_context()
+    if not context.is_valid:
+        return common_pb2.TraceContext()
+    return common_pb2.TraceContext(traceparent=_traceparent(context), tracestate=context.trace_state.to_header())
+
+
+def from_pb_trace(message: common_pb2.TraceContext) -> Context:
+    """Returns the context that a message carries, as the parent for spans; an empty or malformed one gives an empty context."""
+    if not message.traceparent:
+        return Context()
+    return from_headers({"traceparent": message.traceparent, "tracestate": message.tracestate[:_MAX_TRACESTATE]})
+
+
+def from_headers(headers: Mapping[str, str]) -> Context:
+    """Returns the context in a call's metadata."""
+    return _W3C.extract(dict(headers), Context())
+
+
+def to_headers() -> list[tuple[str, str]]:
+    """Returns the current context as metadata for a call."""
+    carrier: dict[str, str] = {}
+    _W3C.inject(carrier)
+    return list(carrier.items())
+
+
+def trace_id(span: Span | None = None) -> str:
+    """Returns the trace's id in 32 hex digits; empty when the request is not traced."""
+    context = (span or trace.get_current_span()).get_span_context()
+    return format(context.trace_id, "032x") if context.is_valid else ""
+
+
+def record_span(
+    name: str,
+    parent: Context,
+    start_s: float,
+    end_s: float,
+    attributes: Mapping[str, AttributeValue] | None = None,
+) -> Span:
+    """Records a span whose times are known only afterwards, in seconds since the epoch; returns it, ended, to hang others on.
+
+    Without a valid parent nothing is recorded: these spans are parts of a request, and never the root of a trace.
+    """
+    if not trace.get_current_span(parent).get_span_context().is_valid:
+        return trace.INVALID_SPAN
+    span = tracer().start_span(name, context=parent, start_time=int(start_s * _NS), attributes=attributes)
+    span.end(end_time=int(max(start_s, end_s) * _NS))
+    return span
+
+
+def _traceparent(context: SpanContext) -> str:
+    sampled = context.trace_flags & TraceFlags.SAMPLED
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{sampled:02x}"

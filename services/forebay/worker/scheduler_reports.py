@@ -1,0 +1,63 @@
+"""The port to the scheduler: what the worker tells it at once. What it tells it regularly, the link asks for itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from forebay.worker.domain.attempt_id import AttemptId
+from forebay.worker.domain.usage import Ending
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """An attempt has ended and its room is free.
+
+    Attributes:
+        generated_tokens: by this attempt.
+        cached_tokens: of its prompt, from the prefix cache.
+        ending: why; None for a payload that never reached the engine.
+        scheduled: whether an engine step was spent on it.
+    """
+
+    id: AttemptId
+    generated_tokens: int
+    cached_tokens: int
+    ending: Ending | None
+    scheduled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an attempt has come; `generated_tokens` are its own."""
+
+    id: AttemptId
+    generated_tokens: int
+    prefilled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What the worker holds for one attempt: its batch entry (not started), or the attempt itself."""
+
+    id: AttemptId
+    tenant_id: str
+    kv_tokens: int
+    generated_tokens: int
+    started: bool
+
+
+class SchedulerReports(Protocol):
+    """One session with the scheduler, seen from the worker. Nothing here waits or fails."""
+
+    def departed(self, departure: Departure) -> None:
+        """Says that an attempt has ended."""
+        ...
+
+    def expired(self, id: AttemptId) -> None:
+        """Says that a batch entry's payload did not come and its room is free."""
+        ...
+
+    def draining(self) -> None:
+        """Says that the worker takes no more."""
+        ...

@@ -1,0 +1,405 @@
+"""The worker's use cases: attempts come from routers, steps from the engine, entries from the scheduler.
+
+Who owns what: an attempt belongs to this service from `start` until `_end`, which every way to end goes through (finished,
+cancelled, out of time, evicted, drained, engine failed, session broken). There it leaves the register, its usage event is
+appended, and the scheduler hears of the free room: exactly once, because whoever comes second no longer finds it.
+
+Everything is synchronous and on one event loop. Time comes from the clock; `tick` is called about every 50 ms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from opentelemetry.context import Context
+
+from forebay.clock import Clock
+from forebay.errors import Code, MeshError
+from forebay.telemetry.logs import get_logger
+from forebay.worker.domain.attempt import Attempt
+from forebay.worker.domain.attempt_id import AttemptId
+from forebay.worker.domain.gpu_time import equal_shares
+from forebay.worker.domain.grant import Grant, Payload
+from forebay.worker.domain.roster import Entry, Roster
+from forebay.worker.domain.salt import cache_salt
+from forebay.worker.domain.usage import Attribution, Ending
+from forebay.worker.engine import Engine, EngineRequest, FinishReason, Output, Sampling, Step
+from forebay.worker.event_log import EventLog
+from forebay.worker.router_stream import Finish, RouterStream
+from forebay.worker.scheduler_reports import Departure, Holding, Progress, SchedulerReports
+from forebay.worker.spans import record_attempt
+
+log = get_logger("worker")
+
+_ENDINGS = {
+    FinishReason.STOP: Ending.STOP,
+    FinishReason.LENGTH: Ending.LENGTH,
+    FinishReason.CANCELLED: Ending.CANCELLED,
+    FinishReason.ERROR: Ending.ERROR,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A payload and its grant, as a router brings them.
+
+    Attributes:
+        ref: the attempt's number within the router's session.
+        completion_from: positions before it are billed by earlier attempts.
+        remaining: seconds until the client's deadline; None for none.
+        trace: the request's context.
+    """
+
+    ref: int
+    grant: Grant
+    attribution: Attribution
+    prompt_token_ids: Sequence[int]
+    delivered_token_ids: Sequence[int]
+    held_text: str
+    completion_from: int
+    sampling: Sampling
+    remaining: float | None
+    trace: Context
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """An attempt in the register.
+
+    Attributes:
+        deadline: monotonic seconds; None for none.
+        policy_by: set while its tenant's policy has not come, and then the time by which it must.
+        reported: tokens that the scheduler has heard of.
+    """
+
+    attempt: Attempt
+    start: Start
+    stream: RouterStream
+    deadline: float | None
+    policy_by: float | None = None
+    reported: int = 0
+
+
+class WorkerService:
+    """The register of attempts on one engine.
+
+    Attributes:
+        roster: who may run here.
+        steps: the engine's ticks so far.
+        busy_ns: the engine's measured time so far.
+        unattributed_ns: the part of busy_ns in steps of attempts that had ended before; the account `mesh` (law 6).
+        scheduler: the open session, set and unset by the link; what happens without one is told anew when the next one opens.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        event_log: EventLog,
+        roster: Roster,
+        clock: Clock,
+        isolation_key: Callable[[str], bytes | None],
+    ) -> None:
+        """Prepares; `isolation_key` gives a tenant's, or None while its policy is not known."""
+        self.roster = roster
+        self.steps = 0
+        self.busy_ns = 0
+        self.unattributed_ns = 0
+        self.scheduler: SchedulerReports | None = None
+        self._engine = engine
+        self._event_log = event_log
+        self._clock = clock
+        self._isolation_key = isolation_key
+        self._started = False
+        self._register: dict[str, _Running] = {}
+        self._streams: dict[RouterStream, dict[int, _Running]] = {}
+        self._hand_over_at: float | None = None
+
+    # --- readiness
+
+    def engine_started(self) -> None:
+        """Takes payloads from here on."""
+        self._started = True
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it can run what it is given: the engine serves, and every attempt's event would have room."""
+        return self._started and self._engine.state().healthy and not self._metering_behind
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no more."""
+        return self.roster.draining
+
+    @property
+    def running(self) -> int:
+        """How many attempts are in the register."""
+        return len(self._register)
+
+    @property
+    def _metering_behind(self) -> bool:
+        return self._event_log.room <= len(self._register)
+
+    # --- from routers
+
+    def start(self, stream: RouterStream, start: Start) -> None:
+        """Runs a payload, or refuses it on its stream; the caller flushes.
+
+        Raises:
+            MeshError: REF_IN_USE; the router has lost count and its session must end.
+        """
+        refs = self._streams.setdefault(stream, {})
+        if start.ref in refs:
+            raise MeshError(Code.INVALID_ARGUMENT, "REF_IN_USE", f"ref {start.ref} names a running attempt; take a new one")
+        delivered = len(start.delivered_token_ids)
+        payload = Payload(
+            start.attribution.tenant_id, len(start.prompt_token_ids) + delivered, start.sampling.max_tokens - delivered
+        )
+        try:
+            self._check_ready()
+            self.roster.admit(start.grant, payload)
+        except MeshError as error:
+            stream.refused(start.ref, error)
+            return
+        now = self._clock.monotonic()
+        attempt = Attempt(
+            start.grant.id,
+            start.attribution,
+            adapter=start.grant.adapter,
+            prompt_tokens=len(start.prompt_token_ids),
+            delivered_tokens=delivered,
+            completion_from=start.completion_from,
+            kv_tokens=start.grant.kv_tokens,
+            received_at=now,
+            started_at=self._clock.now(),
+        )
+        deadline = None if start.remaining is None else now + start.remaining
+        running = _Running(attempt, start, stream, deadline, policy_by=now + start.grant.expires_in)
+        self._register[str(attempt.id)] = refs[start.ref] = running
+        self._try_run(running)
+
+    def cancel(self, stream: RouterStream, ref: int, ending: Ending) -> None:
+        """Aborts one attempt of a session; nothing when it has ended. The caller flushes."""
+        running = self._streams.get(stream, {}).get(ref)
+        if running is not None:
+            self._abort(running, ending)
+
+    def delivered(self, stream: RouterStream, ref: int, tokens: int) -> None:
+        """Says that `tokens` of an attempt have reached its client."""
+        running = self._streams.get(stream, {}).get(ref)
+        if running is not None:
+            self._engine.delivered(str(running.attempt.id), tokens)
+
+    def session_ended(self, stream: RouterStream) -> None:
+        """Aborts and meters all attempts of a session that is no more (rule P1)."""
+        for running in list(self._streams.get(stream, {}).values()):
+            self._abort(running, Ending.CANCELLED)
+        self._streams.pop(stream, None)
+
+    # --- from the engine
+
+    def step(self, step: Step) -> None:
+        """Takes what one tick of the engine yielded: charges its time, and sends each router its part in one piece."""
+        self.steps += 1
+        time_ns = round((step.ended_at - step.started_at) * 1e9)
+        self.busy_ns += time_ns
+        register = self._register
+        if not step.participants:
+            self.unattributed_ns += time_ns
+        for name, share_ns in zip(step.participants, equal_shares(time_ns, len(step.participants)), strict=True):
+            running = register.get(name)
+            if running is None:
+                self.unattributed_ns += share_ns
+            else:
+                running.attempt.stepped(share_ns, step.started_at)
+        touched: dict[RouterStream, None] = {}
+        for output in step.outputs:
+            running = register.get(output.attempt_id)
+            if running is None:
+                continue  # it ended while this was computed
+            running.attempt.generated(output.completion_tokens, output.cached_tokens, step.ended_at)
+            touched[running.stream] = None
+            if output.finish is None:
+                running.stream.output(running.start.ref, output, None)
+            else:
+                self._finish(running, output, output.finish)
+        for stream in touched:
+            stream.flush(self.steps)
+
+    def _finish(self, running: _Running, output: Output, reason: FinishReason) -> None:
+        if reason is FinishReason.ERROR and not self._engine.state().healthy:
+            self._hand_over(running, "ENGINE_FAILED")
+            return
+        error = None
+        if reason is FinishReason.ERROR:
+            error = MeshError(Code.INTERNAL, "ENGINE_ERROR", output.error or "the engine failed on this request")
+        finish = self._end(running, _ENDINGS[reason], error)
+        running.stream.output(running.start.ref, output, finish)
+
+    # --- from the scheduler
+
+    def announce(self, entries: Sequence[Entry]) -> None:
+        """Takes the entries of a batch."""
+        for entry in entries:
+            if not self.roster.announce(entry) and self.scheduler is not None:
+                self.scheduler.expired(entry.id)
+
+    def evict(self, id: AttemptId) -> None:
+        """Hands an attempt over, or frees its entry when its payload has not come."""
+        running = self._register.get(str(id))
+        if running is None:
+            self.roster.withdraw(id)
+        else:
+            self._hand_over(running, "EVICTED")
+            running.stream.flush(self.steps)
+
+    def holdings(self) -> list[Holding]:
+        """Returns all that it holds, for a session that opens."""
+        pending = [Holding(entry.id, entry.tenant_id, entry.kv_tokens, 0, started=False) for entry in self.roster.pending]
+        attempts = [running.attempt for running in self._register.values()]
+        return pending + [
+            Holding(a.id, a.attribution.tenant_id, a.kv_tokens, a.generated_tokens, started=True) for a in attempts
+        ]
+
+    def take_progress(self) -> list[Progress]:
+        """Returns how far attempts have come, for those that have since the last time."""
+        progress = []
+        for running in self._register.values():
+            attempt = running.attempt
+            if attempt.generated_tokens > running.reported:
+                running.reported = attempt.generated_tokens
+                progress.append(Progress(attempt.id, attempt.generated_tokens, attempt.prefilled))
+        return progress
+
+    # --- from time, policies and operators
+
+    def policies_changed(self) -> None:
+        """Runs the payloads whose tenant has become known."""
+        for running in list(self._register.values()):
+            if running.policy_by is not None:
+                self._try_run(running)
+        self._flush()
+
+    def tick(self) -> None:
+        """Ends what is out of time: batch entries, payloads that wait for a policy, clients' deadlines, and a drain's grace."""
+        now = self._clock.monotonic()
+        for id in self.roster.expire(now):
+            if self.scheduler is not None:
+                self.scheduler.expired(id)
+        for running in list(self._register.values()):
+            if running.policy_by is not None and running.policy_by <= now:
+                message = "the tenant's policy has not reached this worker; ask for another"
+                self._give_back(running, MeshError(Code.UNAVAILABLE, "POLICY_UNKNOWN", message))
+            elif running.deadline is not None and running.deadline <= now:
+                self._abort(running, Ending.CANCELLED)
+        if self._started and not self._engine.state().healthy:
+            self._hand_over_all("ENGINE_FAILED")
+        elif self._hand_over_at is not None and self._hand_over_at <= now:
+            self._hand_over_all("DRAINING")
+        self._flush()
+
+    def drain(self, grace: float) -> None:
+        """Takes no more, and after `grace` seconds hands over what still runs. Idempotent; the earliest end counts."""
+        end = self._clock.monotonic() + grace
+        self._hand_over_at = end if self._hand_over_at is None else min(end, self._hand_over_at)
+        if not self.roster.draining:
+            self.roster.draining = True
+            log.info("draining", grace_s=grace, running=self.running)
+            if self.scheduler is not None:
+                self.scheduler.draining()
+
+    # --- the life of an attempt
+
+    def _check_ready(self) -> None:
+        if not self._started or not self._engine.state().healthy:
+            raise MeshError(Code.UNAVAILABLE, "ENGINE_NOT_READY", "the worker's engine does not serve; ask for another")
+        if self._metering_behind:
+            message = "the worker holds as many unrecorded usage events as it may; ask for another"
+            raise MeshError(Code.UNAVAILABLE, "METERING_BEHIND", message, retry_after=1.0)
+
+    def _try_run(self, running: _Running) -> None:
+        """Gives an attempt to the engine once its tenant's salt is known: nothing runs unsalted (law 7)."""
+        start = running.start
+        isolation_key = self._isolation_key(start.grant.tenant_id)
+        if not isolation_key:
+            return
+        request = EngineRequest(
+            attempt_id=str(running.attempt.id),
+            prompt_token_ids=start.prompt_token_ids,
+            delivered_token_ids=start.delivered_token_ids,
+            held_text=start.held_text,
+            sampling=start.sampling,
+            cache_salt=cache_salt(isolation_key),
+            priority=start.grant.priority,
+            adapter=start.grant.adapter,
+        )
+        try:
+            self._engine.add(request)
+        except MeshError as error:
+            self._give_back(running, error)
+        else:
+            running.policy_by = None
+
+    def _give_back(self, running: _Running, error: MeshError) -> None:
+        """Refuses an attempt that was admitted and never reached the engine; no usage event follows."""
+        self._remove(running)
+        self.roster.release(running.attempt.id)
+        if self.scheduler is not None:
+            self.scheduler.departed(Departure(running.attempt.id, 0, 0, None, scheduled=False))
+        running.stream.refused(running.start.ref, error)
+
+    def _abort(self, running: _Running, ending: Ending) -> None:
+        """Ends an attempt before the engine did, and tells its router what was used."""
+        if running.policy_by is not None:
+            self._give_back(running, MeshError(Code.CANCELLED, "CANCELLED", "the request was taken back before it ran"))
+            return
+        self._engine.abort(str(running.attempt.id))
+        running.stream.finished(running.start.ref, self._end(running, ending))
+
+    def _hand_over(self, running: _Running, reason: str) -> None:
+        """Ends an attempt that is to go on elsewhere."""
+        if running.policy_by is not None:
+            self._give_back(running, MeshError(Code.UNAVAILABLE, reason, "the worker gave the request back; ask for another"))
+            return
+        self._engine.abort(str(running.attempt.id))
+        self._end(running, Ending.HANDED_OVER)
+        running.stream.handed_over(running.start.ref, reason)
+
+    def _hand_over_all(self, reason: str) -> None:
+        if self._register:
+            log.warning("handing over", reason=reason, attempts=self.running)
+        for running in list(self._register.values()):
+            self._hand_over(running, reason)
+
+    def _end(self, running: _Running, ending: Ending, error: MeshError | None = None) -> Finish:
+        """Ends an attempt that reached the engine: the one place where that happens."""
+        attempt, now, monotonic = running.attempt, self._clock.now(), self._clock.monotonic()
+        self._remove(running)
+        self.roster.finish(attempt.id)
+        trace = record_attempt(
+            attempt, ending, running.start.sampling, running.start.trace, self.roster.worker_id, now, monotonic
+        )
+        self._event_log.append(attempt.usage_event(ending.outcome, now, trace))
+        if self.scheduler is not None:
+            self.scheduler.departed(
+                Departure(
+                    attempt.id, attempt.generated_tokens, attempt.cached_tokens, ending, scheduled=attempt.scheduled
+                )
+            )
+        return Finish(
+            ending=ending,
+            error=error,
+            prompt_tokens=attempt.prompt_tokens,
+            cached_tokens=min(attempt.cached_tokens, attempt.prompt_tokens),
+            completion_tokens=attempt.completion_tokens,
+            gpu_time_ns=attempt.gpu_time_ns,
+            phases=attempt.phases(monotonic),
+        )
+
+    def _remove(self, running: _Running) -> None:
+        del self._register[str(running.attempt.id)]
+        del self._streams[running.stream][running.start.ref]
+
+    def _flush(self) -> None:
+        for stream in self._streams:
+            stream.flush(self.steps)

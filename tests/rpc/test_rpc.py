@@ -1,0 +1,233 @@
+"""Servers, errors and sessions over a real loopback connection. The worker's contract serves as the example."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forebay.api.worker.v1 import worker_pb2, worker_pb2_grpc
+from forebay.config import ConfigError
+from forebay.errors import Code, FieldViolation, MeshError, QuotaViolation
+from forebay.rpc.client import connect
+from forebay.rpc.server import RpcServer
+from forebay.rpc.session import Outbox, ServerSession, SessionClient
+from forebay.rpc.status import (
+    from_pb_duration,
+    from_pb_error,
+    from_rpc_error,
+    from_status,
+    to_pb_duration,
+    to_pb_error,
+    to_status,
+)
+
+NAME = "forebay.api.worker.v1.WorkerService"
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters=" "), min_size=1, max_size=12)
+counts = st.integers(0, 2**62)
+mesh_errors = st.builds(
+    MeshError,
+    st.sampled_from(Code),
+    texts,
+    texts,
+    retry_after=st.none() | st.integers(0, 10**6).map(lambda eighths: eighths / 8),
+    quota_violations=st.lists(st.builds(QuotaViolation, texts, texts, counts, counts, counts), max_size=3),
+    field_violations=st.lists(st.builds(FieldViolation, texts, texts), max_size=3),
+    metadata=st.dictionaries(texts.filter(lambda key: not key.startswith("quota.")), texts, max_size=3),
+)
+
+
+def facts(error: MeshError) -> dict[str, object]:
+    return {name: getattr(error, name) for name in vars(error)}
+
+
+@given(mesh_errors)
+def test_an_error_crosses_the_wire_unchanged(error: MeshError) -> None:
+    assert facts(from_status(to_status(error))) == facts(error)
+    assert facts(from_pb_error(to_pb_error(error))) == facts(error)
+
+
+@given(st.floats(-1e6, 1e6))
+def test_a_duration_keeps_nanoseconds(seconds: float) -> None:
+    assert from_pb_duration(to_pb_duration(seconds)) == pytest.approx(seconds, abs=1e-9)
+
+
+class Servicer(worker_pb2_grpc.WorkerServiceServicer):
+    """A worker whose answers each test chooses."""
+
+    def __init__(self) -> None:
+        self.describe: Callable[[], Awaitable[Any]] | None = None
+        self.execute: Callable[[ServerSession[Any, Any]], Awaitable[None]] | None = None
+        self.limit = 1000
+
+    async def DescribeWorker(self, request: Any, context: Any) -> Any:
+        assert self.describe
+        return await self.describe()
+
+    async def Execute(self, requests: Any, context: Any) -> None:
+        async with ServerSession(requests, context, worker_pb2.ExecuteResponse, self.limit) as session:
+            session.outbox.message.welcome.window_tokens = 7
+            session.outbox.flush()
+            assert self.execute
+            await self.execute(session)
+
+
+@pytest.fixture
+async def servicer() -> Servicer:
+    return Servicer()
+
+
+@pytest.fixture
+async def server(servicer: Servicer) -> AsyncIterator[RpcServer]:
+    server = RpcServer("127.0.0.1:0")
+    server.add(worker_pb2_grpc.add_WorkerServiceServicer_to_server, servicer, NAME)
+    await server.start()
+    yield server
+    await server.drain(0)
+
+
+@pytest.fixture
+async def channel(server: RpcServer) -> AsyncIterator[grpc.aio.Channel]:
+    async with connect(server.address, caller="test") as channel:
+        yield channel
+
+
+async def describe_error(channel: grpc.aio.Channel, **options: Any) -> MeshError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await worker_pb2_grpc.WorkerServiceStub(channel).DescribeWorker(worker_pb2.DescribeWorkerRequest(), **options)
+    return from_rpc_error(caught.value)
+
+
+async def test_a_typed_error_reaches_the_client(servicer: Servicer, channel: grpc.aio.Channel) -> None:
+    async def refuse() -> None:
+        raise MeshError(Code.UNAVAILABLE, "DRAINING", "try another worker", retry_after=1.5)
+
+    servicer.describe = refuse
+    error = await describe_error(channel)
+    assert (error.code, error.reason, error.retry_after) == (Code.UNAVAILABLE, "DRAINING", 1.5)
+
+
+async def test_a_bug_is_internal_and_tells_nothing(servicer: Servicer, channel: grpc.aio.Channel) -> None:
+    async def fail() -> None:
+        raise ValueError("a secret of the implementation")
+
+    servicer.describe = fail
+    error = await describe_error(channel)
+    assert (error.code, error.reason) == (Code.INTERNAL, "BUG")
+    assert "secret" not in error.message
+
+
+async def test_a_call_without_time_is_refused_before_the_handler(servicer: Servicer, channel: grpc.aio.Channel) -> None:
+    await channel.channel_ready()
+    error = await describe_error(channel, timeout=0.01)
+    assert error.code is Code.DEADLINE_EXCEEDED
+
+
+async def test_health_follows_the_service(server: RpcServer, channel: grpc.aio.Channel) -> None:
+    health = health_pb2_grpc.HealthStub(channel)
+    watch = health.Watch(health_pb2.HealthCheckRequest(service=NAME))
+    seen = [(await watch.read()).status]
+    server.set_serving(NAME, True)
+    seen.append((await watch.read()).status)
+    whole = await health.Check(health_pb2.HealthCheckRequest())
+    watch.cancel()
+    assert seen == [health_pb2.HealthCheckResponse.NOT_SERVING, health_pb2.HealthCheckResponse.SERVING]
+    assert whole.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_port_in_use_is_a_configuration_error(server: RpcServer) -> None:
+    with pytest.raises(ConfigError, match="cannot be bound"):
+        RpcServer(server.address)
+
+
+async def test_what_gathers_during_a_write_leaves_as_one_message() -> None:
+    sent: list[worker_pb2.ExecuteRequest] = []
+    gate = asyncio.Event()
+
+    async def write(message: worker_pb2.ExecuteRequest) -> None:
+        sent.append(message)
+        await gate.wait()
+
+    outbox = Outbox(worker_pb2.ExecuteRequest, write)
+    writer = asyncio.create_task(outbox.run())
+    for ref in range(3):
+        outbox.message.delivered_refs.append(ref)
+        outbox.flush()
+    await asyncio.sleep(0)
+    for ref in range(3, 10):
+        outbox.message.delivered_refs.append(ref)
+        outbox.flush()
+        await asyncio.sleep(0)
+    gate.set()
+    while len(sent) < 2:
+        await asyncio.sleep(0)
+    writer.cancel()
+    assert [list(message.delivered_refs) for message in sent] == [[0, 1, 2], [3, 4, 5, 6, 7, 8, 9]]
+
+
+class Handler:
+    """Keeps what a session client tells it."""
+
+    def __init__(self) -> None:
+        self.opened_count = 0
+        self.responses: asyncio.Queue[worker_pb2.ExecuteResponse] = asyncio.Queue()
+        self.ends: asyncio.Queue[MeshError] = asyncio.Queue()
+
+    def opened(self, outbox: Outbox[Any]) -> None:
+        self.opened_count += 1
+        outbox.message.hello.router.id = "router-1"
+        outbox.flush()
+
+    def received(self, response: worker_pb2.ExecuteResponse) -> None:
+        self.responses.put_nowait(response)
+
+    def closed(self, error: MeshError) -> None:
+        self.ends.put_nowait(error)
+
+
+async def test_a_session_reconnects_and_greets_again(servicer: Servicer, channel: grpc.aio.Channel) -> None:
+    async def once(session: ServerSession[Any, Any]) -> None:
+        async for request in session:
+            assert request.hello.router.id == "router-1"
+            return
+
+    servicer.execute = once
+    handler = Handler()
+    client = SessionClient(
+        "test", worker_pb2_grpc.WorkerServiceStub(channel).Execute, worker_pb2.ExecuteRequest, handler
+    )
+    running = asyncio.create_task(client.run())
+    for _ in range(2):
+        assert (await handler.responses.get()).welcome.window_tokens == 7
+        assert (await handler.ends.get()).reason == "SESSION_ENDED"
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert handler.opened_count >= 2
+    assert client.outbox is None or not client.connected
+
+
+async def test_a_session_that_overflows_ends_with_a_typed_error(servicer: Servicer, channel: grpc.aio.Channel) -> None:
+    servicer.limit = 10
+
+    async def flood(session: ServerSession[Any, Any]) -> None:
+        for ref in range(100):
+            session.outbox.message.refusals.add(ref=ref)
+            session.outbox.flush()
+
+    servicer.execute = flood
+    handler = Handler()
+    client = SessionClient(
+        "test", worker_pb2_grpc.WorkerServiceStub(channel).Execute, worker_pb2.ExecuteRequest, handler
+    )
+    running = asyncio.create_task(client.run())
+    error = await handler.ends.get()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "SESSION_OVERFLOW")
