@@ -80,7 +80,7 @@ class Posting:
         self.hashes = dict(opening.hashes)
         self._prices = prices
         self._now_ns = now_ns
-        self._was_held = opening.held
+        self._waiting = dict(opening.held)
         self._requests: dict[str, dict[int, _Attempt]] = {}
         for entry in opening.entries:
             self._count(entry.row)
@@ -88,14 +88,14 @@ class Posting:
     def post(self, report: UsageEvent) -> Disposition:
         """Takes one report in, and says what became of it."""
         key = report.key
-        known = report.attempt in self._requests.get(report.request_id, {})
-        held = self.held.get(key) or (self._was_held.get(key) if key not in self.released else None)
-        if report.source is Source.ROUTER and not known:
-            if held is None:
-                self.held[key] = report
-            return Disposition.UNCHANGED if held else Disposition.HELD
-        if held is not None:
-            report = better(held, report)
+        waiting = self._waiting.get(key)
+        if report.source is Source.ROUTER and report.attempt not in self._requests.get(report.request_id, {}):
+            if waiting:
+                return Disposition.UNCHANGED
+            self._waiting[key] = self.held[key] = report
+            return Disposition.HELD
+        if waiting:
+            report = better(waiting, report)
             self._release(key)
         return self._book(report)
 
@@ -105,6 +105,7 @@ class Posting:
         return self._book(report)
 
     def _release(self, key: AttemptKey) -> None:
+        self._waiting.pop(key, None)
         self.held.pop(key, None)
         self.released.add(key)
 

@@ -1,0 +1,76 @@
+"""Policies as messages and in the cache."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forebay.api.quota.v1 import quota_pb2
+from forebay.policy.messages import from_pb_key, from_pb_tenant, to_pb_key, to_pb_tenant
+from forebay.policy.model import KeyPolicy, Limits, LossPolicy, ServiceClass, TenantPolicy, Thresholds
+from forebay.policy.watcher import PolicyCache
+
+names = st.text("abcdefghij-", min_size=1, max_size=8)
+limits = st.builds(Limits, *[st.none() | st.integers(0, 2**60)] * len(Limits.__dataclass_fields__))
+tenants = st.builds(
+    TenantPolicy,
+    tenant_id=names,
+    plan=names,
+    service_class=st.sampled_from(ServiceClass),
+    weight_milli=st.integers(1, 10**6),
+    limits=limits,
+    model_limits=st.dictionaries(names, limits, max_size=2),
+    models=st.lists(names, max_size=2).map(tuple),
+    system_prompt=st.text(max_size=20),
+    suspended=st.booleans(),
+    loss_policy=st.sampled_from(LossPolicy),
+    thresholds=st.builds(Thresholds, *[st.integers(1, 200)] * 3),
+    isolation_key=st.binary(min_size=32, max_size=32),
+    alert_percent=st.integers(1, 100),
+)
+keys = st.builds(
+    KeyPolicy,
+    key_id=names,
+    tenant_id=names,
+    hash=st.binary(min_size=32, max_size=32),
+    expires_at=st.none() | st.integers(0, 4 * 10**9).map(float),
+    revoked=st.booleans(),
+    limits=limits,
+)
+
+ACME = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500)
+KEY = KeyPolicy("k1", "acme", b"h" * 32)
+
+
+@given(tenants)
+def test_a_tenant_survives_the_wire(tenant: TenantPolicy) -> None:
+    assert from_pb_tenant(to_pb_tenant(tenant)) == tenant
+
+
+@given(keys)
+def test_a_key_survives_the_wire(key: KeyPolicy) -> None:
+    assert from_pb_key(to_pb_key(key)) == key
+
+
+def test_a_snapshot_takes_effect_whole_and_changes_follow() -> None:
+    cache = PolicyCache()
+    page = quota_pb2.WatchPoliciesResponse
+    assert not cache.apply(page(version=1, snapshot_begin=True, tenants=[to_pb_tenant(ACME)]))
+    assert cache.tenants == {}
+    assert cache.apply(page(version=1, snapshot_end=True, keys=[to_pb_key(KEY)]))
+    assert (cache.tenants, cache.keys, cache.version) == ({"acme": ACME}, {"k1": KEY}, 1)
+    slower = replace(ACME, weight_milli=100)
+    assert cache.apply(page(version=2, tenants=[to_pb_tenant(slower)]))
+    assert cache.tenants == {"acme": slower}
+    assert cache.apply(page(version=3, removed_tenants=["acme"]))
+    assert (cache.tenants, cache.keys, cache.version) == ({}, {}, 3)
+
+
+def test_a_new_snapshot_forgets_what_is_gone() -> None:
+    cache = PolicyCache()
+    both = {"snapshot_begin": True, "snapshot_end": True}
+    cache.apply(quota_pb2.WatchPoliciesResponse(version=1, tenants=[to_pb_tenant(ACME)], **both))
+    cache.apply(quota_pb2.WatchPoliciesResponse(version=9, **both))
+    assert (cache.tenants, cache.version) == ({}, 9)
