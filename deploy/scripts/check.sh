@@ -2,13 +2,13 @@
 # Runs every static check at once, prints a line for each, and the output of those that failed.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
-PATH=$PWD/.venv/bin:$PATH
+export PATH=$PWD/.venv/bin:$PATH LC_ALL=C NO_COLOR=1
 outputs=$(mktemp -d)
 trap 'rm -rf "$outputs"' EXIT
 
 stubs_are_current() {
-  PYTHON=.venv/bin/python deploy/scripts/generate-stubs.sh "$outputs/stubs" &&
-    diff -r -x __pycache__ services/forebay/api "$outputs/stubs/forebay/api"
+  PYTHON=.venv/bin/python deploy/scripts/generate-stubs.sh "$outputs" > /dev/null &&
+    diff -r -x __pycache__ services/forebay/api "$outputs/forebay/api"
 }
 contracts_break_nothing() { [[ ! -f protos/baseline.binpb ]] || buf breaking protos --against protos/baseline.binpb; }
 
@@ -17,7 +17,7 @@ check() { # NAME COMMAND...
   local name=$1 && shift
   (
     began=$EPOCHREALTIME
-    "$@" > "$outputs/$name" 2>&1
+    "$@" > "$outputs/$name.txt" 2>&1
     status=$?
     took=$(awk "BEGIN {printf \"%.1f s\", $EPOCHREALTIME - $began}")
     if ((status == 0)); then echo "ok    $name  $took"; else echo "FAIL  $name  $took"; fi
@@ -27,7 +27,7 @@ check() { # NAME COMMAND...
 }
 
 check mypy mypy --no-error-summary
-check imports lint-imports
+check imports lint-imports --no-logo
 check stubs stubs_are_current
 check ruff ruff check --quiet
 check format ruff format --check --quiet
@@ -35,9 +35,12 @@ check buf-lint buf lint protos
 check buf-breaking contracts_break_nothing
 check dependencies deptry services
 
-failed=0
+failed=()
 for i in "${!pids[@]}"; do
-  wait "${pids[i]}" || { failed=1 && printf '\n---- %s\n' "${names[i]}" >> "$outputs/failed" && cat "$outputs/${names[i]}" >> "$outputs/failed"; }
+  wait "${pids[i]}" || failed+=("${names[i]}")
 done
-((failed)) && cat "$outputs/failed"
-exit $failed
+for name in "${failed[@]}"; do
+  printf '\n---- %s\n' "$name"
+  cat "$outputs/$name.txt"
+done
+exit $((${#failed[@]} > 0))

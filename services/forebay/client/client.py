@@ -13,6 +13,7 @@ from forebay.api.router.v1 import router_pb2, router_pb2_grpc
 from forebay.client import messages
 from forebay.client.messages import Prompt
 from forebay.client.model import Answer, Delta, Finished, Model, Options, Started, TokenCount, UsagePage, UsageTotal
+from forebay.errors import Code, MeshError
 from forebay.rpc.client import connect
 from forebay.rpc.status import from_rpc_error
 
@@ -26,7 +27,7 @@ class AnswerStream:
 
     Attributes:
         started: set before the first delta.
-        finished: set after the last delta; None when the stream broke off.
+        finished: set after the last delta.
     """
 
     def __init__(self, call: StreamCall) -> None:
@@ -38,7 +39,7 @@ class AnswerStream:
         """Yields the deltas, once.
 
         Raises:
-            MeshError: the request was refused, or failed.
+            MeshError: the request was refused, or failed, or its stream broke off.
         """
         try:
             with mesh_errors():
@@ -50,6 +51,8 @@ class AnswerStream:
                             yield messages.from_pb_delta(event.delta)
                         case "finished":
                             self.finished = messages.from_pb_finished(event.finished)
+            if self.started is None or self.finished is None:
+                raise MeshError(Code.UNAVAILABLE, "STREAM_CUT", "the answer's stream ended before the answer did")
         finally:
             self._call.cancel()
 

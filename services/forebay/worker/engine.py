@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from forebay.errors import Code, FieldViolation, MeshError
+
 
 class FinishReason(enum.Enum):
     """Why an attempt ended."""
@@ -68,12 +70,15 @@ class EngineRequest:
 
 @dataclass(slots=True)
 class Output:
-    """What one tick yielded for one attempt."""
+    """What one tick yielded for one attempt.
+
+    Of a character that is not complete yet nothing is in `text` or `held_text`; a continuation finds it in the tokens.
+    """
 
     attempt_id: str
     token_ids: list[int]  # new ones, in order; a stop token that ended the attempt is the last
     text: str  # new and to be delivered
-    held_text: str  # known but held back after this output: half a character or the possible beginning of a stop string
+    held_text: str  # known but held back after this output: the possible beginning of a stop string
     completion_tokens: int  # in all, delivered_token_ids included
     cached_tokens: int  # of prompt and delivered tokens, taken from the prefix cache
     finish: FinishReason | None = None  # set in the attempt's last output, and only there
@@ -110,6 +115,37 @@ class EngineState:
 Sink = Callable[[Step], None]
 
 
+def check_request(request: EngineRequest, capacity: Capacity, vocabulary_tokens: int) -> None:
+    """Raises MeshError INVALID_ARGUMENT, naming every field at fault, when the request can never run."""
+    sampling, prompt, delivered = request.sampling, request.prompt_token_ids, request.delivered_token_ids
+    rules = {
+        "prompt_token_ids": (
+            0 < len(prompt) and len(prompt) + len(delivered) < capacity.max_model_len,
+            f"1 token up to the {capacity.max_model_len} of the context, with one left to generate",
+        ),
+        "token_ids": (
+            all(0 <= token < vocabulary_tokens for token in [*prompt, *delivered, *sampling.stop_token_ids]),
+            f"ids from 0 up to the {vocabulary_tokens} of the vocabulary",
+        ),
+        "max_tokens": (sampling.max_tokens > len(delivered), "at least one more than were delivered"),
+        "min_tokens": (0 <= sampling.min_tokens <= sampling.max_tokens, "0 to max_tokens"),
+        "temperature": (0 <= sampling.temperature <= 2, "0 to 2"),
+        "top_p": (0 < sampling.top_p <= 1, "above 0, up to 1"),
+        "top_k": (sampling.top_k >= 0, "0 for all, or a number of candidates"),
+        "min_p": (0 <= sampling.min_p <= 1, "0 to 1"),
+        "seed": (0 <= sampling.seed < 1 << 64, "unsigned 64 bits"),
+        "stop": (all(sampling.stop), "no empty string"),
+        "presence_penalty": (-2 <= sampling.presence_penalty <= 2, "-2 to 2"),
+        "frequency_penalty": (-2 <= sampling.frequency_penalty <= 2, "-2 to 2"),
+        "repetition_penalty": (0 < sampling.repetition_penalty <= 2, "above 0, up to 2"),
+        "adapter": (not request.adapter, "empty: this engine takes no adapters"),
+    }
+    violations = [FieldViolation(name, rule) for name, (holds, rule) in rules.items() if not holds]
+    if violations:
+        fields = ", ".join(violation.field for violation in violations)
+        raise MeshError(Code.INVALID_ARGUMENT, "BAD_REQUEST", f"not possible: {fields}", field_violations=violations)
+
+
 class Engine(Protocol):
     """Computes tokens for attempts, many at once."""
 
@@ -122,7 +158,7 @@ class Engine(Protocol):
         ...
 
     async def start(self, sink: Sink) -> None:
-        """Loads the model and begins to serve; `sink` is called on the event loop, with all outputs of a tick at once."""
+        """Loads the model and begins to serve; `sink` is called on the event loop, once per tick with its outputs."""
         ...
 
     def add(self, request: EngineRequest) -> None:

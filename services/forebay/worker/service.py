@@ -30,6 +30,8 @@ from forebay.worker.router_stream import Finish, RouterStream
 from forebay.worker.scheduler_reports import Departure, Holding, Progress, SchedulerReports
 from forebay.worker.spans import record_attempt
 
+DRAIN_GRACE_S = 30.0
+
 log = get_logger("worker")
 
 _ENDINGS = {
@@ -86,6 +88,7 @@ class WorkerService:
 
     Attributes:
         roster: who may run here.
+        started: whether the engine has been started, so that payloads are taken.
         steps: the engine's ticks so far.
         busy_ns: the engine's measured time so far.
         unattributed_ns: the part of busy_ns in steps of attempts that had ended before; the account `mesh` (law 6).
@@ -102,6 +105,7 @@ class WorkerService:
     ) -> None:
         """Prepares; `isolation_key` gives a tenant's, or None while its policy is not known."""
         self.roster = roster
+        self.started = False
         self.steps = 0
         self.busy_ns = 0
         self.unattributed_ns = 0
@@ -110,21 +114,16 @@ class WorkerService:
         self._event_log = event_log
         self._clock = clock
         self._isolation_key = isolation_key
-        self._started = False
         self._register: dict[str, _Running] = {}
         self._streams: dict[RouterStream, dict[int, _Running]] = {}
         self._hand_over_at: float | None = None
 
     # --- readiness
 
-    def engine_started(self) -> None:
-        """Takes payloads from here on."""
-        self._started = True
-
     @property
     def healthy(self) -> bool:
         """Whether it can run what it is given: the engine serves, and every attempt's event would have room."""
-        return self._started and self._engine.state().healthy and not self._metering_behind
+        return self.started and self._engine.state().healthy and not self._metering_behind
 
     @property
     def draining(self) -> bool:
@@ -150,7 +149,9 @@ class WorkerService:
         """
         refs = self._streams.setdefault(stream, {})
         if start.ref in refs:
-            raise MeshError(Code.INVALID_ARGUMENT, "REF_IN_USE", f"ref {start.ref} names a running attempt; take a new one")
+            raise MeshError(
+                Code.INVALID_ARGUMENT, "REF_IN_USE", f"ref {start.ref} names a running attempt; take a new one"
+            )
         delivered = len(start.delivered_token_ids)
         payload = Payload(
             start.attribution.tenant_id, len(start.prompt_token_ids) + delivered, start.sampling.max_tokens - delivered
@@ -255,7 +256,9 @@ class WorkerService:
 
     def holdings(self) -> list[Holding]:
         """Returns all that it holds, for a session that opens."""
-        pending = [Holding(entry.id, entry.tenant_id, entry.kv_tokens, 0, started=False) for entry in self.roster.pending]
+        pending = [
+            Holding(entry.id, entry.tenant_id, entry.kv_tokens, 0, started=False) for entry in self.roster.pending
+        ]
         attempts = [running.attempt for running in self._register.values()]
         return pending + [
             Holding(a.id, a.attribution.tenant_id, a.kv_tokens, a.generated_tokens, started=True) for a in attempts
@@ -292,13 +295,13 @@ class WorkerService:
                 self._give_back(running, MeshError(Code.UNAVAILABLE, "POLICY_UNKNOWN", message))
             elif running.deadline is not None and running.deadline <= now:
                 self._abort(running, Ending.CANCELLED)
-        if self._started and not self._engine.state().healthy:
+        if self.started and not self._engine.state().healthy:
             self._hand_over_all("ENGINE_FAILED")
         elif self._hand_over_at is not None and self._hand_over_at <= now:
             self._hand_over_all("DRAINING")
         self._flush()
 
-    def drain(self, grace: float) -> None:
+    def drain(self, grace: float = DRAIN_GRACE_S) -> None:
         """Takes no more, and after `grace` seconds hands over what still runs. Idempotent; the earliest end counts."""
         end = self._clock.monotonic() + grace
         self._hand_over_at = end if self._hand_over_at is None else min(end, self._hand_over_at)
@@ -311,7 +314,7 @@ class WorkerService:
     # --- the life of an attempt
 
     def _check_ready(self) -> None:
-        if not self._started or not self._engine.state().healthy:
+        if not self.started or not self._engine.state().healthy:
             raise MeshError(Code.UNAVAILABLE, "ENGINE_NOT_READY", "the worker's engine does not serve; ask for another")
         if self._metering_behind:
             message = "the worker holds as many unrecorded usage events as it may; ask for another"
@@ -359,7 +362,9 @@ class WorkerService:
     def _hand_over(self, running: _Running, reason: str) -> None:
         """Ends an attempt that is to go on elsewhere."""
         if running.policy_by is not None:
-            self._give_back(running, MeshError(Code.UNAVAILABLE, reason, "the worker gave the request back; ask for another"))
+            self._give_back(
+                running, MeshError(Code.UNAVAILABLE, reason, "the worker gave the request back; ask for another")
+            )
             return
         self._engine.abort(str(running.attempt.id))
         self._end(running, Ending.HANDED_OVER)

@@ -1,9 +1,9 @@
 """The spans of an attempt, recorded at its end when all times are known.
 
-    worker.execute            under the router's span, by the trace context that came with the payload
-    ├─ engine.queue           payload's arrival → first engine step
-    ├─ engine.prefill         first step → first token
-    └─ engine.decode          first token → last token
+worker.execute            under the router's span, by the trace context that came with the payload
+├─ engine.queue           payload's arrival → first engine step
+├─ engine.prefill         first step → first token
+└─ engine.decode          first token → last token
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A row of the ledger, its one written form, and the chain that makes a later edit show.
 
 The written form of a row is JSON with sorted keys and no spaces, in UTF-8. It is stored as it is hashed: the chain is checked on the
-stored bytes, so that a field added to the event by a later release does not break the hashes of older rows.
+stored text, so that a field added to the event by a later release does not break the hashes of older rows.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class LedgerEntry:
     """
 
     row: Row
-    body: bytes
+    body: str
     chain_hash: bytes
 
 
@@ -74,10 +74,10 @@ def seal(row: Row, previous_hash: bytes) -> LedgerEntry:
             "recorded_at_ns": row.recorded_at_ns,
         }
     )
-    return LedgerEntry(row, body, hashlib.sha256(previous_hash + body).digest())
+    return LedgerEntry(row, body, hashlib.sha256(previous_hash + body.encode()).digest())
 
 
-def unseal(body: bytes, chain_hash: bytes) -> LedgerEntry:
+def unseal(body: str, chain_hash: bytes) -> LedgerEntry:
     """Returns the entry whose written form is `body`."""
     values = json.loads(body)
     lines = (
@@ -94,12 +94,12 @@ def unseal(body: bytes, chain_hash: bytes) -> LedgerEntry:
     return LedgerEntry(row, body, chain_hash)
 
 
-def write_event(event: UsageEvent) -> bytes:
+def write_event(event: UsageEvent) -> str:
     """Returns an event in the written form."""
     return _write(_event_values(event))
 
 
-def read_event(text: bytes) -> UsageEvent:
+def read_event(text: str) -> UsageEvent:
     """Returns the event that `write_event` wrote."""
     return _event(json.loads(text))
 
@@ -109,8 +109,8 @@ def day(time_ns: int) -> str:
     return datetime.fromtimestamp(time_ns // NANO, UTC).date().isoformat()
 
 
-def _write(values: Mapping[str, Any]) -> bytes:
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+def _write(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def _values(record: Any) -> dict[str, Any]:

@@ -20,9 +20,11 @@ def prefix_hashes(token_ids: Sequence[int], block_tokens: int, isolation_key: by
     Args:
         token_ids: the prompt.
         block_tokens: tokens per block; what is left over at the end has no hash.
-        isolation_key: the tenant's secret, at most 64 bytes.
+        isolation_key: the tenant's secret, 1 to 64 bytes; without one there are no hashes, for unkeyed ones could be guessed.
         scope: what else must be equal for cached blocks to be of use: model and adapter.
     """
+    if not isolation_key:
+        return []
     packed = array("I", token_ids).tobytes()
     block_bytes = block_tokens * array("I").itemsize
     chain = scope.encode()

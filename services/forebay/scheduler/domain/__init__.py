@@ -6,7 +6,8 @@ how a message looks on the wire. Times are seconds on one clock that never goes 
     request           what a router submits, and its place while it waits
     indexed_heap      the one ordered structure: flows by counter, requests by age, timers by time
     virtual_counters  who is owed the next service
-    worker            what a worker holds, and what it has been promised
+    worker            what a worker can hold, has been promised, and has free
+    promises          what is in flight, and what flows are charged for it
     pool              which waiting request goes to which worker next
     decisions         what a tick yields
     scheduler         the core that holds all of it together

@@ -21,11 +21,11 @@ that of the flow that stopped waiting last. Idle time earns nothing: without it 
 owed an hour. Lifting to the largest counter, or to the average, would punish those who come and go.
 
 Invariants.
-1. A flow waits (is in the heap) exactly while something is queued in it, save for flows set aside during one draw.
+1. A flow is in the heap exactly while something waits in its queue, save for flows set aside during one draw.
 2. Counters fall only by what a departure takes back, which is at most what its dispatch charged.
-3. Of two flows that wait throughout an interval, with U the cost of the largest single charge and D that of what runs
-   unreported, service per weight drifts apart by at most 2(U + D)/min(weight): a flow is chosen only while its counter is the
-   smallest, so it gets ahead by no more than the requests that it has in flight.
+3. A flow is chosen only while no other waiting flow has a smaller counter, or those that have were passed over by rule P8. So of
+   two flows that wait throughout, one gets ahead of the other by no more than the charges of the requests that it then has
+   in flight: the bound of law 4.
 
 Cost. Choosing is O(1); charging, joining and leaving are O(log n) in the number of waiting flows.
 
@@ -63,8 +63,13 @@ Item = TypeVar("Item")
 class Flow(Generic[Item]):
     """One tenant's queue in one pool.
 
-    `weight_milli` is in thousandths, the class's weight included. `counter` is in steps, `service_tenths` in tenths of a
-    weighted token since the flow was first seen.
+    Attributes:
+        weight_milli: in thousandths, the class's weight included.
+        counter: service per weight, in steps; `remainder` is what the last division left.
+        service_tenths: service since the flow was first seen, in tenths of a weighted token.
+        in_flight: how many of its items run.
+        queue: what waits, the oldest first.
+        parked: what waits but cannot be chosen; as far as fairness goes it is not there.
     """
 
     tenant_id: str
@@ -74,11 +79,24 @@ class Flow(Generic[Item]):
     service_tenths: int = 0
     in_flight: int = 0
     queue: IndexedHeap[Item, Place] = field(default_factory=IndexedHeap)
+    parked: dict[Item, Place] = field(default_factory=dict)
+
+    @property
+    def queued(self) -> int:
+        """How many items wait, parked ones included."""
+        return len(self.queue) + len(self.parked)
 
     @property
     def idle(self) -> bool:
         """Whether nothing of it waits or runs."""
-        return not self.queue and not self.in_flight
+        return not self.queued and not self.in_flight
+
+    @property
+    def head(self) -> Item:
+        """The item that is next; there must be one."""
+        first = self.queue.first()
+        assert first is not None
+        return first[1]
 
     @property
     def virtual_tenths(self) -> int:
@@ -97,6 +115,7 @@ class VirtualCounters(Generic[Item]):
     def __init__(self) -> None:
         self._flows: dict[str, Flow[Item]] = {}
         self._waiting: IndexedHeap[Flow[Item], int] = IndexedHeap()
+        self._parked: dict[Flow[Item], None] = {}
         self._idle: OrderedDict[str, None] = OrderedDict()
         self._last_left: Flow[Item] | None = None
 
@@ -123,11 +142,23 @@ class VirtualCounters(Generic[Item]):
 
     def dequeue(self, flow: Flow[Item], item: Item) -> None:
         """Takes a waiting item out, wherever it stands."""
-        flow.queue.discard(item)
-        if not flow.queue:
-            self._waiting.discard(flow)
-            self._last_left = flow
+        if flow.parked.pop(item, None) is None:
+            self._take(flow, item)
         self._note_idleness(flow)
+
+    def park(self, flow: Flow[Item], item: Item, place: Place) -> None:
+        """Takes a waiting item out of its flow's way until `unpark`."""
+        self._take(flow, item)
+        flow.parked[item] = place
+        self._parked[flow] = None
+
+    def unpark(self) -> None:
+        """Lets all parked items stand in their places again."""
+        parked, self._parked = self._parked, {}
+        for flow in parked:
+            items, flow.parked = flow.parked, {}
+            for item, place in items.items():
+                self.enqueue(flow, item, place)
 
     def neediest(self) -> Flow[Item] | None:
         """Returns the waiting flow with the smallest counter that is not set aside."""
@@ -161,6 +192,12 @@ class VirtualCounters(Generic[Item]):
         """Notes that one of the flow's running items has ended."""
         flow.in_flight -= 1
         self._note_idleness(flow)
+
+    def _take(self, flow: Flow[Item], item: Item) -> None:
+        flow.queue.discard(item)
+        if not flow.queue:
+            self._waiting.discard(flow)
+            self._last_left = flow
 
     def _lift(self, flow: Flow[Item]) -> None:
         reference = self.neediest() or self._last_left

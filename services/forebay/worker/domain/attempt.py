@@ -124,10 +124,11 @@ class Attempt:
 
     def phases(self, ended_at: float) -> Phases:
         """Returns where its time went; it was in its last phase until `ended_at`, and what comes after has no length."""
-        scheduled_at = ended_at if self._scheduled_at is None else max(self._received_at, self._scheduled_at)
-        first_token_at = ended_at if self._first_token_at is None else self._first_token_at
-        last_token_at = ended_at if self._last_token_at is None else self._last_token_at
-        return Phases(self._received_at, scheduled_at, first_token_at, last_token_at)
+        received_at = self._received_at
+        scheduled_at = max(received_at, ended_at if self._scheduled_at is None else self._scheduled_at)
+        first_token_at = max(scheduled_at, ended_at if self._first_token_at is None else self._first_token_at)
+        last_token_at = max(first_token_at, ended_at if self._last_token_at is None else self._last_token_at)
+        return Phases(received_at, scheduled_at, first_token_at, last_token_at)
 
     def usage_event(self, outcome: Outcome, finished_at: float, trace: Trace) -> UsageEvent:
         """Returns what it used; `finished_at` in seconds since the epoch."""

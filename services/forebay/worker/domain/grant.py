@@ -79,7 +79,9 @@ def refusal(grant: Grant, payload: Payload, standing: Standing) -> MeshError | N
     if standing.ran:
         return MeshError(Code.ALREADY_EXISTS, "ALREADY_RUN", "the attempt has run on this worker; an attempt runs once")
     if (grant.worker_id, grant.incarnation) != (standing.worker_id, standing.incarnation):
-        return MeshError(Code.ABORTED, "WRONG_INCARNATION", "the grant is for another worker, or for an earlier life of this one")
+        return MeshError(
+            Code.ABORTED, "WRONG_INCARNATION", "the grant is for another worker, or for an earlier life of this one"
+        )
     if grant.epoch < standing.epoch:
         return MeshError(Code.ABORTED, "STALE_EPOCH", "a later leader has taken over; ask it for a grant")
     if grant.expires_in <= 0 or standing.lapsed:
@@ -87,7 +89,9 @@ def refusal(grant: Grant, payload: Payload, standing: Standing) -> MeshError | N
     if standing.draining:
         return MeshError(Code.UNAVAILABLE, "DRAINING", "the worker is draining; ask for another")
     if payload.tenant_id != grant.tenant_id:
-        return MeshError(Code.INVALID_ARGUMENT, "TENANT_MISMATCH", "the grant is another tenant's than the one that is to pay")
+        return MeshError(
+            Code.INVALID_ARGUMENT, "TENANT_MISMATCH", "the grant is another tenant's than the one that is to pay"
+        )
     if payload.prompt_tokens > grant.prompt_tokens or payload.max_tokens > grant.max_tokens:
         return MeshError(
             Code.FAILED_PRECONDITION,

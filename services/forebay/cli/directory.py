@@ -1,0 +1,127 @@
+"""`forebay tenants`, `forebay plans` and `forebay status`: what an operator wants to see, asked of the services themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc
+from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from forebay.cli import figures
+from forebay.cli.health import service_health, valkey_health
+from forebay.cli.mesh_state import MeshState, ProcessState
+from forebay.client.client import mesh_errors
+from forebay.policy.messages import from_pb_limits, from_pb_tenant
+from forebay.rpc.client import connect
+
+CALL_WITHIN_S = 10.0
+_HEALTH_STYLE = {
+    "SERVING": "[green]serving[/]",
+    "NOT_SERVING": "[yellow]not serving[/]",
+    "UNREACHABLE": "[red]unreachable[/]",
+}
+
+
+async def list_tenants(quota: str) -> None:
+    """Prints the tenants that quota knows.
+
+    Raises:
+        MeshError: quota cannot be reached, or refuses.
+    """
+    table = _table("tenant", "name", "plan", "class", "weight", "limits", "models")
+    async with connect(quota, caller="cli") as channel:
+        stub = quota_pb2_grpc.TenantServiceStub(channel)
+        async for page in _pages(quota_pb2.ListTenantsRequest, stub.ListTenants):
+            for tenant in map(from_pb_tenant, page.tenants):
+                table.add_row(
+                    tenant.tenant_id + (" [red](suspended)[/]" if tenant.suspended else ""),
+                    escape(tenant.display_name),
+                    tenant.plan,
+                    tenant.service_class.name.lower(),
+                    f"{tenant.weight_milli / 1000:g}",
+                    figures.limits(tenant.limits),
+                    escape(", ".join(tenant.models)) or "all",
+                )
+    Console().print(table)
+
+
+async def list_plans(quota: str) -> None:
+    """Prints the plans that quota knows.
+
+    Raises:
+        MeshError: quota cannot be reached, or refuses.
+    """
+    table = _table("plan", "class", "weight", "limits", "per 1,000 tokens")
+    async with connect(quota, caller="cli") as channel:
+        stub = quota_pb2_grpc.TenantServiceStub(channel)
+        async for page in _pages(quota_pb2.ListPlansRequest, stub.ListPlans):
+            for plan in page.plans:
+                table.add_row(
+                    plan.name,
+                    quota_pb2.ServiceClass.Name(plan.service_class).removeprefix("SERVICE_CLASS_").lower(),
+                    f"{plan.weight_milli / 1000:g}",
+                    figures.limits(from_pb_limits(plan.limits)),
+                    figures.usd(plan.nano_usd_per_million_tokens // 1000),
+                )
+    Console().print(table)
+
+
+async def show_status(mesh: MeshState) -> bool:
+    """Prints every process with its health, and the scheduler's pools; returns whether all are healthy."""
+    console = Console()
+    health = await asyncio.gather(*(_health(name, process) for name, process in mesh.processes.items()))
+    table = _table("process", "address", "pid", "restarts", "health")
+    for (name, process), state in zip(mesh.processes.items(), health, strict=True):
+        table.add_row(
+            name, process.address, str(process.pid or "–"), str(process.restarts), _HEALTH_STYLE.get(state, state)
+        )
+    console.print(table)
+    if dict(zip(mesh.processes, health, strict=True)).get("scheduler") == "SERVING":
+        console.print()
+        console.print(await _pools(mesh.address("scheduler")))
+    return all(state == "SERVING" for state in health)
+
+
+async def _health(name: str, process: ProcessState) -> str:
+    return await (valkey_health if name == "valkey" else service_health)(process.address)
+
+
+async def _pools(scheduler: str) -> Table:
+    table = _table("pool", "model", "worker / tenant", "in flight", "queued", "KV promised")
+    async with connect(scheduler, caller="cli") as channel:
+        stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
+        async for page in _pages(scheduler_pb2.DescribePoolsRequest, stub.DescribePools):
+            for pool in page.pools:
+                for worker in pool.workers:
+                    promised = f"{worker.kv_tokens_promised:,} tokens"
+                    name = worker.worker.id + (" (draining)" if worker.draining else "")
+                    table.add_row(escape(pool.name), escape(pool.model), name, str(worker.in_flight), "", promised)
+                for flow in pool.flows:
+                    table.add_row(
+                        escape(pool.name), escape(pool.model), flow.tenant_id, str(flow.in_flight), str(flow.queued), ""
+                    )
+    return table
+
+
+async def _pages(request: type[Any], call: Callable[..., Awaitable[Any]]) -> Any:
+    """Yields every page of a listing."""
+    token = ""
+    while True:
+        with mesh_errors():
+            page = await call(request(page_token=token), timeout=CALL_WITHIN_S)
+        yield page
+        token = page.next_page_token
+        if not token:
+            return
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

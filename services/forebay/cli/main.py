@@ -1,0 +1,209 @@
+"""The `forebay` command. Each command here only reads its arguments; what it does is in the module beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import sys
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from forebay.cli import access, answer, directory, launcher, ledger
+from forebay.cli.data_dir import DataDir, DataDirError
+from forebay.cli.explain import explain
+from forebay.cli.mesh_state import MeshState
+from forebay.cli.supervisor import StartError
+from forebay.client import ForebayClient, MeshError, Options
+
+app = typer.Typer(
+    help="forebay: a multi-tenant LLM inference mesh.", no_args_is_help=True, add_completion=False,
+    pretty_exceptions_enable=False,
+)  # fmt: skip
+usage = typer.Typer(help="What was used, from the ledger.", no_args_is_help=True)
+tenants = typer.Typer(help="Who may use the mesh.", no_args_is_help=True)
+plans = typer.Typer(help="What tenants are offered.", no_args_is_help=True)
+app.add_typer(usage, name="usage")
+app.add_typer(tenants, name="tenants")
+app.add_typer(plans, name="plans")
+
+Data = Annotated[Path, typer.Option("--data", metavar="DIR", envvar="FOREBAY_DATA", help="The mesh's data directory.")]
+Key = Annotated[str | None, typer.Option(metavar="KEY", envvar="FOREBAY_KEY", help="A tenant's key.", show_envvar=True)]
+Tenant = Annotated[str | None, typer.Option(metavar="NAME", help="Call with this sample tenant's development key.")]
+Router = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="A router; that of the mesh in --data by default.")]
+All = Annotated[bool, typer.Option("--all", help="All tenants' rows, as the operator: from metering itself.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+
+HERE = Path(".forebay")
+
+
+class Engine(enum.StrEnum):
+    """Which engine the workers run."""
+
+    VLLM = "vllm"
+    SIMULATED = "simulated"
+
+
+@app.command()
+def up(
+    routers: Annotated[int, typer.Option(min=1, max=16, help="How many routers.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="How many workers.")] = 1,
+    engine: Annotated[Engine, typer.Option(envvar="ENGINE", help="What the workers run.")] = Engine.VLLM,
+    model: Annotated[
+        str | None, typer.Option(metavar="REF", help="wheel:smollm2 (the default for vllm), a directory, or a hub id.")
+    ] = None,
+    data: Data = HERE,
+    tenants_file: Annotated[
+        Path | None,
+        typer.Option("--tenants", metavar="FILE", exists=True, dir_okay=False, help="Tenants of a new mesh; a sample by default."),
+    ] = None,
+    otlp: Annotated[str | None, typer.Option(metavar="URL", help="Send traces here (OTLP/gRPC), not to files.")] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Send a chat for each of three tenants once the mesh is ready.")] = False,
+    exit_after_demo: Annotated[bool, typer.Option("--exit-after-demo", help="Stop after --demo.")] = False,
+) -> None:
+    """Starts a whole mesh on this machine and keeps it running until Ctrl-C."""
+    if exit_after_demo and not demo:
+        raise typer.BadParameter("goes together with --demo", param_hint="--exit-after-demo")
+    options = launcher.LaunchOptions(
+        routers=routers, workers=workers, engine=engine.value, model=model, tenants_file=tenants_file,
+        otlp_endpoint=otlp, demo=demo, serve=not exit_after_demo,
+    )  # fmt: skip
+    _run(launcher.launch(DataDir(data), options))
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to answer; - reads it from standard input.")],
+    key: Key = None,
+    tenant: Tenant = None,
+    router: Router = None,
+    model: Annotated[str | None, typer.Option(help="The model, where there is more than one.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="The most tokens to generate.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0, help="0 is greedy.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    data: Data = HERE,
+) -> None:
+    """Streams an answer."""
+    options: Options = {}
+    if model is not None:
+        options["model"] = model
+    if max_tokens is not None:
+        options["max_tokens"] = max_tokens
+    if temperature is not None:
+        options["temperature"] = temperature
+    if seed is not None:
+        options["seed"] = seed
+    with _complaints():
+        address, secret = _access(DataDir(data), router, key, tenant)
+        _run(answer.generate(address, secret, sys.stdin.read() if prompt == "-" else prompt, system, options))
+
+
+@usage.command("tail")
+def usage_tail(
+    key: Key = None,
+    tenant: Tenant = None,
+    everyone: All = False,
+    start: Annotated[str, typer.Option("--from", metavar="CURSOR", help="beginning, now, or a cursor.")] = "beginning",
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Wait for what is yet to come.")] = True,
+    router: Router = None,
+    as_json: Json = False,
+    data: Data = HERE,
+) -> None:
+    """Follows the usage stream."""
+    cursor = "" if start == "beginning" else start
+    with _complaints():
+        if everyone:
+            pages = ledger.operator_pages(MeshState.load(DataDir(data).mesh_file).address("metering"), follow)
+            _run(ledger.tail(pages, cursor, follow, as_json))
+        else:
+            address, secret = _access(DataDir(data), router, key, tenant)
+            _run(_tail_of_tenant(address, secret, cursor, follow, as_json))
+
+
+@usage.command("sum")
+def usage_sum(
+    by: Annotated[str, typer.Option(help="Dimensions, comma between: tenant, key, model, day, outcome.")] = "tenant,model",
+    key: Key = None,
+    tenant: Tenant = None,
+    everyone: All = False,
+    router: Router = None,
+    as_json: Json = False,
+    data: Data = HERE,
+) -> None:
+    """Adds usage up."""
+    dimensions = [name.strip() for name in by.split(",") if name.strip()]
+    with _complaints():
+        if everyone:
+            work = ledger.operator_sum(MeshState.load(DataDir(data).mesh_file).address("metering"), dimensions)
+        else:
+            work = _sum_of_tenant(*_access(DataDir(data), router, key, tenant), dimensions)
+        ledger.print_totals(dimensions, _run(work), as_json)
+
+
+@tenants.command("list")
+def tenants_list(data: Data = HERE) -> None:
+    """Lists tenants with their plans and limits."""
+    with _complaints():
+        _run(directory.list_tenants(MeshState.load(DataDir(data).mesh_file).address("quota")))
+
+
+@plans.command("list")
+def plans_list(data: Data = HERE) -> None:
+    """Lists plans with their limits and prices."""
+    with _complaints():
+        _run(directory.list_plans(MeshState.load(DataDir(data).mesh_file).address("quota")))
+
+
+@app.command()
+def status(data: Data = HERE) -> None:
+    """Shows the running mesh; the exit status is 1 when a part of it is not healthy."""
+    with _complaints():
+        if not _run(directory.show_status(MeshState.load(DataDir(data).mesh_file))):
+            raise typer.Exit(1)
+
+
+async def _tail_of_tenant(address: str, key: str, cursor: str, follow: bool, as_json: bool) -> None:
+    async with ForebayClient(address, key) as client:
+        await ledger.tail(ledger.tenant_pages(client, follow), cursor, follow, as_json)
+
+
+async def _sum_of_tenant(address: str, key: str, by: list[str]) -> list[Any]:
+    async with ForebayClient(address, key) as client:
+        return await client.sum_usage(by)
+
+
+def _access(data: DataDir, router: str | None, key: str | None, tenant: str | None) -> tuple[str, str]:
+    """Returns the address and the key to call with."""
+    return access.router_address(data, router), access.tenant_key(data, key, tenant)
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    with _complaints():
+        return asyncio.run(work)
+
+
+@contextmanager
+def _complaints() -> Iterator[None]:
+    """Ends the command with a sentence and exit status 1 where something cannot be done, without a traceback."""
+    try:
+        yield
+    except MeshError as error:
+        _fail(explain(error))
+    except (DataDirError, StartError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _fail(sentence: str) -> NoReturn:
+    typer.secho(f"forebay: {sentence}", err=True, fg="red")
+    raise typer.Exit(1)
+
+
+def main() -> None:
+    """Runs the command."""
+    app()

@@ -1,0 +1,304 @@
+"""The ledger in one SQLite file: WAL, and a commit returns only when the disk has it (synchronous=FULL).
+
+One thread writes, on its own connection, so that commits never wait for one another's locks; readers have connections of their own
+and see the last commit. Files of a killed process need no repair: SQLite drops the unfinished commit when the file is next opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from forebay.config import ConfigError
+from forebay.metering.domain.charge import Usage
+from forebay.metering.domain.entry import LedgerEntry, day, read_event, unseal, write_event
+from forebay.metering.domain.event import UsageEvent
+from forebay.metering.domain.posting import Disposition, Opening, Posting, group
+from forebay.metering.domain.prices import PriceTable
+from forebay.metering.domain.selection import MAX_TOTALS, Dimension, Total, UsageFilter, too_many_totals
+from forebay.metering.ledger import Page, ledger_unavailable
+from forebay.metering.sqlite_schema import migrate
+from forebay.telemetry.logs import get_logger
+
+READERS = 2
+BUSY_TIMEOUT_S = 5.0
+
+_GROUP = ("tenant_id", "key_id", "model", "day", "outcome")
+_MEASURES = (
+    "attempts",
+    "requests",
+    "prompt_tokens",
+    "cached_tokens",
+    "completion_tokens",
+    "gpu_time_ns",
+    "cost_nano_usd",
+)
+_COLUMN = dict(zip(Dimension, _GROUP, strict=True))
+
+_ENTRY = ("position", "request_id", "attempt", "corrects", "finished_at_ns", "body", "chain_hash", *_GROUP, *_MEASURES)
+_INSERT_ENTRY = f"INSERT INTO entries ({', '.join(_ENTRY)}) VALUES ({', '.join('?' * len(_ENTRY))})"  # noqa: S608
+_ADD_TO_TOTALS = (
+    f"INSERT INTO totals VALUES ({', '.join('?' * len(_GROUP + _MEASURES))}) "  # noqa: S608
+    f"ON CONFLICT DO UPDATE SET {', '.join(f'{name} = {name} + excluded.{name}' for name in _MEASURES)}"
+)
+
+R = TypeVar("R")
+
+log = get_logger("ledger")
+
+
+class SqliteLedger:
+    """A `Ledger` in an SQLite file; get one from `open_ledger`."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens or makes the file.
+
+        Raises:
+            sqlite3.Error, ConfigError: it cannot be used.
+        """
+        self._db = _connect(path)
+        (mode,) = self._db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise ConfigError("the file system has no shared memory for SQLite's WAL; put the ledger on a local disk")
+        self._db.execute("PRAGMA synchronous = FULL")
+        migrate(self._db)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-writer")
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="ledger-reader")
+        self._idle: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
+        for _ in range(READERS):
+            self._idle.put(_connect(path))
+
+    def close(self) -> None:
+        """Lets the running commit finish and closes the file."""
+        self._writer.shutdown()
+        self._readers.shutdown()
+        self._db.close()
+        for _ in range(READERS):
+            self._idle.get().close()
+
+    async def append(self, reports: Sequence[UsageEvent], prices: PriceTable, now_ns: int) -> list[Disposition]:
+        """See Ledger."""
+
+        def commit() -> list[Disposition]:
+            with _transaction(self._db):
+                posting = self._open(reports, prices, now_ns)
+                dispositions = [posting.post(report) for report in reports]
+                self._write(posting, now_ns)
+            return dispositions
+
+        return await _run(self._writer, commit)
+
+    async def confirm(self, held_since_ns: int, prices: PriceTable, now_ns: int, limit: int) -> list[Disposition]:
+        """See Ledger."""
+
+        def commit() -> list[Disposition]:
+            with _transaction(self._db):
+                rows = self._db.execute(
+                    "SELECT event FROM provisional WHERE held_since_ns <= ? ORDER BY held_since_ns LIMIT ?",
+                    (held_since_ns, limit),
+                )
+                due = [read_event(event) for (event,) in rows]
+                posting = self._open(due, prices, now_ns)
+                dispositions = [posting.confirm(report) for report in due]
+                self._write(posting, now_ns)
+            return dispositions
+
+        return await _run(self._writer, commit)
+
+    async def read(self, after: int, selection: UsageFilter, limit: int) -> Page:
+        """See Ledger."""
+
+        def query(db: sqlite3.Connection) -> Page:
+            # The head first: what is committed between the two queries lies beyond it and is left for the next page.
+            head = _head(db)
+            where, values = _where(selection)
+            rows = db.execute(
+                f"SELECT body, chain_hash FROM entries WHERE position > ? AND position <= ? AND {where}"  # noqa: S608
+                " ORDER BY position LIMIT ?",
+                (after, head, *values, limit + 1),
+            ).fetchall()
+            entries = tuple(unseal(*row) for row in rows[:limit])
+            return Page(entries, entries[-1].row.position if len(rows) > limit else head)
+
+        return await self._query(query)
+
+    async def sum(self, selection: UsageFilter, dimensions: Sequence[Dimension]) -> list[Total]:
+        """See Ledger."""
+
+        def query(db: sqlite3.Connection) -> list[Total]:
+            where, values = _where(selection)
+            columns = ", ".join(_COLUMN[dimension] for dimension in dimensions)
+            sums = ", ".join(f"COALESCE(SUM({measure}), 0)" for measure in _MEASURES)
+            table = "totals" if selection.whole_days else "entries"
+            grouped = f"GROUP BY {columns} HAVING SUM(attempts) > 0 ORDER BY {columns} LIMIT {MAX_TOTALS + 1}"
+            rows = db.execute(
+                f"SELECT {columns}{',' if columns else ''} {sums} FROM {table} WHERE {where} {grouped if columns else ''}",  # noqa: S608
+                values,
+            ).fetchall()
+            if len(rows) > MAX_TOTALS:
+                raise too_many_totals()
+            n = len(dimensions)
+            return [Total(row[:n], Usage(*row[n:-1]), row[-1]) for row in rows]
+
+        return await self._query(query)
+
+    async def head(self) -> int:
+        """See Ledger."""
+        return await self._query(_head)
+
+    async def _query(self, query: Callable[[sqlite3.Connection], R]) -> R:
+        def run() -> R:
+            db = self._idle.get()
+            try:
+                return query(db)
+            finally:
+                self._idle.put(db)
+
+        return await _run(self._readers, run)
+
+    def _open(self, reports: Sequence[UsageEvent], prices: PriceTable, now_ns: int) -> Posting:
+        requests = _json({report.request_id for report in reports})
+        rows = self._db.execute(
+            "SELECT body, chain_hash FROM entries WHERE request_id IN (SELECT value FROM json_each(?)) ORDER BY position",
+            (requests,),
+        )
+        entries = [unseal(*row) for row in rows]
+        held = self._db.execute(
+            "SELECT event FROM provisional WHERE request_id IN (SELECT value FROM json_each(?))", (requests,)
+        )
+        events = [read_event(event) for (event,) in held]
+        tenants = {report.tenant_id for report in reports} | {entry.row.event.tenant_id for entry in entries}
+        hashes = self._db.execute(
+            "SELECT tenant_id, chain_hash FROM tenant_head WHERE tenant_id IN (SELECT value FROM json_each(?))",
+            (_json(tenants),),
+        )
+        opening = Opening(_head(self._db), dict(hashes), entries, {event.key: event for event in events})
+        return Posting(opening, prices, now_ns)
+
+    def _write(self, posting: Posting, now_ns: int) -> None:
+        db = self._db
+        db.executemany(_INSERT_ENTRY, [_values(entry) for entry in posting.entries])
+        db.executemany(_ADD_TO_TOTALS, [(*group(entry.row.event), *_measures(entry)) for entry in posting.entries])
+        db.execute("UPDATE ledger_head SET position = ?", (posting.head,))
+        db.executemany("INSERT OR REPLACE INTO tenant_head VALUES (?, ?)", posting.hashes.items())
+        db.executemany(
+            "DELETE FROM provisional WHERE request_id = ? AND attempt = ?",
+            [(key.request_id, key.attempt) for key in posting.released],
+        )
+        db.executemany(
+            "INSERT INTO provisional VALUES (?, ?, ?, ?)",
+            [(key.request_id, key.attempt, now_ns, write_event(event)) for key, event in posting.held.items()],
+        )
+
+
+@asynccontextmanager
+async def open_ledger(path: Path) -> AsyncIterator[SqliteLedger]:
+    """Opens the ledger at `path`, and makes it and its directory where there is none.
+
+    Raises:
+        ConfigError: it cannot be opened and written; the message says what to change.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ledger = await asyncio.to_thread(SqliteLedger, path)
+    except (OSError, sqlite3.Error, ConfigError) as error:
+        raise ConfigError(f"ledger_path: {path} cannot be used as the ledger: {error}") from None
+    try:
+        yield ledger
+    finally:
+        await asyncio.to_thread(ledger.close)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # Each connection is used by one thread at a time, though not always by the same one.
+    return sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+
+
+async def _run(threads: ThreadPoolExecutor, work: Callable[[], R]) -> R:
+    try:
+        return await asyncio.get_running_loop().run_in_executor(threads, work)
+    except sqlite3.Error as error:
+        log.error("the ledger's file failed", error=str(error), kind=type(error).__name__)
+        raise ledger_unavailable() from None
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        # A full disk has ended the transaction already.
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _head(db: sqlite3.Connection) -> int:
+    (position,) = db.execute("SELECT position FROM ledger_head").fetchone()
+    return int(position)
+
+
+def _values(entry: LedgerEntry) -> tuple[object, ...]:
+    row, event = entry.row, entry.row.event
+    return (
+        row.position,
+        event.request_id,
+        event.attempt,
+        row.corrects,
+        event.finished_at_ns,
+        entry.body,
+        entry.chain_hash,
+        *group(event),
+        *_measures(entry),
+    )
+
+
+def _measures(entry: LedgerEntry) -> tuple[int, ...]:
+    usage = entry.row.usage
+    return (
+        usage.attempts,
+        usage.requests,
+        usage.prompt_tokens,
+        usage.cached_tokens,
+        usage.completion_tokens,
+        usage.gpu_time_ns,
+        entry.row.cost_nano_usd,
+    )
+
+
+def _where(selection: UsageFilter) -> tuple[str, list[object]]:
+    conditions: list[str] = ["TRUE"]
+    values: list[object] = []
+    chosen: tuple[tuple[str, Collection[str]], ...] = (
+        ("tenant_id", selection.tenant_ids),
+        ("key_id", selection.key_ids),
+        ("model", selection.models),
+        ("request_id", selection.request_ids),
+        ("outcome", [outcome.value for outcome in selection.outcomes]),
+    )
+    for column, wanted in chosen:
+        if wanted:
+            conditions.append(f"{column} IN (SELECT value FROM json_each(?))")
+            values.append(_json(wanted))
+    # Totals have no times; where they are asked the bounds are whole days, and days sort as text.
+    column, value = ("day", day) if selection.whole_days else ("finished_at_ns", int)
+    if selection.finished_from_ns is not None:
+        conditions.append(f"{column} >= ?")
+        values.append(value(selection.finished_from_ns))
+    if selection.finished_before_ns is not None:
+        conditions.append(f"{column} < ?")
+        values.append(value(selection.finished_before_ns))
+    return " AND ".join(conditions), values
+
+
+def _json(values: Iterable[str]) -> str:
+    return json.dumps(list(values))

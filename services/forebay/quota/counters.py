@@ -1,0 +1,80 @@
+"""The port to the counters, and its in-memory twin.
+
+Every operation is atomic for its tenant and takes the present from the store itself. Each raises MeshError (UNAVAILABLE,
+QUOTA_STORE_UNAVAILABLE) when the store cannot be reached, in which case it may or may not have happened; all of them can be
+repeated without harm.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from forebay.quota.domain.counters import TenantCounters
+from forebay.quota.domain.limits import Row
+from forebay.quota.domain.reservations import Decision, LimitState, Order, Reservation, Router, Swept, Terms
+
+
+class CounterStore(Protocol):
+    """The counters of all tenants; `forebay.quota.domain.counters` says what each operation does."""
+
+    async def reserve(self, tenant_id: str, order: Order, rows: Sequence[Row]) -> Decision:
+        """Takes every row's amount, or nothing."""
+
+    async def settle(self, tenant_id: str, request_id: str, amounts: Mapping[str, int]) -> bool:
+        """Replaces what a reservation took by what was used; True for the one settlement that counts."""
+
+    async def renew(
+        self, tenant_id: str, router: Router, request_ids: Sequence[str], rows: Sequence[Row]
+    ) -> Sequence[str]:
+        """Extends leases; returns the request ids of those that are lost."""
+
+    async def sweep(self, tenant_id: str, most: int) -> Swept:
+        """Moves at most so many reservations on whose time has come."""
+
+    async def peek(self, tenant_id: str, rows: Sequence[Row]) -> Sequence[LimitState]:
+        """Returns the state of the limits that exist."""
+
+    async def reservations(self, tenant_id: str, after: str, most: int) -> Sequence[Reservation]:
+        """Returns a page of live reservations in order of their request id."""
+
+    async def ping(self) -> None:
+        """Returns if the store can be reached."""
+
+
+class InMemoryCounters:
+    """The specification itself as a store, for tests; `now` returns ms since the epoch."""
+
+    def __init__(self, terms: Terms, now: Callable[[], int]) -> None:
+        self._tenants: defaultdict[str, TenantCounters] = defaultdict(lambda: TenantCounters(terms))
+        self._now = now
+
+    async def reserve(self, tenant_id: str, order: Order, rows: Sequence[Row]) -> Decision:
+        """Takes every row's amount, or nothing."""
+        return self._tenants[tenant_id].reserve(self._now(), order, rows)
+
+    async def settle(self, tenant_id: str, request_id: str, amounts: Mapping[str, int]) -> bool:
+        """Replaces what a reservation took by what was used."""
+        return self._tenants[tenant_id].settle(self._now(), request_id, amounts)
+
+    async def renew(
+        self, tenant_id: str, router: Router, request_ids: Sequence[str], rows: Sequence[Row]
+    ) -> Sequence[str]:
+        """Extends leases; returns the request ids of those that are lost."""
+        return self._tenants[tenant_id].renew(self._now(), router, request_ids, rows)
+
+    async def sweep(self, tenant_id: str, most: int) -> Swept:
+        """Moves at most so many reservations on whose time has come."""
+        return self._tenants[tenant_id].sweep(self._now(), most)
+
+    async def peek(self, tenant_id: str, rows: Sequence[Row]) -> Sequence[LimitState]:
+        """Returns the state of the limits that exist."""
+        return self._tenants[tenant_id].peek(self._now(), rows)
+
+    async def reservations(self, tenant_id: str, after: str, most: int) -> Sequence[Reservation]:
+        """Returns a page of live reservations in order of their request id."""
+        return self._tenants[tenant_id].reservations(after, most)
+
+    async def ping(self) -> None:
+        """Returns."""

@@ -1,0 +1,204 @@
+"""The counters of one tenant: the specification that the scripts in `forebay.quota.lua` must equal.
+
+Every operation takes the present time in ms since the epoch. Time never goes back: an operation that changes something moves the
+tenant's clock to the latest time it was told, and an earlier time counts as that one. All operations are atomic.
+
+Charges of a window stay in the second in which the request was admitted: a settlement corrects that second, so the minute is held
+to what was *admitted* in it, and a request that runs for longer than a minute no longer counts when it ends.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from forebay.quota.domain.limits import Kind, Row
+from forebay.quota.domain.reservations import (
+    Decision,
+    LimitState,
+    Order,
+    Outcome,
+    Reservation,
+    Router,
+    State,
+    Swept,
+    Terms,
+)
+from forebay.quota.domain.windows import Window
+
+# Nobody knows when a running request will end; a client that waits this long does not hammer.
+HOLD_RETRY_MS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A live reservation with what it took, by counter name."""
+
+    reservation: Reservation
+    windows: Mapping[str, int]
+    holds: Mapping[str, int]
+
+
+class TenantCounters:
+    """The state of one tenant and what can be done with it."""
+
+    def __init__(self, terms: Terms) -> None:
+        self._terms = terms
+        self._now_ms = 0
+        self._windows: defaultdict[str, Window] = defaultdict(Window)
+        self._held: defaultdict[str, int] = defaultdict(int)
+        self._live: dict[str, _Entry] = {}
+        self._settled: dict[str, tuple[Router, int]] = {}
+
+    def reserve(self, now_ms: int, order: Order, rows: Sequence[Row]) -> Decision:
+        """Takes every row's amount if all of them have room, and nothing otherwise.
+
+        A repeat by the router that made the reservation is admitted again without taking anything, whatever became of it.
+        """
+        now_ms = self._advance(now_ms)
+        owner = self._owner(order.request_id)
+        if owner is not None:
+            return Decision(Outcome.ADMITTED if owner == order.router else Outcome.TAKEN)
+        full = [row for row in rows if not row.has_room(self._used(row, now_ms))]
+        if full:
+            return Decision(
+                Outcome.REFUSED,
+                tuple(row.violation(self._used(row, now_ms)) for row in full),
+                max(self._wait_ms(row, now_ms) for row in full),
+            )
+        for row in rows:
+            if row.kind is Kind.WINDOW:
+                self._windows[row.name].take(now_ms // 1000, row.amount)
+            else:
+                self._held[row.name] += row.amount
+        self._live[order.request_id] = _Entry(
+            Reservation(order, State.HELD, now_ms, now_ms + self._terms.lease_ms),
+            windows={row.name: row.amount for row in rows if row.kind is Kind.WINDOW},
+            holds={row.name: row.amount for row in rows if row.kind is Kind.HOLD},
+        )
+        return Decision(Outcome.ADMITTED)
+
+    def settle(self, now_ms: int, request_id: str, amounts: Mapping[str, int]) -> bool:
+        """Replaces what a reservation took by what was used; returns whether this settlement is the one that counts.
+
+        Args:
+            now_ms: the present.
+            request_id: the reservation.
+            amounts: what was used, by limit; a limit that is not named keeps what was reserved.
+        """
+        now_ms = self._advance(now_ms)
+        entry = self._live.get(request_id)
+        if entry is None:
+            return False
+        admitted_in = entry.reservation.reserved_at_ms // 1000
+        for name, taken in entry.windows.items():
+            used = amounts.get(name.rpartition("/")[2], taken)
+            self._windows[name].correct(now_ms // 1000, admitted_in, used - taken)
+        self._finish(now_ms, entry)
+        return True
+
+    def renew(self, now_ms: int, router: Router, request_ids: Sequence[str], rows: Sequence[Row]) -> list[str]:
+        """Extends the leases of a router's reservations; returns those that are lost.
+
+        An expired one is revived if what it held still has room. What it took by the minute was never given back.
+        """
+        now_ms = self._advance(now_ms)
+        values = {row.name: row.value for row in rows}
+        lost = []
+        for request_id in request_ids:
+            entry = self._live.get(request_id)
+            if entry is None or entry.reservation.order.router != router:
+                lost.append(request_id)
+            elif entry.reservation.state is State.HELD:
+                self._extend(now_ms, entry)
+            elif all(_fits(self._held[name] + taken, values.get(name)) for name, taken in entry.holds.items()):
+                for name, taken in entry.holds.items():
+                    self._held[name] += taken
+                self._extend(now_ms, entry)
+            else:
+                lost.append(request_id)
+        return lost
+
+    def sweep(self, now_ms: int, most: int) -> Swept:
+        """Moves on what is due, oldest first: held to expired, expired to settled as it was charged, settled to forgotten."""
+        now_ms = max(now_ms, self._now_ms)
+        live = [(entry.reservation.due_ms, request_id) for request_id, entry in self._live.items()]
+        remembered = [(forget_at, request_id) for request_id, (_, forget_at) in self._settled.items()]
+        due = sorted(item for item in live + remembered if item[0] <= now_ms)[:most]
+        if due:
+            self._advance(now_ms)
+        expired = settled = forgotten = 0
+        for _, request_id in due:
+            entry = self._live.get(request_id)
+            if entry is None:
+                del self._settled[request_id]
+                forgotten += 1
+            elif entry.reservation.state is State.HELD:
+                self._give_back(entry)
+                reservation = replace(
+                    entry.reservation, state=State.EXPIRED, due_ms=now_ms + self._terms.provisional_ms
+                )
+                self._live[request_id] = replace(entry, reservation=reservation)
+                expired += 1
+            else:
+                self._finish(now_ms, entry)
+                settled += 1
+        return Swept(expired, settled, forgotten)
+
+    def peek(self, now_ms: int, rows: Sequence[Row]) -> list[LimitState]:
+        """Returns the state of the limits that exist; changes nothing."""
+        now_ms = max(now_ms, self._now_ms)
+        return [
+            LimitState(row.subject, row.limit, row.value, self._used(row, now_ms), self._resets_in_ms(row, now_ms))
+            for row in rows
+            if row.value is not None
+        ]
+
+    def reservations(self, after: str, most: int) -> list[Reservation]:
+        """Returns live reservations in order of their request id, those after `after`."""
+        chosen = sorted(request_id for request_id in self._live if request_id > after)[:most]
+        return [self._live[request_id].reservation for request_id in chosen]
+
+    def _advance(self, now_ms: int) -> int:
+        self._now_ms = max(self._now_ms, now_ms)
+        return self._now_ms
+
+    def _owner(self, request_id: str) -> Router | None:
+        if request_id in self._live:
+            return self._live[request_id].reservation.order.router
+        return self._settled[request_id][0] if request_id in self._settled else None
+
+    def _used(self, row: Row, now_ms: int) -> int:
+        return self._windows[row.name].used(now_ms // 1000) if row.kind is Kind.WINDOW else self._held[row.name]
+
+    def _wait_ms(self, row: Row, now_ms: int) -> int:
+        if row.kind is Kind.HOLD:
+            return HOLD_RETRY_MS
+        assert row.value is not None
+        over = self._used(row, now_ms) + row.amount - row.value
+        return self._windows[row.name].free_at(now_ms // 1000, over) * 1000 - now_ms
+
+    def _resets_in_ms(self, row: Row, now_ms: int) -> int:
+        if row.kind is Kind.HOLD or self._used(row, now_ms) == 0:
+            return 0
+        return self._windows[row.name].free_at(now_ms // 1000, 1) * 1000 - now_ms
+
+    def _extend(self, now_ms: int, entry: _Entry) -> None:
+        reservation = replace(entry.reservation, state=State.HELD, due_ms=now_ms + self._terms.lease_ms)
+        self._live[reservation.order.request_id] = replace(entry, reservation=reservation)
+
+    def _give_back(self, entry: _Entry) -> None:
+        for name, taken in entry.holds.items():
+            self._held[name] -= taken
+
+    def _finish(self, now_ms: int, entry: _Entry) -> None:
+        if entry.reservation.state is State.HELD:
+            self._give_back(entry)
+        order = entry.reservation.order
+        del self._live[order.request_id]
+        self._settled[order.request_id] = (order.router, now_ms + self._terms.remembered_ms)
+
+
+def _fits(total: int, value: int | None) -> bool:
+    return value is None or total <= value

@@ -1,0 +1,116 @@
+-- The state of one tenant, and what every script here does with it. Goes in front of each of them.
+-- The specification, operation by operation, is forebay.quota.domain.counters.
+--
+-- KEYS, all with the tag {tenant}:
+--   KEYS[1] counters      hash  now                latest time seen, ms; it never goes back
+--                               <row>              integer: what counts now of a window, or is held of a hold
+--                               <row>:from         second: the oldest one that is still part of a window's integer
+--                               <row>:<second>     integer: taken of a window in that second
+--   KEYS[2] reservations  hash  <request id>       JSON {router, incarnation, state: held | expired, at: ms, prompt, max,
+--                                                  windows: {<row>: amount}, holds: {<row>: amount}}
+--   KEYS[3] settled       hash  <request id>       "<router>/<incarnation>", remembered for repeats
+--   KEYS[4] due           zset  <request id> by ms at which its state ends by itself
+--
+-- A row is "<subject>/<limit>", such as tenant:acme/tokens_per_minute.
+-- ARGV[1] is the present in ms since the epoch, 0 for this server's own time.
+--
+-- Sums move by HINCRBY and incarnations stay strings: a Lua number that is printed loses its digits above 1e14. Nor is a number
+-- negated by a minus alone: -0 prints as "-0", which HINCRBY refuses.
+
+local COUNTERS, RESERVATIONS, SETTLED, DUE = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local WINDOW_S = 60
+-- Longer than any state lasts without being touched, so that a tenant that is gone leaves nothing behind.
+local KEEP_S = 7200
+
+local function present()
+  local now = tonumber(ARGV[1])
+  if now == 0 then
+    local time = redis.call('TIME')
+    now = time[1] * 1000 + math.floor(time[2] / 1000)
+  end
+  return math.max(now, tonumber(redis.call('HGET', COUNTERS, 'now')) or 0)
+end
+
+-- Called last by every script that changes something.
+local function keep(now)
+  redis.call('HSET', COUNTERS, 'now', now)
+  for _, key in ipairs(KEYS) do
+    redis.call('EXPIRE', key, KEEP_S)
+  end
+end
+
+local function second_of(ms)
+  return math.floor(ms / 1000)
+end
+
+-- What counts of a window, without the seconds that have left it since the last call: each is dropped once.
+local function window_used(row, second)
+  local oldest = second - WINDOW_S
+  local used, from = unpack(redis.call('HMGET', COUNTERS, row, row .. ':from'))
+  used, from = tonumber(used) or 0, tonumber(from)
+  if from == oldest then
+    return used
+  end
+  local gone = 0
+  for old = from or oldest, math.min(oldest - 1, (from or oldest) + WINDOW_S) do
+    local bucket = row .. ':' .. old
+    gone = gone + (tonumber(redis.call('HGET', COUNTERS, bucket)) or 0)
+    redis.call('HDEL', COUNTERS, bucket)
+  end
+  redis.call('HSET', COUNTERS, row .. ':from', oldest)
+  return redis.call('HINCRBY', COUNTERS, row, 0 - gone)
+end
+
+-- The amounts of a window's 61 seconds, oldest first.
+local function window_buckets(row, second)
+  local fields = {}
+  for old = second - WINDOW_S, second do
+    fields[#fields + 1] = row .. ':' .. old
+  end
+  local amounts = redis.call('HMGET', COUNTERS, unpack(fields))
+  for i = 1, #fields do
+    amounts[i] = tonumber(amounts[i]) or 0
+  end
+  return amounts
+end
+
+-- In how many ms `amount` of what counts of a window counts no longer.
+local function window_wait(row, now, amount)
+  local second, freed = second_of(now), 0
+  for i, taken in ipairs(window_buckets(row, second)) do
+    freed = freed + taken
+    if freed >= amount then
+      return (second + i) * 1000 - now
+    end
+  end
+  return 0
+end
+
+local function held(row)
+  return tonumber(redis.call('HGET', COUNTERS, row)) or 0
+end
+
+local function load_reservation(id)
+  local text = redis.call('HGET', RESERVATIONS, id)
+  return text and cjson.decode(text)
+end
+
+local function save_reservation(id, reservation, due)
+  redis.call('HSET', RESERVATIONS, id, cjson.encode(reservation))
+  redis.call('ZADD', DUE, due, id)
+end
+
+local function give_back(reservation)
+  for row, amount in pairs(reservation.holds) do
+    redis.call('HINCRBY', COUNTERS, row, 0 - amount)
+  end
+end
+
+local function finish(id, reservation, forget_at)
+  if reservation.state == 'held' then
+    give_back(reservation)
+  end
+  redis.call('HDEL', RESERVATIONS, id)
+  redis.call('HSET', SETTLED, id, reservation.router .. '/' .. reservation.incarnation)
+  redis.call('ZADD', DUE, forget_at, id)
+end

@@ -1,0 +1,143 @@
+"""Policies from three YAML files: plans, tenants and keys. They are read as a whole or not at all.
+
+The files are looked at once a second; a change takes effect without a restart, and one that is wrong changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from forebay.clock import Clock
+from forebay.config import ConfigError
+from forebay.policy.model import KeyPolicy, TenantPolicy
+from forebay.quota.domain.plans import Plan
+from forebay.quota.domain.policies import Policies
+from forebay.quota.file_schema import KeysFile, PlansFile, TenantsFile
+from forebay.quota.policies import PolicyFeed
+from forebay.quota.yaml_document import Document
+from forebay.telemetry.logs import get_logger
+
+POLL_S = 1.0
+SHIPPED_PLANS = Path(__file__).parent / "plans.yaml"
+
+F = TypeVar("F", bound=BaseModel)
+
+log = get_logger("policy_files")
+
+
+class PolicyFiles:
+    """Where policies are read from."""
+
+    def __init__(self, tenants: Path, keys: Path, pepper: bytes, plans: Path = SHIPPED_PLANS) -> None:
+        self._files = (plans, tenants, keys)
+        self._pepper = pepper
+        self._seen: object = None
+
+    def load(self) -> Policies:
+        """Reads all files.
+
+        Raises:
+            ConfigError: something in them is wrong; the message names every problem with file, line and field.
+        """
+        self._seen = self._stamp()
+        documents = tuple(Document.read(file) for file in self._files)
+        plans_document, tenants_document, keys_document = documents
+        plans = _plans(_check(plans_document, PlansFile))
+        tenants = _tenants(_check(tenants_document, TenantsFile), tenants_document, plans, self._pepper)
+        keys = _keys(_check(keys_document, KeysFile), keys_document, tenants_document)
+        problems = [problem for document in documents for problem in document.problems]
+        if problems:
+            raise ConfigError("\n".join([f"{len(problems)} problem(s) in the policies:", *problems]))
+        return Policies(tenants, keys, plans)
+
+    async def follow(self, feed: PolicyFeed, clock: Clock) -> None:
+        """Publishes each change of the files, until cancelled."""
+        while True:
+            await clock.sleep(POLL_S)
+            if self._stamp() == self._seen:
+                continue
+            try:
+                feed.publish(await asyncio.to_thread(self.load))
+            except ConfigError as error:
+                log.error("changed policies are wrong, the old ones stay", problems=str(error).splitlines()[1:])
+            else:
+                log.info("policies changed", version=feed.edition.version, tenants=len(feed.policies.tenants))
+
+    def _stamp(self) -> object:
+        return [_stamp(file) for file in self._files]
+
+
+def _stamp(file: Path) -> object:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _check(document: Document, shape: type[F]) -> F | None:
+    """Returns the document in its shape, or None with what is wrong reported to it."""
+    if document.problems:
+        return None
+    try:
+        return shape.model_validate(document.data)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False):
+            document.report(problem["loc"], problem["msg"])
+        return None
+
+
+def _plans(file: PlansFile | None) -> dict[str, Plan]:
+    if file is None:
+        return {}
+    return {
+        name: Plan(
+            name,
+            entry.service_class,
+            entry.weight,
+            entry.limits.limits(),
+            entry.usd_per_1000_tokens,
+            entry.alert_percent,
+        )
+        for name, entry in sorted(file.plans.items())
+    }
+
+
+def _tenants(
+    file: TenantsFile | None, document: Document, plans: dict[str, Plan], pepper: bytes
+) -> dict[str, TenantPolicy]:
+    tenants: dict[str, TenantPolicy] = {}
+    if file is None or not plans:  # without plans every tenant would be reported, and none of them is at fault
+        return tenants
+    for tenant_id, entry in sorted(file.tenants.items()):
+        plan = plans.get(entry.plan)
+        if plan is None:
+            document.report(
+                ("tenants", tenant_id, "plan"), f"there is no plan {entry.plan!r}; one of {', '.join(plans)}"
+            )
+            continue
+        if entry.priced_by_plan and plan.nano_usd_per_million_tokens is None:
+            document.report(("tenants", tenant_id, "priced_by_plan"), f"plan {plan.name} has no price")
+        tenants[tenant_id] = plan.tenant(tenant_id, entry.limits.values(), entry.fields(), pepper)
+    return tenants
+
+
+def _keys(file: KeysFile | None, document: Document, tenants: Document) -> dict[str, KeyPolicy]:
+    keys: dict[str, KeyPolicy] = {}
+    if file is None:
+        return keys
+    known = tenants.data["tenants"] if not tenants.problems else None
+    for number, entry in enumerate(file.keys):
+        if entry.key_id in keys:
+            document.report(("keys", number, "key_id"), f"{entry.key_id} is given to a second key")
+        if known is not None and entry.tenant not in known:
+            document.report(("keys", number, "tenant"), f"there is no tenant {entry.tenant!r}")
+        expires_at = entry.expires_at.timestamp() if entry.expires_at else None
+        keys[entry.key_id] = KeyPolicy(
+            entry.key_id, entry.tenant, entry.hash, expires_at, display_name=entry.display_name
+        )
+    return keys

@@ -1,0 +1,243 @@
+"""The counters in Redis or Valkey: each operation is one script, and calls made in one tick of the loop share one round trip.
+
+The client library is the bottleneck (about 220 µs for a call alone, 50 µs in a pipeline), so calls are gathered: two flushers
+take turns, each sending whatever has gathered while the other waited for its replies. A call that finds both idle leaves at the
+end of its tick; no timer is involved.
+
+Nothing is repeated by itself after a lost connection: whether a script ran is not known then, and who asked knows better whether
+to ask again. The connection itself comes back with the next call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+
+from forebay.errors import Code, MeshError
+from forebay.quota.domain.counters import HOLD_RETRY_MS
+from forebay.quota.domain.limits import Row
+from forebay.quota.domain.reservations import (
+    Decision,
+    LimitState,
+    Order,
+    Outcome,
+    Reservation,
+    Router,
+    State,
+    Swept,
+    Terms,
+)
+from forebay.telemetry.logs import get_logger
+
+FLUSHERS = 2
+MAX_WAITING = 20_000
+MAX_PIPELINE = 500
+# A script runs for as long as it has ids: so many at once keep every other tenant waiting for a few ms at most.
+MAX_RENEWED = 500
+TIMEOUT_S = 2.0
+RETRY_AFTER_S = 1.0
+
+log = get_logger("counters")
+
+
+class _Script:
+    """One operation's text and its name on the server."""
+
+    def __init__(self, name: str) -> None:
+        folder = Path(__file__).parent / "lua"
+        self.text = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in ("tenant", name))
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+_RESERVE, _SETTLE, _RENEW, _SWEEP, _PEEK, _LIST = map(_Script, ("reserve", "settle", "renew", "sweep", "peek", "list"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One script call that waits to be sent, or for its reply."""
+
+    script: _Script
+    arguments: tuple[str | int, ...]
+    reply: asyncio.Future[Any]
+
+
+class RedisCounters:
+    """A `CounterStore` on one Redis; `run` must be running."""
+
+    def __init__(self, url: str, terms: Terms, now: Callable[[], int] = lambda: 0) -> None:
+        """Prepares the client; nothing is connected yet.
+
+        Args:
+            url: redis://host:port/db.
+            terms: how long what lasts.
+            now: the present in ms since the epoch, 0 for the server's own time.
+        """
+        self._terms = terms
+        self._now = now
+        self._waiting: deque[_Call] = deque()
+        self._wake = asyncio.Event()
+        # RESP2: with RESP3 the client also listens for maintenance notices and so overlooks that a pooled connection is closed.
+        self._redis: Any = Redis.from_url(
+            url,
+            protocol=2,
+            decode_responses=True,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=TIMEOUT_S,
+            socket_connect_timeout=TIMEOUT_S,
+        )
+
+    async def run(self) -> None:
+        """Sends what is called, until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(FLUSHERS):
+                    group.create_task(self._flush())
+        finally:
+            await self._redis.aclose()
+
+    async def reserve(self, tenant_id: str, order: Order, rows: Sequence[Row]) -> Decision:
+        """Takes every row's amount, or nothing."""
+        reply = await self._call(
+            _RESERVE,
+            tenant_id,
+            self._terms.lease_ms,
+            order.request_id,
+            order.router.id,
+            order.router.incarnation,
+            order.prompt_tokens,
+            order.max_completion_tokens,
+            HOLD_RETRY_MS,
+            *(field for row in rows for field in (row.name, row.kind.value, _text(row.value), row.amount)),
+        )
+        outcome = Outcome(reply[0])
+        if outcome is not Outcome.REFUSED:
+            return Decision(outcome)
+        full = zip(reply[2::2], reply[3::2], strict=True)
+        return Decision(outcome, tuple(rows[number].violation(used) for number, used in full), reply[1])
+
+    async def settle(self, tenant_id: str, request_id: str, amounts: Mapping[str, int]) -> bool:
+        """Replaces what a reservation took by what was used."""
+        used = (field for amount in amounts.items() for field in amount)
+        return bool(await self._call(_SETTLE, tenant_id, request_id, self._terms.remembered_ms, *used))
+
+    async def renew(
+        self, tenant_id: str, router: Router, request_ids: Sequence[str], rows: Sequence[Row]
+    ) -> Sequence[str]:
+        """Extends leases; returns the request ids of those that are lost."""
+        values = [field for row in rows for field in (row.name, _text(row.value))]
+        fixed = (self._terms.lease_ms, router.id, router.incarnation, len(rows), *values)
+        calls = [
+            self._call(_RENEW, tenant_id, *fixed, *request_ids[at : at + MAX_RENEWED])
+            for at in range(0, len(request_ids), MAX_RENEWED)
+        ]
+        return [request_id for lost in await asyncio.gather(*calls) for request_id in lost]
+
+    async def sweep(self, tenant_id: str, most: int) -> Swept:
+        """Moves at most so many reservations on whose time has come."""
+        return Swept(*await self._call(_SWEEP, tenant_id, self._terms.provisional_ms, self._terms.remembered_ms, most))
+
+    async def peek(self, tenant_id: str, rows: Sequence[Row]) -> Sequence[LimitState]:
+        """Returns the state of the limits that exist."""
+        reply = await self._call(_PEEK, tenant_id, *(field for row in rows for field in (row.name, row.kind.value)))
+        return [
+            LimitState(row.subject, row.limit, row.value, used, resets_in_ms)
+            for row, used, resets_in_ms in zip(rows, reply[::2], reply[1::2], strict=True)
+            if row.value is not None
+        ]
+
+    async def reservations(self, tenant_id: str, after: str, most: int) -> Sequence[Reservation]:
+        """Returns a page of live reservations in order of their request id."""
+        reply = await self._call(_LIST, tenant_id, after, most)
+        return [
+            _reservation(request_id, json.loads(text), int(float(due)))
+            for request_id, text, due in zip(reply[::3], reply[1::3], reply[2::3], strict=True)
+        ]
+
+    async def ping(self) -> None:
+        """Returns if the store can be reached."""
+        try:
+            await self._redis.ping()
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from None
+
+    def _call(self, script: _Script, tenant_id: str, *arguments: str | int) -> asyncio.Future[Any]:
+        if len(self._waiting) >= MAX_WAITING:
+            raise MeshError(
+                Code.UNAVAILABLE,
+                "QUOTA_STORE_OVERLOADED",
+                f"{MAX_WAITING} calls wait for the counters; try again",
+                retry_after=RETRY_AFTER_S,
+            )
+        keys = (f"forebay:{{{tenant_id}}}:{part}" for part in ("counters", "reservations", "settled", "due"))
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Call(script, (4, *keys, self._now(), *arguments), reply))
+        self._wake.set()
+        return reply
+
+    async def _flush(self) -> None:
+        while True:
+            await self._wake.wait()
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_PIPELINE))]
+            if not self._waiting:
+                self._wake.clear()
+            if batch:
+                await self._send(batch)
+
+    async def _send(self, batch: Sequence[_Call]) -> None:
+        try:
+            replies = await self._execute(batch)
+            unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+            if unknown:
+                for script in {batch[at].script for at in unknown}:
+                    await self._redis.script_load(script.text)
+                for at, reply in zip(unknown, await self._execute([batch[at] for at in unknown]), strict=True):
+                    replies[at] = reply
+        except (RedisError, OSError) as error:
+            replies = [error] * len(batch)
+        failures = [reply for reply in replies if isinstance(reply, Exception)]
+        if failures:
+            log.warning("counters failed", calls=len(failures), error=f"{type(failures[0]).__name__}: {failures[0]}")
+        for call, reply in zip(batch, replies, strict=True):
+            if call.reply.done():  # its caller was cancelled
+                continue
+            if isinstance(reply, Exception):
+                call.reply.set_exception(_unavailable(reply))
+            else:
+                call.reply.set_result(reply)
+
+    async def _execute(self, batch: Sequence[_Call]) -> list[Any]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for call in batch:
+            pipeline.evalsha(call.script.sha, *call.arguments)
+        replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        return replies
+
+
+def _text(value: int | None) -> str | int:
+    return "" if value is None else value
+
+
+def _reservation(request_id: str, stored: Mapping[str, Any], due_ms: int) -> Reservation:
+    router = Router(stored["router"], int(stored["incarnation"]))
+    order = Order(request_id, router, stored["prompt"], stored["max"])
+    return Reservation(order, State(stored["state"]), stored["at"], due_ms)
+
+
+def _unavailable(error: Exception) -> MeshError:
+    return MeshError(
+        Code.UNAVAILABLE,
+        "QUOTA_STORE_UNAVAILABLE",
+        f"the counters cannot be reached ({type(error).__name__}); try again",
+        retry_after=RETRY_AFTER_S,
+    )

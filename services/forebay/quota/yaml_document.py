@@ -1,0 +1,73 @@
+"""A YAML file as plain values that remembers on which line each of them stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Path_ = tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class Document:
+    """One file.
+
+    Attributes:
+        file: where it was read from.
+        data: its content; None if it cannot be read.
+        problems: what is wrong with it, one a line, with file and line number.
+    """
+
+    file: Path
+    data: Any = None
+    problems: list[str] = field(default_factory=list)
+    _lines: dict[Path_, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, file: Path) -> Document:
+        """Reads a file; whatever is wrong with it is in `problems`."""
+        document = cls(file)
+        try:
+            document._parse(file.read_text("utf-8"))
+        except OSError as error:
+            document.problems.append(f"{file}: cannot be read: {error.strerror}")
+        except UnicodeDecodeError:
+            document.problems.append(f"{file}: is not UTF-8")
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            document.problems.append(f"{file}:{line}: is not YAML: {error.problem}")
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            document.problems.append(f"{file}: is not YAML: {error}")
+        return document
+
+    def report(self, path: Path_, problem: str) -> None:
+        """Adds a problem of the value at `path`, with the line of it or of the nearest value around it."""
+        known = next((path[:end] for end in range(len(path), -1, -1) if path[:end] in self._lines), ())
+        where = ".".join(str(part) for part in path)
+        self.problems.append(f"{self.file}:{self._lines.get(known, 1)}: {where + ': ' if where else ''}{problem}")
+
+    def _parse(self, text: str) -> None:
+        loader = yaml.CSafeLoader(text)
+        try:
+            root = loader.get_single_node()
+            if root is not None:
+                self._locate(root, ())
+                self.data = loader.construct_document(root)
+        finally:
+            loader.dispose()
+
+    def _locate(self, node: yaml.Node, path: Path_) -> None:
+        self._lines[path] = node.start_mark.line + 1
+        if isinstance(node, yaml.SequenceNode):
+            for number, item in enumerate(node.value):
+                self._locate(item, (*path, number))
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                inner = (*path, key.value)
+                if inner in self._lines:  # YAML's own rule is that the last one wins, in silence
+                    self.report(inner, f"is given a second time, on line {key.start_mark.line + 1}")
+                self._locate(value, inner)
+                self._lines[inner] = key.start_mark.line + 1

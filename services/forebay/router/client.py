@@ -1,0 +1,70 @@
+"""The client port: where an answer goes, piece by piece, in the order of the public contract."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from forebay.router.domain.life import FinishReason, Usage
+from forebay.router.domain.stream import Piece
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request was admitted; `trace_id` is empty when it is not traced."""
+
+    request_id: str
+    model: str
+    prompt_tokens: int
+    trace_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The request ended; times in seconds from admission, the first None when no token came."""
+
+    reason: FinishReason
+    usage: Usage
+    time_to_first_token_s: float | None
+    queue_time_s: float
+
+
+class Client(Protocol):
+    """Takes one answer. Its methods are awaited one at a time, and return when more can be taken."""
+
+    async def started(self, started: Started) -> None:
+        """Takes the first word."""
+        ...
+
+    async def deliver(self, piece: Piece) -> None:
+        """Takes the next tokens; raises whatever its transport raises once the client is gone."""
+        ...
+
+    async def finished(self, finished: Finished) -> None:
+        """Takes the last word."""
+        ...
+
+
+class GatheredAnswer:
+    """The port's in-memory twin, which unary calls are answered from: it takes everything at once and keeps it."""
+
+    def __init__(self) -> None:
+        self.start: Started | None = None
+        self.token_ids: list[int] = []
+        self.text = ""
+        self.end: Finished | None = None
+
+    async def started(self, started: Started) -> None:
+        """Keeps the first word."""
+        self.start = started
+
+    async def deliver(self, piece: Piece) -> None:
+        """Adds the next tokens to those before."""
+        position, token_ids, text = piece
+        assert position == len(self.token_ids)
+        self.token_ids += token_ids
+        self.text += text
+
+    async def finished(self, finished: Finished) -> None:
+        """Keeps the last word."""
+        self.end = finished

@@ -1,0 +1,8 @@
+"""The scheduler: decides which request runs where and when.
+
+It owns the queues, the fairness between tenants, the registry of workers, placement, and the batches and grants that follow. It
+sees sizes and names, never prompts or tokens. It does not own a request (its router does), does not carry tokens
+(they go from worker to router) and holds nothing that a restart could lose: routers and workers tell it again.
+
+Import rules: `domain` is pure; `service` drives it with the clock and the event loop; `servicer` speaks gRPC; `main` wires.
+"""

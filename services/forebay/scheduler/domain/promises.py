@@ -1,0 +1,103 @@
+"""What is in flight on which worker, and what its flow is charged for it.
+
+A promise takes its worker's room and, once it is known whose it is, charges its flow: the input when it is granted, generated tokens
+as they are reported, and at the end the difference that the prefix cache made. Nothing is charged for input that earlier
+attempts generated, since that is the mesh's own doing.
+"""
+
+from forebay.scheduler.domain.decisions import Grant
+from forebay.scheduler.domain.request import AttemptKey, Queued, Request
+from forebay.scheduler.domain.virtual_counters import CACHED_TENTHS, INPUT_TENTHS, OUTPUT_TENTHS, Flow
+from forebay.scheduler.domain.worker import InFlight, RunningAttempt, Worker
+
+
+class Promises:
+    """Every promise, by attempt; each attempt has at most one."""
+
+    def __init__(self) -> None:
+        self._entries: dict[AttemptKey, InFlight] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: AttemptKey) -> InFlight | None:
+        """Returns an attempt's promise, if it has one."""
+        return self._entries.get(key)
+
+    def grant(self, queued: Queued, worker: Worker, grant: Grant) -> None:
+        """Promises a worker's room to a request that was drawn, and charges its input."""
+        request = queued.request
+        entry = InFlight(
+            key=request.key,
+            worker=worker,
+            kv_tokens=grant.kv_tokens,
+            unprefilled=request.prompt_tokens,
+            max_tokens=request.max_tokens,
+            grant=grant,
+            charged_input=request.prompt_tokens - request.delivered_tokens,
+        )
+        self._add(entry)
+        self.attribute(entry, queued.flow)
+        self._charge(entry, INPUT_TENTHS * entry.charged_input)
+
+    def adopt(self, attempt: RunningAttempt, worker: Worker, flow: Flow[Queued] | None, request: Request | None) -> None:
+        """Counts what a worker held before this scheduler knew of it; what it has generated so far is charged to nobody.
+
+        Args:
+            flow: whose service it is from now on; None while no router has said.
+            request: what its router says of it; None likewise.
+        """
+        entry = InFlight(
+            key=attempt.key,
+            worker=worker,
+            kv_tokens=attempt.kv_tokens,
+            unprefilled=0 if attempt.generated_tokens else request.prompt_tokens if request else attempt.kv_tokens,
+            max_tokens=attempt.kv_tokens,
+            generated=attempt.generated_tokens,
+            started=attempt.started,
+        )
+        self._add(entry)
+        if flow is not None:
+            self.attribute(entry, flow)
+
+    def attribute(self, entry: InFlight, flow: Flow[Queued]) -> None:
+        """Says whose service a promise is, from now on."""
+        if entry.flow is None:
+            entry.flow = flow
+            entry.worker.pool.flows.begin(flow)
+
+    def progress(self, entry: InFlight, generated_tokens: int, prefilled: bool) -> bool:
+        """Charges newly generated tokens; returns whether prefill room came free. A report that comes late changes nothing."""
+        entry.started = True
+        # No more is charged than was granted, whatever a worker reports.
+        new = min(generated_tokens, entry.max_tokens) - entry.generated
+        if new > 0:
+            entry.generated += new
+            self._charge(entry, OUTPUT_TENTHS * new)
+        return (prefilled or entry.generated > 0) and entry.worker.prefilled(entry)
+
+    def settle(self, entry: InFlight, generated_tokens: int, cached_tokens: int) -> None:
+        """Ends a promise whose attempt ran: charges what was not reported yet, and takes back what the cache saved."""
+        self.progress(entry, generated_tokens, prefilled=True)
+        self._charge(entry, (CACHED_TENTHS - INPUT_TENTHS) * min(cached_tokens, entry.charged_input))
+        self.end(entry)
+
+    def refund(self, entry: InFlight) -> None:
+        """Ends a promise whose attempt never ran."""
+        self._charge(entry, -INPUT_TENTHS * entry.charged_input)
+        self.end(entry)
+
+    def end(self, entry: InFlight) -> None:
+        """Ends a promise, charged as it stands."""
+        del self._entries[entry.key]
+        entry.worker.release(entry)
+        if entry.flow is not None:
+            entry.worker.pool.flows.end(entry.flow)
+
+    def _add(self, entry: InFlight) -> None:
+        self._entries[entry.key] = entry
+        entry.worker.take(entry)
+
+    def _charge(self, entry: InFlight, tenths: int) -> None:
+        if entry.flow is not None:
+            entry.worker.pool.flows.charge(entry.flow, tenths)

@@ -1,0 +1,425 @@
+"""The scheduler's core: everything that is waiting, running and free, and the decisions that follow.
+
+Callers report what happened (a submission, a departure, a lost session); `tick` says what to do about all of it at once. So what
+one turn of an event loop brings is decided together: one draw, one batch for each worker.
+
+Who owns an attempt, and when (rule P1). The router owns the request throughout; here its attempt is in exactly one of
+these places, and leaves the last with a grant, a rejection or the router's own word:
+
+    submit ──▶ queued ──tick──▶ in flight on a worker ──▶ forgotten: departure, expired, decline, cancellation
+                 └──▶ forgotten: rejection, cancellation, its router's session lost
+
+Room is freed by the one who knows: the worker says that an attempt departed or that its payload never came, the router that
+it will not send one. A router's broken session frees no room: its payloads may have arrived, and the worker's own timer (2 s)
+tells. A worker's broken session frees none either: what it runs, runs on (rule P1).
+
+Taking over (rule P3, with one scheduler). Nothing is granted to a worker before it has said all that it holds. What routers
+hold on a worker that has not spoken yet is a claim: it says whom to charge for what the worker then reports. The worker's
+report is final: a grant it does not know and that this scheduler did not give comes back as a refusal to its router, which
+owns the request and submits it again.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from forebay.errors import Code, MeshError
+from forebay.scheduler.domain.decisions import Batch, Decisions, Grant, Rejection, Withdrawal
+from forebay.scheduler.domain.indexed_heap import IndexedHeap
+from forebay.scheduler.domain.pool import Pool
+from forebay.scheduler.domain.promises import Promises
+from forebay.scheduler.domain.request import AttemptKey, Queued, Request, ServiceClass
+from forebay.scheduler.domain.virtual_counters import Flow
+from forebay.scheduler.domain.worker import EngineState, InFlight, RunningAttempt, Worker, WorkerInfo
+
+GRANT_MARGIN_S = 0.5
+"""How long after a grant's expiry its payload can still turn up in a worker's word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds of the core.
+
+    Attributes:
+        max_queued, max_queued_per_tenant: requests that wait at a time.
+        queue_timeout_s: the longest wait of a request that names none, or whose model no known worker serves.
+        retry_after_s: what a refused router is told to wait.
+        grant_expiry_s: within which the payload must reach the worker.
+        forget_worker_s: after which a worker that is away is forgotten, with all it ran.
+        class_weights: what each class counts for.
+    """
+
+    max_queued: int = 10_000
+    max_queued_per_tenant: int = 1_000
+    queue_timeout_s: float = 30.0
+    retry_after_s: float = 1.0
+    grant_expiry_s: float = 2.0
+    forget_worker_s: float = 600.0
+    class_weights: Mapping[ServiceClass, int] = field(
+        default_factory=lambda: {ServiceClass.GOLD: 50, ServiceClass.SILVER: 30, ServiceClass.BRONZE: 20}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a router holds on a worker that has not said what it runs."""
+
+    request: Request
+    router: str
+    worker_id: str
+
+
+class Scheduler:
+    """Queues, workers and grants. Not safe for threads; the time may not go back from call to call.
+
+    Attributes:
+        epoch: goes into every grant; the caller makes it larger than any before.
+    """
+
+    def __init__(self, limits: Limits, epoch: int) -> None:
+        self.epoch = epoch
+        self._limits = limits
+        self._pools: dict[tuple[str, str], Pool] = {}
+        self._workers: dict[str, Worker] = {}
+        self._queued: dict[AttemptKey, Queued] = {}
+        self._queued_by_tenant: Counter[str] = Counter()
+        self._promises = Promises()
+        self._claims: dict[AttemptKey, Claim] = {}
+        # Three things end by time: a wait, a promise that its worker does not know of, and the memory of a worker that is away.
+        self._timers: IndexedHeap[Queued | InFlight | Worker, float] = IndexedHeap()
+        # Pools in which something changed since they were last drawn from; a dict, for its order.
+        self._changed: dict[Pool, None] = {}
+        self._arrivals = itertools.count(1)
+        self._batch_ids = itertools.count(1)
+        self._repeats: list[Grant] = []
+        self._rejections: list[Rejection] = []
+        self._withdrawals: list[Withdrawal] = []
+
+    @property
+    def pools(self) -> list[Pool]:
+        """The pools in order of name and model; to be looked at only."""
+        return sorted(self._pools.values(), key=lambda pool: (pool.name, pool.model))
+
+    # What routers say.
+
+    def submit(self, request: Request, router: str, now: float) -> None:
+        """Queues an attempt, or answers it as before: one that waits keeps its place, one that is granted gets its grant again.
+
+        Args:
+            router: the session that is to hear what becomes of it.
+        """
+        entry = self._promises.get(request.key)
+        if entry is not None and entry.grant is not None:
+            self._repeats.append(replace(entry.grant, router=router))
+            return
+        if (waiting := self._queued.get(request.key)) is not None:
+            waiting.router = router
+            return
+        if entry is not None:
+            # Its worker expects it by a grant of an earlier scheduler that never reached the router.
+            self._withdraw(entry)
+        self._claims.pop(request.key, None)
+        pool = self._pool(request.model, request.pool)
+        if (refusal := self._refusal(request, pool)) is not None:
+            self._rejections.append(Rejection(request.key, router, refusal))
+            return
+        queued = Queued(
+            request=request,
+            router=router,
+            pool=pool,
+            flow=self._flow(pool, request),
+            place=(now - request.waited_s, next(self._arrivals)),
+            deadline=None if request.remaining_s is None else now + request.remaining_s,
+            excluded=self._lives(request.excluded_workers),
+        )
+        self._queued[request.key] = queued
+        self._queued_by_tenant[request.tenant_id] += 1
+        pool.enqueue(queued)
+        self._timers.put(queued, now + self._patience(request, pool))
+
+    def cancel(self, key: AttemptKey) -> None:
+        """Drops an attempt that its router no longer wants. One that is known to run ends by its worker's word."""
+        self._claims.pop(key, None)
+        if (queued := self._queued.get(key)) is not None:
+            self._dequeue(queued)
+        elif (entry := self._promises.get(key)) is not None and not entry.started:
+            # It may have begun unknown to us, so its input stays charged: cancelling must not make prefill free.
+            self._withdraw(entry, refund=False)
+
+    def decline(self, key: AttemptKey) -> None:
+        """Frees the room of a grant that its router will not use."""
+        entry = self._promises.get(key)
+        if entry is not None and not entry.started:
+            self._withdraw(entry)
+
+    def claim(self, request: Request, router: str, worker_id: str) -> None:
+        """Notes an attempt that a router holds, granted or running, from before its session."""
+        entry = self._promises.get(request.key)
+        if entry is not None:
+            self._promises.attribute(entry, self._flow(entry.worker.pool, request))
+            return
+        worker = self._workers.get(worker_id)
+        if request.key not in self._queued and (worker is None or worker.reported is not None):
+            self._claims[request.key] = Claim(request, router, worker_id)
+
+    def router_lost(self, router: str) -> None:
+        """Drops what a router's session had queued; the router submits it again on its next session."""
+        for queued in [queued for queued in self._queued.values() if queued.router == router]:
+            self._dequeue(queued)
+        self._claims = {key: claim for key, claim in self._claims.items() if claim.router != router}
+
+    # What workers say. Words about an attempt that is not in flight on the worker are too late and change nothing.
+
+    def worker_registered(self, info: WorkerInfo) -> None:
+        """Makes a worker known, or lets it return. It is granted nothing until `worker_reported`.
+
+        Raises:
+            MeshError: FAILED_PRECONDITION STALE_INCARNATION, a later life of the worker has registered.
+        """
+        worker = self._workers.get(info.id)
+        if worker is not None and info.incarnation < worker.info.incarnation:
+            raise MeshError(
+                Code.FAILED_PRECONDITION, "STALE_INCARNATION", f"a later life of {info.id} has registered; end this one"
+            )
+        pool = self._pool(info.model, info.pool)
+        if worker is None or info.incarnation > worker.info.incarnation or worker.pool is not pool:
+            if worker is not None:
+                self._forget(worker)
+            worker = self._workers[info.id] = pool.workers[info.id] = Worker(info, pool)
+        else:
+            self._timers.discard(worker)
+            pool.worker_left(worker)
+            worker.returned(info)
+        for queued in [queued for queued in self._queued.values() if queued.pool is pool]:
+            if pool.too_large(queued.request):
+                self._reject(queued, _too_large(queued.request))
+
+    def worker_running(self, worker_id: str, attempts: Iterable[RunningAttempt]) -> None:
+        """Takes a part of what a worker holds from before its session."""
+        reported = self._workers[worker_id].reported
+        if reported is not None:
+            reported.update((attempt.key, attempt) for attempt in attempts)
+
+    def worker_reported(self, worker_id: str, now: float) -> None:
+        """Squares what a worker holds with what was known of it; it may be given work from now on."""
+        worker = self._workers[worker_id]
+        reported, worker.reported = worker.reported, None
+        if reported is None:
+            return
+        for key, entry in list(worker.in_flight.items()):
+            if key in reported:
+                continue
+            expiry = entry.grant.expires_at + GRANT_MARGIN_S if entry.grant and not entry.started else now
+            if expiry > now:
+                self._timers.put(entry, expiry)  # its batch was lost, its payload may still come
+            else:
+                self._promises.end(entry)
+        for attempt in reported.values():
+            if (held := worker.in_flight.get(attempt.key)) is not None:
+                if attempt.started:
+                    self._promises.progress(held, attempt.generated_tokens, prefilled=False)
+            elif attempt.key in self._queued or self._promises.get(attempt.key) is not None:
+                self._withdrawals.append(Withdrawal(attempt.key, worker_id))
+            else:
+                claim = self._claims.get(attempt.key)
+                request = claim.request if claim else None
+                flow = self._flow(worker.pool, request) if request else None
+                self._promises.adopt(attempt, worker, flow, request)
+        self._claims = {key: claim for key, claim in self._claims.items() if claim.worker_id != worker_id}
+        self._came(worker)
+
+    def worker_lost(self, worker_id: str, now: float) -> None:
+        """Stops granting to a worker whose session broke; what it runs is kept until it returns or is forgotten."""
+        worker = self._workers[worker_id]
+        worker.attached, worker.reported = False, {}
+        self._left(worker)
+        self._timers.put(worker, now + self._limits.forget_worker_s)
+
+    def worker_draining(self, worker_id: str) -> None:
+        """Stops granting to a worker for this session of it."""
+        worker = self._workers[worker_id]
+        worker.draining = True
+        self._left(worker)
+
+    def engine_state(self, worker_id: str, state: EngineState) -> None:
+        """Notes a worker's load; one whose engine cannot serve is granted nothing."""
+        worker = self._workers[worker_id]
+        was_healthy, worker.engine = worker.healthy, state
+        if was_healthy and not worker.healthy:
+            self._left(worker)
+        elif worker.healthy and not was_healthy:
+            self._came(worker)
+
+    def progress(self, worker_id: str, key: AttemptKey, generated_tokens: int, prefilled: bool) -> None:
+        """Charges an attempt's service since the report before; `generated_tokens` are the attempt's in all."""
+        if (entry := self._entry(worker_id, key)) is not None:
+            self._timers.discard(entry)
+            if self._promises.progress(entry, generated_tokens, prefilled):
+                self._changed[entry.worker.pool] = None
+
+    def departure(
+        self, worker_id: str, key: AttemptKey, *, generated_tokens: int, cached_tokens: int, started: bool
+    ) -> None:
+        """Settles an attempt that has ended and frees its room; one that no engine step was spent on costs nothing."""
+        if (entry := self._entry(worker_id, key)) is not None:
+            self._timers.discard(entry)
+            if started:
+                self._promises.settle(entry, generated_tokens, cached_tokens)
+            else:
+                self._promises.refund(entry)
+            self._changed[entry.worker.pool] = None
+
+    def entry_expired(self, worker_id: str, key: AttemptKey) -> None:
+        """Frees the room of an attempt whose payload did not come in time."""
+        self.departure(worker_id, key, generated_tokens=0, cached_tokens=0, started=False)
+
+    # What follows.
+
+    def due(self, now: float) -> bool:
+        """Whether something has ended by time since the tick before."""
+        first = self._timers.first()
+        return first is not None and first[0] <= now
+
+    def tick(self, now: float) -> Decisions:
+        """Decides all that is to be decided now and returns what was since the tick before."""
+        while (first := self._timers.first()) is not None and first[0] <= now:
+            self._time_out(first[1], now)
+        changed, self._changed = self._changed, {}
+        batches = [batch for pool in changed for batch in self._draw(pool, now)]
+        for pool in changed:
+            if pool.empty:
+                del self._pools[pool.model, pool.name]
+        decisions = Decisions(tuple(batches), tuple(self._repeats), tuple(self._rejections), tuple(self._withdrawals))
+        self._repeats, self._rejections, self._withdrawals = [], [], []
+        return decisions
+
+    def _draw(self, pool: Pool, now: float) -> list[Batch]:
+        drawn: dict[Worker, list[Grant]] = {}
+        for queued, worker in pool.draw(now):
+            grants = drawn.setdefault(worker, [])
+            grant = Grant(
+                request=queued.request,
+                router=queued.router,
+                worker_id=worker.info.id,
+                worker_incarnation=worker.info.incarnation,
+                worker_address=worker.info.address,
+                epoch=self.epoch,
+                batch_id=grants[0].batch_id if grants else next(self._batch_ids),
+                kv_tokens=worker.info.capacity.kv_for(queued.request),
+                enqueued_at=queued.enqueued_at,
+                granted_at=now,
+                expires_at=now + self._limits.grant_expiry_s,
+                queue_depth=pool.queued,
+            )
+            self._take_out(queued)
+            self._promises.grant(queued, worker, grant)
+            grants.append(grant)
+        return [Batch(w.info.id, grants[0].batch_id, self.epoch, tuple(grants)) for w, grants in drawn.items()]
+
+    def _time_out(self, ended: Queued | InFlight | Worker, now: float) -> None:
+        self._timers.discard(ended)
+        match ended:
+            case Queued():
+                late = ended.deadline is not None and ended.deadline <= now
+                self._reject(ended, _deadline_exceeded() if late else self._queue_timeout(ended))
+            case InFlight():
+                self._promises.refund(ended)
+                self._changed[ended.worker.pool] = None
+            case Worker():
+                self._forget(ended)
+
+    def _refusal(self, request: Request, pool: Pool) -> MeshError | None:
+        if pool.too_large(request):
+            return _too_large(request)
+        if self._queued_by_tenant[request.tenant_id] >= self._limits.max_queued_per_tenant:
+            return self._unavailable("QUEUE_FULL", "the tenant has too many requests waiting; send fewer at a time")
+        if len(self._queued) >= self._limits.max_queued:
+            return self._unavailable("QUEUE_FULL", "too many requests are waiting; try again later")
+        return None
+
+    def _patience(self, request: Request, pool: Pool) -> float:
+        """Returns how long a request may wait from now on, in seconds."""
+        limit = self._limits.queue_timeout_s
+        spans = [span for span in (request.remaining_s, request.queue_timeout_s) if span is not None]
+        wait = min(spans, default=limit)
+        return wait if pool.workers else min(wait, limit)
+
+    def _lives(self, worker_ids: frozenset[str]) -> frozenset[tuple[str, int]]:
+        workers = (self._workers.get(worker_id) for worker_id in worker_ids)
+        return frozenset((worker.info.id, worker.info.incarnation) for worker in workers if worker is not None)
+
+    def _pool(self, model: str, name: str) -> Pool:
+        pool = self._pools.get((model, name))
+        if pool is None:
+            pool = self._pools[model, name] = Pool(model, name)
+        self._changed[pool] = None
+        return pool
+
+    def _flow(self, pool: Pool, request: Request) -> Flow[Queued]:
+        # Flat for now: with the tree, the class's weight moves to the node above the tenant's.
+        weight = self._limits.class_weights[request.service_class] * request.weight_milli
+        return pool.flows.flow(request.tenant_id, weight)
+
+    def _entry(self, worker_id: str, key: AttemptKey) -> InFlight | None:
+        return self._workers[worker_id].in_flight.get(key)
+
+    def _take_out(self, queued: Queued) -> None:
+        tenant_id = queued.request.tenant_id
+        del self._queued[queued.request.key]
+        self._queued_by_tenant[tenant_id] -= 1
+        if not self._queued_by_tenant[tenant_id]:
+            del self._queued_by_tenant[tenant_id]
+        self._timers.discard(queued)
+        queued.pool.dequeue(queued)
+
+    def _dequeue(self, queued: Queued) -> None:
+        self._take_out(queued)
+        self._changed[queued.pool] = None
+
+    def _reject(self, queued: Queued, error: MeshError) -> None:
+        self._dequeue(queued)
+        self._rejections.append(Rejection(queued.request.key, queued.router, error))
+
+    def _withdraw(self, entry: InFlight, *, refund: bool = True) -> None:
+        self._withdrawals.append(Withdrawal(entry.key, entry.worker.info.id))
+        self._timers.discard(entry)
+        (self._promises.refund if refund else self._promises.end)(entry)
+        self._changed[entry.worker.pool] = None
+
+    def _came(self, worker: Worker) -> None:
+        worker.pool.worker_came()
+        self._changed[worker.pool] = None
+
+    def _left(self, worker: Worker) -> None:
+        worker.pool.worker_left(worker)
+        self._changed[worker.pool] = None
+
+    def _forget(self, worker: Worker) -> None:
+        for entry in list(worker.in_flight.values()):
+            self._timers.discard(entry)
+            self._promises.end(entry)
+        self._left(worker)
+        self._timers.discard(worker)
+        del self._workers[worker.info.id], worker.pool.workers[worker.info.id]
+
+    def _queue_timeout(self, queued: Queued) -> MeshError:
+        if any(worker.present for worker in queued.pool.workers.values()):
+            return self._unavailable("QUEUE_TIMEOUT", "no room came free in time; try again later or allow a longer wait")
+        return self._unavailable("QUEUE_TIMEOUT", f"no worker serves {queued.request.model} now; try again later")
+
+    def _unavailable(self, reason: str, message: str) -> MeshError:
+        return MeshError(Code.UNAVAILABLE, reason, message, retry_after=self._limits.retry_after_s)
+
+
+def _too_large(request: Request) -> MeshError:
+    return MeshError(
+        Code.INVALID_ARGUMENT,
+        "TOO_LARGE",
+        f"{request.prompt_tokens} prompt and {request.max_tokens} further tokens are more than any worker of "
+        f"{request.model} holds; shorten the prompt or lower max_tokens",
+    )
+
+
+def _deadline_exceeded() -> MeshError:
+    return MeshError(Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline passed while the request waited for room")

@@ -1,0 +1,114 @@
+"""The whole mesh as processes, as a user starts it: `forebay up` in a child, for tests and benchmarks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+
+class MeshProcesses:
+    """Runs `forebay up` on a data directory; as a context manager it returns once the mesh is ready and leaves nothing running.
+
+    Attributes:
+        data: the launcher's data directory.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        *,
+        engine: str = "simulated",
+        routers: int = 1,
+        workers: int = 1,
+        tenants: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        ready_s: float = 60.0,
+    ) -> None:
+        self.data = data
+        self._command = [sys.executable, "-m", "forebay.cli", "up", "--data", str(data), "--engine", engine]
+        self._command += ["--routers", str(routers), "--workers", str(workers)]
+        if tenants is not None:
+            self._command += ["--tenants", str(tenants)]
+        self._environment = {**os.environ, **(environment or {})}
+        self._ready_s = ready_s
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.data.mkdir(parents=True, exist_ok=True)
+        with (self.data / "up.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise RuntimeError(f"`forebay up` did not end within 30 s of SIGINT; see {self.data / 'up.log'}") from None
+
+    @property
+    def launcher_pid(self) -> int:
+        """The process id of `forebay up`."""
+        assert self._process is not None
+        return self._process.pid
+
+    def state(self) -> dict[str, Any]:
+        """Returns the launcher's state file: addresses, process ids, restarts."""
+        state: dict[str, Any] = json.loads((self.data / "mesh.json").read_text(encoding="utf-8"))
+        return state
+
+    def pid(self, name: str) -> int:
+        """Returns the present process id of one process, such as router-1."""
+        return int(self.state()["processes"][name]["pid"])
+
+    def router_address(self, number: int = 0) -> str:
+        """Returns a router's host:port."""
+        return str(self.state()["routers"][number])
+
+    def key(self, tenant: str) -> str:
+        """Returns the development key of a tenant."""
+        keys: dict[str, str] = json.loads((self.data / "dev-keys.json").read_text(encoding="utf-8"))
+        return keys[tenant]
+
+    def kill(self, name: str) -> int:
+        """Ends one process as kill -9 does; returns the process id that it had."""
+        pid = self.pid(name)
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def wait_ready(self) -> None:
+        """Returns once every process is healthy.
+
+        Raises:
+            RuntimeError: `forebay up` ended, or the time allowed is over.
+        """
+        assert self._process is not None
+        give_up = time.monotonic() + self._ready_s
+        while time.monotonic() < give_up:
+            if self._process.poll() is not None:
+                break
+            if (self.data / "mesh.json").exists() and self.state()["ready"]:
+                return
+            time.sleep(0.05)
+        tail = (self.data / "up.log").read_text(errors="replace")[-2_000:]
+        raise RuntimeError(f"the mesh is not ready:\n{tail}")
