@@ -3,26 +3,28 @@
 ENGINE ?= vllm          # vllm, or simulated, which installs no vLLM and needs no model
 PYTHON ?= python3.11    # makes the virtual environment
 JOBS   ?= 2             # test processes
+MODEL  ?=               # a directory or a hub id; SmolLM2-135M by default
 ARGS   ?=               # handed on: make run ARGS="--workers 2", make test ARGS="-k quota"
 
 SHELL  := bash
 engine := $(strip $(ENGINE))
+up      = $(venv)/forebay up --engine $(engine) $(if $(strip $(MODEL)),--model $(strip $(MODEL))) --demo
 venv   := .venv/bin
 setup   = PYTHON=$(strip $(PYTHON)) deploy/scripts/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools protos lint check test test-system run demo bench-mesh clean
+.PHONY: help setup tools protos baseline lint check test test-system run demo bench-mesh clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@awk -F '[?=#]+' '/^[A-Z]+ *\?=/ {printf "  %-8s %-11s %s\n", $$1, $$2, $$3}' $(MAKEFILE_LIST)
+	@sed -nE 's/^([A-Z]+) *\?= *(\S*) *# (.*)/  \1\t\2\t\3/p' $(MAKEFILE_LIST) | expand -t 12,24
 
 run: setup ## Start a mesh, show three tenants at work, serve until Ctrl-C
-	@exec $(venv)/forebay up --engine $(engine) --demo $(ARGS)
+	@exec $(up) $(ARGS)
 
 demo: setup ## The same, and stop by itself
-	@exec $(venv)/forebay up --engine $(engine) --demo --exit-after-demo $(ARGS)
+	@exec $(up) --exit-after-demo $(ARGS)
 
 setup: ## Install everything into .venv
 	@$(setup) $(engine)
@@ -33,6 +35,9 @@ tools: # what checks need: no engine
 protos: tools ## Generate services/forebay/api from protos/
 	PYTHON=$(venv)/python deploy/scripts/generate-stubs.sh
 
+baseline: tools ## Take the present contracts as those that must not break
+	$(venv)/buf build protos -o protos/baseline.binpb
+
 lint: tools ## Format the code and mend what can be mended
 	$(venv)/ruff format
 	$(venv)/ruff check --fix
@@ -42,14 +47,14 @@ check: tools ## Style, types, import contracts, protobuf contracts, stubs, depen
 
 test: ## Every test that needs nothing but pip
 	@$(setup) vllm
-	$(venv)/pytest -n $(strip $(JOBS)) --dist loadfile -m "not system" $(ARGS)
+	$(venv)/pytest -n $(strip $(JOBS)) --dist loadgroup -m "not system" $(ARGS)
 
 test-system: ## Tests that need packages of the system, which this installs by apt
 	@$(setup) vllm
 	@deploy/scripts/test-system.sh $(ARGS)
 
 bench-mesh: tools ## Measure the mesh with an engine that costs nothing
-	@$(venv)/python -m tests.bench.mesh $(ARGS)
+	@$(venv)/python tests/bench/mesh.py $(ARGS)
 
 clean: ## Remove everything that was made, except .venv and downloaded models
 	rm -rf .forebay .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

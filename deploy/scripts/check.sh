@@ -10,7 +10,6 @@ stubs_are_current() {
   PYTHON=.venv/bin/python deploy/scripts/generate-stubs.sh "$outputs" > /dev/null &&
     diff -r -x __pycache__ services/forebay/api "$outputs/forebay/api"
 }
-contracts_break_nothing() { [[ ! -f protos/baseline.binpb ]] || buf breaking protos --against protos/baseline.binpb; }
 
 names=() pids=()
 check() { # NAME COMMAND...
@@ -32,7 +31,7 @@ check stubs stubs_are_current
 check ruff ruff check --quiet
 check format ruff format --check --quiet
 check buf-lint buf lint protos
-check buf-breaking contracts_break_nothing
+check buf-breaking buf breaking protos --against protos/baseline.binpb
 check dependencies deptry services
 
 failed=()

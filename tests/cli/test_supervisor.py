@@ -14,14 +14,15 @@ import pytest
 
 from forebay.cli.guardian import Guardian
 from forebay.cli.health import service_health, valkey_health
-from forebay.cli.mesh_state import MeshState
+from forebay.cli.mesh_state import MeshState, ModelState
 from forebay.cli.ports import Ports
 from forebay.cli.restart import RestartPolicy
-from forebay.cli.supervisor import Phase, ProcessSpec, StartError, Supervisor
+from forebay.cli.supervisor import ProcessSpec, StartError, Supervisor
 from forebay.testing.valkey import valkey_binary
 
 pytestmark = pytest.mark.slow
 
+MODEL = ModelState("simulated", "/nowhere")
 QUICK = RestartPolicy(first_s=0.01, longest_s=0.02)
 
 
@@ -48,8 +49,12 @@ async def no() -> bool:
     return False
 
 
-def shell(tmp_path: Path, name: str, script: str, healthy: Callable[[], Awaitable[bool]] = yes, tier: int = 0) -> ProcessSpec:
-    return ProcessSpec(name, tier, ("/bin/sh", "-c", script), "127.0.0.1:1", tmp_path / f"{name}.log", healthy, stop_within_s=5)
+def shell(
+    tmp_path: Path, name: str, script: str, healthy: Callable[[], Awaitable[bool]] = yes, tier: int = 0
+) -> ProcessSpec:
+    return ProcessSpec(
+        name, tier, ("/bin/sh", "-c", script), "127.0.0.1:1", tmp_path / f"{name}.log", healthy, stop_within_s=5
+    )
 
 
 def valkey(tmp_path: Path, name: str, port: int) -> ProcessSpec:
@@ -69,22 +74,23 @@ async def test_the_dead_come_back_on_their_port_and_nobody_else_moves(tmp_path: 
     told: list[str] = []
     state = tmp_path / "mesh.json"
     async with Guardian() as guardian:
-        async with Supervisor(guardian, specs, state, told.append, QUICK) as mesh:
+        async with Supervisor(guardian, specs, MODEL, state, told.append, QUICK) as mesh:
             await mesh.wait_ready()
             before = MeshState.load(state)
             assert before.ready
+            assert before.model == MODEL
             for deaths in (1, 2, 3):
                 pid = MeshState.load(state).processes["one"].pid
-                assert pid is not None
                 os.kill(pid, signal.SIGKILL)
-                await eventually(lambda deaths=deaths: MeshState.load(state).processes["one"].restarts == deaths)  # type: ignore[misc]
-                await eventually(lambda: mesh.children["one"].phase is Phase.READY)
+                await eventually(lambda old=pid: MeshState.load(state).processes["one"].pid != old)  # type: ignore[misc]
+                await eventually(lambda: MeshState.load(state).ready)
+                assert MeshState.load(state).processes["one"].restarts == deaths
                 assert await valkey_health(specs[0].address) == "SERVING"
             after = MeshState.load(state)
             assert after.processes["two"] == before.processes["two"]
             assert after.processes["one"].address == before.processes["one"].address
         assert not state.exists()
-        assert not any(alive(p.pid) for p in after.processes.values() if p.pid)
+        assert not any(alive(p.pid) for p in after.processes.values())
     assert "one was killed by SIGKILL; it is started again in 0.01 s" in told
     assert any(line.startswith("one is ready again") for line in told)
     ports.release()
@@ -92,7 +98,10 @@ async def test_the_dead_come_back_on_their_port_and_nobody_else_moves(tmp_path: 
 
 async def test_what_never_comes_up_is_given_up_with_the_end_of_its_log(tmp_path: Path) -> None:
     spec = shell(tmp_path, "router-1", "echo no such model; exit 2", no)
-    async with Guardian() as guardian, Supervisor(guardian, [spec], tmp_path / "mesh.json", print, QUICK) as mesh:
+    async with (
+        Guardian() as guardian,
+        Supervisor(guardian, [spec], MODEL, tmp_path / "mesh.json", print, QUICK) as mesh,
+    ):
         with pytest.raises(StartError, match=r"router-1 ended with status 2, 3 times(.|\n)*no such model"):
             await mesh.wait_ready()
 
@@ -104,7 +113,7 @@ async def test_what_ignores_sigterm_is_killed_with_all_it_started(tmp_path: Path
         "127.0.0.1:1", tmp_path / "log", yes, stop_within_s=0.05,
     )  # fmt: skip
     async with Guardian() as guardian:
-        async with Supervisor(guardian, [spec], tmp_path / "mesh.json", print) as mesh:
+        async with Supervisor(guardian, [spec], MODEL, tmp_path / "mesh.json", print) as mesh:
             await mesh.wait_ready()
             await eventually(lambda: child.exists() and child.read_text().strip() != "")
         await eventually(lambda: not alive(int(child.read_text())))
@@ -113,29 +122,33 @@ async def test_what_ignores_sigterm_is_killed_with_all_it_started(tmp_path: Path
 async def test_what_a_dead_process_leaves_behind_dies_before_it_is_started_again(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     spec = shell(tmp_path, "worker-1", f"sleep 600 & echo $! >> {pids}; wait")
-    async with Guardian() as guardian:
-        async with Supervisor(guardian, [spec], tmp_path / "mesh.json", print, QUICK) as mesh:
-            await mesh.wait_ready()
-            await eventually(lambda: pids.exists() and len(pids.read_text().split()) == 1)
-            pid = mesh.children["worker-1"].pid
-            assert pid is not None
-            os.kill(pid, signal.SIGKILL)
-            await eventually(lambda: len(pids.read_text().split()) == 2)
-            first, second = map(int, pids.read_text().split())
-            await eventually(lambda: not alive(first))
-            assert alive(second)
+    async with (
+        Guardian() as guardian,
+        Supervisor(guardian, [spec], MODEL, tmp_path / "mesh.json", print, QUICK) as mesh,
+    ):
+        await mesh.wait_ready()
+        await eventually(lambda: pids.exists() and len(pids.read_text().split()) == 1)
+        os.kill(mesh.children["worker-1"].pid, signal.SIGKILL)
+        await eventually(lambda: len(pids.read_text().split()) == 2)
+        first, second = map(int, pids.read_text().split())
+        await eventually(lambda: not alive(first))
+        assert alive(second)
     await eventually(lambda: not alive(second))
 
 
 async def test_tiers_stop_one_after_the_other(tmp_path: Path) -> None:
     order = tmp_path / "order"
     specs = [
-        shell(tmp_path, name, f"trap 'echo {name} >> {order}; exit 0' TERM; echo up; while :; do sleep 0.02; done", tier=tier)
+        shell(
+            tmp_path,
+            name,
+            f"trap 'echo {name} >> {order}; exit 0' TERM; echo up; while :; do sleep 0.02; done",
+            tier=tier,
+        )
         for name, tier in (("valkey", 3), ("router-1", 0), ("quota", 2), ("worker-1", 1))
     ]
-    async with Guardian() as guardian:
-        async with Supervisor(guardian, specs, tmp_path / "mesh.json", print):
-            await eventually(lambda: all(spec.log.exists() and "up" in spec.log.read_text() for spec in specs))
+    async with Guardian() as guardian, Supervisor(guardian, specs, MODEL, tmp_path / "mesh.json", print):
+        await eventually(lambda: all(spec.log.exists() and "up" in spec.log.read_text() for spec in specs))
     assert order.read_text().split() == ["router-1", "worker-1", "quota", "valkey"]
 
 
@@ -147,7 +160,8 @@ import asyncio, subprocess
 from forebay.cli.guardian import Guardian
 async def main():
     async with Guardian() as guardian:
-        await guardian.spawn(["/bin/sh", "-c", "sleep 600 & echo $$ $! > {pids}; wait"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = ["/bin/sh", "-c", "sleep 600 & echo $$ $! > {pids}; wait"]
+        await guardian.spawn(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         await asyncio.sleep(600)
 asyncio.run(main())
 """

@@ -39,7 +39,12 @@ def test_a_first_attempt_bills_from_zero_and_recomputes_nothing() -> None:
     assert event.time_to_first_token == pytest.approx(0.5 + 2.0)
     assert (event.started_at, event.finished_at) == (1000.0, 1004.0)
     phases = one.phases(104.0)
-    assert (phases.received_at, phases.scheduled_at, phases.first_token_at, phases.last_token_at) == (100, 101, 102, 103)
+    assert (phases.received_at, phases.scheduled_at, phases.first_token_at, phases.last_token_at) == (
+        100,
+        101,
+        102,
+        103,
+    )
 
 
 def test_a_continuation_bills_its_own_positions_and_gives_the_prefill_to_the_mesh() -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+DEFAULT_DATA = Path(".forebay")
+
 
 class DataDirError(Exception):
     """The folder cannot be used; the message says why and what to do."""
@@ -22,8 +24,9 @@ class DataDir:
     tenants.yaml     tenants and plans; copied from the sample on first start, then the operator's
     keys.yaml        hashes of the tenants' keys
     dev-keys.json    the sample tenants' keys themselves, for the owner's eyes
-    secrets.json     the pepper of the hashes and the secret that isolates tenants
-    config/  logs/  traces/  valkey/  ledger/  spool/
+    pepper           the secret that the hashes are made with
+    config/          one file for each process, written anew at each start
+    logs/  traces/  valkey/  ledger/
     ```
     """
 
@@ -33,7 +36,7 @@ class DataDir:
         self.tenants_file = self.root / "tenants.yaml"
         self.keys_file = self.root / "keys.yaml"
         self.development_keys_file = self.root / "dev-keys.json"
-        self.secrets_file = self.root / "secrets.json"
+        self.pepper_file = self.root / "pepper"
 
     def folder(self, name: str) -> Path:
         """Returns a folder inside, made if needed."""

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import enum
 import sys
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
 from forebay.cli import access, answer, directory, launcher, ledger
-from forebay.cli.data_dir import DataDir, DataDirError
+from forebay.cli.data_dir import DEFAULT_DATA, DataDir, DataDirError
 from forebay.cli.explain import explain
 from forebay.cli.mesh_state import MeshState
 from forebay.cli.supervisor import StartError
-from forebay.client import ForebayClient, MeshError, Options
+from forebay.client import ForebayClient, MeshError, Options, UsageTotal
+from forebay.client.messages import to_pb_dimensions
+
+T = TypeVar("T")
 
 app = typer.Typer(
     help="forebay: a multi-tenant LLM inference mesh.", no_args_is_help=True, add_completion=False,
@@ -33,11 +35,11 @@ app.add_typer(plans, name="plans")
 Data = Annotated[Path, typer.Option("--data", metavar="DIR", envvar="FOREBAY_DATA", help="The mesh's data directory.")]
 Key = Annotated[str | None, typer.Option(metavar="KEY", envvar="FOREBAY_KEY", help="A tenant's key.", show_envvar=True)]
 Tenant = Annotated[str | None, typer.Option(metavar="NAME", help="Call with this sample tenant's development key.")]
-Router = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="A router; that of the mesh in --data by default.")]
+Router = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="A router; that of the mesh in --data by default.")
+]
 All = Annotated[bool, typer.Option("--all", help="All tenants' rows, as the operator: from metering itself.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
-
-HERE = Path(".forebay")
 
 
 class Engine(enum.StrEnum):
@@ -55,13 +57,17 @@ def up(
     model: Annotated[
         str | None, typer.Option(metavar="REF", help="wheel:smollm2 (the default for vllm), a directory, or a hub id.")
     ] = None,
-    data: Data = HERE,
+    data: Data = DEFAULT_DATA,
     tenants_file: Annotated[
         Path | None,
-        typer.Option("--tenants", metavar="FILE", exists=True, dir_okay=False, help="Tenants of a new mesh; a sample by default."),
+        typer.Option(
+            "--tenants", metavar="FILE", exists=True, dir_okay=False, help="Tenants of a new mesh; a sample by default."
+        ),
     ] = None,
     otlp: Annotated[str | None, typer.Option(metavar="URL", help="Send traces here (OTLP/gRPC), not to files.")] = None,
-    demo: Annotated[bool, typer.Option("--demo", help="Send a chat for each of three tenants once the mesh is ready.")] = False,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Send a chat for each of three tenants once the mesh is ready.")
+    ] = False,
     exit_after_demo: Annotated[bool, typer.Option("--exit-after-demo", help="Stop after --demo.")] = False,
 ) -> None:
     """Starts a whole mesh on this machine and keeps it running until Ctrl-C."""
@@ -85,7 +91,7 @@ def generate(
     temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0, help="0 is greedy.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
-    data: Data = HERE,
+    data: Data = DEFAULT_DATA,
 ) -> None:
     """Streams an answer."""
     options: Options = {}
@@ -97,9 +103,8 @@ def generate(
         options["temperature"] = temperature
     if seed is not None:
         options["seed"] = seed
-    with _complaints():
-        address, secret = _access(DataDir(data), router, key, tenant)
-        _run(answer.generate(address, secret, sys.stdin.read() if prompt == "-" else prompt, system, options))
+    address, secret = _access(DataDir(data), router, key, tenant)
+    _run(answer.generate(address, secret, sys.stdin.read() if prompt == "-" else prompt, system, options))
 
 
 @usage.command("tail")
@@ -111,59 +116,60 @@ def usage_tail(
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Wait for what is yet to come.")] = True,
     router: Router = None,
     as_json: Json = False,
-    data: Data = HERE,
+    data: Data = DEFAULT_DATA,
 ) -> None:
     """Follows the usage stream."""
     cursor = "" if start == "beginning" else start
-    with _complaints():
-        if everyone:
-            pages = ledger.operator_pages(MeshState.load(DataDir(data).mesh_file).address("metering"), follow)
-            _run(ledger.tail(pages, cursor, follow, as_json))
-        else:
-            address, secret = _access(DataDir(data), router, key, tenant)
-            _run(_tail_of_tenant(address, secret, cursor, follow, as_json))
+    if everyone:
+        pages = ledger.operator_pages(MeshState.load(DataDir(data).mesh_file).address("metering"), follow)
+        _run(ledger.tail(pages, cursor, follow, as_json))
+    else:
+        address, secret = _access(DataDir(data), router, key, tenant)
+        _run(_tail_of_tenant(address, secret, cursor, follow, as_json))
 
 
 @usage.command("sum")
 def usage_sum(
-    by: Annotated[str, typer.Option(help="Dimensions, comma between: tenant, key, model, day, outcome.")] = "tenant,model",
+    by: Annotated[
+        str, typer.Option(help="Dimensions, comma between: tenant, key, model, day, outcome.")
+    ] = "tenant,model",
     key: Key = None,
     tenant: Tenant = None,
     everyone: All = False,
     router: Router = None,
     as_json: Json = False,
-    data: Data = HERE,
+    data: Data = DEFAULT_DATA,
 ) -> None:
     """Adds usage up."""
     dimensions = [name.strip() for name in by.split(",") if name.strip()]
-    with _complaints():
-        if everyone:
-            work = ledger.operator_sum(MeshState.load(DataDir(data).mesh_file).address("metering"), dimensions)
-        else:
-            work = _sum_of_tenant(*_access(DataDir(data), router, key, tenant), dimensions)
-        ledger.print_totals(dimensions, _run(work), as_json)
+    try:
+        to_pb_dimensions(dimensions)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--by") from None
+    if everyone:
+        work = ledger.operator_sum(MeshState.load(DataDir(data).mesh_file).address("metering"), dimensions)
+    else:
+        work = _sum_of_tenant(*_access(DataDir(data), router, key, tenant), dimensions)
+    ledger.print_totals(dimensions, _run(work), as_json)
 
 
 @tenants.command("list")
-def tenants_list(data: Data = HERE) -> None:
+def tenants_list(data: Data = DEFAULT_DATA) -> None:
     """Lists tenants with their plans and limits."""
-    with _complaints():
-        _run(directory.list_tenants(MeshState.load(DataDir(data).mesh_file).address("quota")))
+    _run(directory.list_tenants(MeshState.load(DataDir(data).mesh_file).address("quota")))
 
 
 @plans.command("list")
-def plans_list(data: Data = HERE) -> None:
+def plans_list(data: Data = DEFAULT_DATA) -> None:
     """Lists plans with their limits and prices."""
-    with _complaints():
-        _run(directory.list_plans(MeshState.load(DataDir(data).mesh_file).address("quota")))
+    _run(directory.list_plans(MeshState.load(DataDir(data).mesh_file).address("quota")))
 
 
 @app.command()
-def status(data: Data = HERE) -> None:
+def status(data: Data = DEFAULT_DATA) -> None:
     """Shows the running mesh; the exit status is 1 when a part of it is not healthy."""
-    with _complaints():
-        if not _run(directory.show_status(MeshState.load(DataDir(data).mesh_file))):
-            raise typer.Exit(1)
+    if not _run(directory.show_status(MeshState.load(DataDir(data).mesh_file))):
+        raise typer.Exit(1)
 
 
 async def _tail_of_tenant(address: str, key: str, cursor: str, follow: bool, as_json: bool) -> None:
@@ -171,7 +177,7 @@ async def _tail_of_tenant(address: str, key: str, cursor: str, follow: bool, as_
         await ledger.tail(ledger.tenant_pages(client, follow), cursor, follow, as_json)
 
 
-async def _sum_of_tenant(address: str, key: str, by: list[str]) -> list[Any]:
+async def _sum_of_tenant(address: str, key: str, by: list[str]) -> list[UsageTotal]:
     async with ForebayClient(address, key) as client:
         return await client.sum_usage(by)
 
@@ -181,29 +187,23 @@ def _access(data: DataDir, router: str | None, key: str | None, tenant: str | No
     return access.router_address(data, router), access.tenant_key(data, key, tenant)
 
 
-def _run(work: Coroutine[Any, Any, Any]) -> Any:
-    with _complaints():
-        return asyncio.run(work)
-
-
-@contextmanager
-def _complaints() -> Iterator[None]:
-    """Ends the command with a sentence and exit status 1 where something cannot be done, without a traceback."""
+def _run(work: Coroutine[Any, Any, T]) -> T:
     try:
-        yield
+        return asyncio.run(work)
+    except KeyboardInterrupt:  # the usual end of what follows
+        raise typer.Exit(130) from None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command: what cannot be done ends with a sentence and exit status 1, what is asked wrongly with 2."""
+    try:
+        app(arguments)
     except MeshError as error:
         _fail(explain(error))
     except (DataDirError, StartError) as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
 
 
 def _fail(sentence: str) -> NoReturn:
     typer.secho(f"forebay: {sentence}", err=True, fg="red")
-    raise typer.Exit(1)
-
-
-def main() -> None:
-    """Runs the command."""
-    app()
+    sys.exit(1)

@@ -15,14 +15,22 @@ class ProcessState:
     """One process of a mesh.
 
     Attributes:
-        pid: its process id; None between a death and the restart.
+        pid: its process id; between a death and the restart, that of the dead.
         address: host:port, the same over restarts.
         restarts: how often it was started again.
     """
 
-    pid: int | None
+    pid: int
     address: str
     restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """The model that the mesh serves: its name for clients, and where its files are."""
+
+    name: str
+    directory: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +38,13 @@ class MeshState:
     """A running mesh.
 
     Attributes:
-        ready: whether all processes have been healthy together once.
+        ready: whether all processes are healthy; false from a death until the restarted one is healthy too.
+        model: what it serves.
         processes: by name, such as router-1.
     """
 
     ready: bool
+    model: ModelState
     processes: dict[str, ProcessState]
 
     @property
@@ -56,6 +66,7 @@ class MeshState:
         """Writes the file in one step."""
         values = {
             "ready": self.ready,
+            "model": asdict(self.model),
             "routers": self.routers,
             "processes": {name: asdict(process) for name, process in self.processes.items()},
         }
@@ -71,7 +82,7 @@ class MeshState:
         try:
             values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             processes = {name: ProcessState(**process) for name, process in values["processes"].items()}
-            return cls(values["ready"], processes)
+            return cls(values["ready"], ModelState(**values["model"]), processes)
         except FileNotFoundError:
             raise DataDirError(
                 f"no mesh is running in {file.parent}; start one with `forebay up`, or say where it is with --data DIR"

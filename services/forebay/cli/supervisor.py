@@ -18,7 +18,7 @@ from pathlib import Path
 from signal import SIGTERM, Signals
 
 from forebay.cli.guardian import Guardian, kill_group
-from forebay.cli.mesh_state import MeshState, ProcessState
+from forebay.cli.mesh_state import MeshState, ModelState, ProcessState
 from forebay.cli.restart import RestartPolicy
 
 PROBE_INTERVAL_S = 0.2
@@ -73,13 +73,14 @@ class Child:
     """One process as it is now.
 
     Attributes:
+        pid: of the process, or of the last one while `phase` is DEAD; 0 before the first.
         since: when the present phase began, by the monotonic clock.
         deaths: deaths in a row without having been healthy in between.
     """
 
     spec: ProcessSpec
     phase: Phase = Phase.STARTING
-    pid: int | None = None
+    pid: int = 0
     restarts: int = 0
     since: float = field(default_factory=time.monotonic)
     deaths: int = 0
@@ -89,6 +90,11 @@ class Child:
         self.phase = phase
         self.since = time.monotonic()
 
+    @property
+    def running(self) -> bool:
+        """Whether there is a process."""
+        return self.pid > 0 and self.phase in (Phase.STARTING, Phase.READY)
+
 
 class Supervisor:
     """The processes of one mesh.
@@ -96,6 +102,7 @@ class Supervisor:
     Args:
         guardian: starts them.
         specs: what is to run, in the order of starting.
+        model: what it serves, for the state file.
         state_file: where the state is written at each change.
         announce: told, in a sentence, of each death and recovery once the mesh is ready.
         policy: when the dead are started again.
@@ -105,17 +112,19 @@ class Supervisor:
         self,
         guardian: Guardian,
         specs: Sequence[ProcessSpec],
+        model: ModelState,
         state_file: Path,
         announce: Callable[[str], None],
         policy: RestartPolicy = RestartPolicy(),  # noqa: B008 - immutable
     ) -> None:
         self._guardian = guardian
+        self._model = model
         self._state_file = state_file
         self._announce = announce
         self._policy = policy
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
-        self._ready = False
+        self._came_up = False
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.children: Mapping[str, Child] = {spec.name: Child(spec) for spec in specs}
 
@@ -132,18 +141,22 @@ class Supervisor:
             await asyncio.gather(*(self._stop(c) for c in self.children.values() if c.spec.tier == tier))
         self._state_file.unlink(missing_ok=True)
 
-    async def wait_ready(self) -> None:
-        """Returns once every process has been healthy.
+    async def wait_ready(self, tick: Callable[[], None] = lambda: None) -> None:
+        """Returns once every process has been healthy; calls `tick` several times a second until then.
 
         Raises:
             StartError: one of them does not come up.
         """
-        while not all(child.phase is Phase.READY for child in self.children.values()):
+        while not self._ready:
             if self._failed.done():
                 self._failed.result()
+            tick()
             await asyncio.sleep(PROBE_INTERVAL_S)
-        self._ready = True
-        self._save()
+        self._came_up = True
+
+    @property
+    def _ready(self) -> bool:
+        return all(child.phase is Phase.READY for child in self.children.values())
 
     async def _keep(self, child: Child) -> None:
         """The life of one process, over all its restarts."""
@@ -155,7 +168,7 @@ class Supervisor:
             child.deaths += 1
             child.enter(Phase.DEAD)
             self._save()
-            if not self._ready and child.deaths >= HOPELESS_AFTER:
+            if not self._came_up and child.deaths >= HOPELESS_AFTER:
                 self._give_up(child, status)
                 return
             pause = self._policy.pause(pause, lived_s)
@@ -181,7 +194,6 @@ class Supervisor:
         finally:
             probing.cancel()
         self._guardian.release(process.pid)
-        child.pid = None
         return status, time.monotonic() - started
 
     async def _probe(self, child: Child) -> None:
@@ -190,25 +202,26 @@ class Supervisor:
         took = time.monotonic() - child.since
         child.deaths = 0
         child.enter(Phase.READY)
+        self._save()
         self._tell(child, f"is ready again after {took:.1f} s, process {child.pid}")
 
     async def _stop(self, child: Child) -> None:
         """Asks a process to end, waits for it, and then makes it end."""
         task = self._tasks[child.spec.name]
-        if child.pid is None:
+        if not child.running:
             task.cancel()
         else:
             with suppress(ProcessLookupError):
                 os.kill(child.pid, SIGTERM)
         _, late = await asyncio.wait([task], timeout=child.spec.stop_within_s)
-        if late and child.pid is not None:
+        if late and child.running:
             kill_group(child.pid)
         await asyncio.gather(task, return_exceptions=True)
 
     def kill(self) -> None:
         """Ends every process at once; for someone who will not wait for `__aexit__`."""
         for child in self.children.values():
-            if child.pid is not None:
+            if child.running:
                 kill_group(child.pid)
 
     def _give_up(self, child: Child, status: int) -> None:
@@ -222,7 +235,7 @@ class Supervisor:
             )
 
     def _tell(self, child: Child, what: str) -> None:
-        if self._ready:
+        if self._came_up:
             self._announce(f"{child.spec.name} {what}")
 
     def _save(self) -> None:
@@ -230,7 +243,7 @@ class Supervisor:
             name: ProcessState(child.pid, child.spec.address, child.restarts) for name, child in self.children.items()
         }
         with suppress(OSError):  # a full disk makes the file stale; it must not end the mesh
-            MeshState(self._ready, processes).save(self._state_file)
+            MeshState(self._ready, self._model, processes).save(self._state_file)
 
 
 def _ended(status: int) -> str:

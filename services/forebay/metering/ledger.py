@@ -34,14 +34,10 @@ class Page:
 class Ledger(Protocol):
     """An append-only ledger. Any method raises MeshError UNAVAILABLE LEDGER_UNAVAILABLE when the store fails."""
 
-    async def append(
-        self, reports: Sequence[UsageEvent], prices: PriceTable, now_ns: int
-    ) -> list[Disposition]:
+    async def append(self, reports: Sequence[UsageEvent], prices: PriceTable, now_ns: int) -> list[Disposition]:
         """Commits reports in their order and returns what became of each; `now_ns` is the rows' recorded_at."""
 
-    async def confirm(
-        self, held_since_ns: int, prices: PriceTable, now_ns: int, limit: int
-    ) -> list[Disposition]:
+    async def confirm(self, held_since_ns: int, prices: PriceTable, now_ns: int, limit: int) -> list[Disposition]:
         """Books up to `limit` reports that have been held since a time or longer; returns what became of each."""
 
     async def read(self, after: int, selection: UsageFilter, limit: int) -> Page:

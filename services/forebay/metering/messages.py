@@ -15,6 +15,7 @@ from forebay.metering.domain.selection import Dimension, Total, UsageFilter
 from forebay.metering.price_book import Edition
 
 _OUTCOMES = {metering_pb2.Outcome.Value(f"OUTCOME_{outcome.name}"): outcome for outcome in Outcome}
+_SOURCES = {metering_pb2.EventSource.Value(f"EVENT_SOURCE_{source.name}"): source for source in Source}
 _DIMENSIONS = {metering_pb2.UsageDimension.Value(f"USAGE_DIMENSION_{d.name}"): d for d in Dimension}
 
 
@@ -24,11 +25,13 @@ def from_pb_event(message: metering_pb2.UsageEvent) -> UsageEvent:
     Raises:
         MeshError: INVALID_ARGUMENT BAD_EVENT; the source or the outcome is none.
     """
-    source = Source(message.source) if message.source in set(Source) else None
+    source = _SOURCES.get(message.source)
     outcome = _OUTCOMES.get(message.outcome)
     if source is None or outcome is None:
         unset = {"source": source, "outcome": outcome}
-        raise bad_event([FieldViolation(name, "one of the enum's, not unspecified") for name, v in unset.items() if v is None])
+        raise bad_event(
+            [FieldViolation(name, "one of the enum's, not unspecified") for name, v in unset.items() if v is None]
+        )
     return UsageEvent(
         request_id=message.request_id,
         attempt=message.attempt,
@@ -140,7 +143,10 @@ def from_pb_dimensions(numbers: list[metering_pb2.UsageDimension.ValueType]) -> 
     if len(set(numbers)) < len(numbers) or not all(number in _DIMENSIONS for number in numbers):
         violation = FieldViolation("group_by", "each of tenant, key, model, day and outcome at most once")
         raise MeshError(
-            Code.INVALID_ARGUMENT, "BAD_DIMENSIONS", f"group_by must be {violation.description}", field_violations=[violation]
+            Code.INVALID_ARGUMENT,
+            "BAD_DIMENSIONS",
+            f"group_by must be {violation.description}",
+            field_violations=[violation],
         )
     return [_DIMENSIONS[number] for number in numbers]
 

@@ -1,7 +1,8 @@
 """What metering does: record reports durably and once, confirm those that were held, and show the ledger.
 
-Group commit clocks itself: what is submitted while a commit runs becomes the next commit. There is no timer and no fixed delay; one
-report alone is committed at once, and under load the cost of a commit is shared by all that gathered meanwhile.
+Group commit clocks itself: what is submitted while a commit runs becomes the next commit. There is no timer and no
+fixed delay; one report alone is committed at once, and under load the cost of a commit is shared by all that gathered
+meanwhile.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ class Metering:
                 self._submitted.clear()
             results: Sequence[Disposition | MeshError]
             try:
-                results = await self._ledger.append([report for report, _ in batch], self._prices.current.table, self._now_ns())
+                results = await self._ledger.append(
+                    [report for report, _ in batch], self._prices.current.table, self._now_ns()
+                )
             except MeshError as error:
                 results = [error] * len(batch)
             else:
@@ -101,7 +104,9 @@ class Metering:
         dispositions = await self._ledger.confirm(held_since_ns, self._prices.current.table, now_ns, MAX_COMMIT)
         if dispositions:
             self._wake_readers()
-            log.info("held reports confirmed", count=len(dispositions), conflicts=dispositions.count(Disposition.CONFLICT))
+            log.info(
+                "held reports confirmed", count=len(dispositions), conflicts=dispositions.count(Disposition.CONFLICT)
+            )
         return len(dispositions)
 
     async def head(self) -> int:
@@ -111,8 +116,9 @@ class Metering:
     async def stream(self, after: int, selection: UsageFilter, *, follow: bool) -> AsyncIterator[Page]:
         """Yields the selected rows after a position, in order, without gap or repeat, at most PAGE at a time.
 
-        Nothing is buffered for a slow reader: each page is read from the ledger when the one before was taken. The first page comes
-        at once and may be empty, so that a reader has a position to resume from; so may a page after IDLE_S seconds without rows.
+        Nothing is buffered for a slow reader: each page is read from the ledger when the one before was taken. The
+        first page comes at once and may be empty, so that a reader has a position to resume from; so may a page after
+        IDLE_S seconds without rows.
 
         Args:
             follow: go on with rows as they are committed; otherwise end at the present end.

@@ -1,7 +1,8 @@
 """The ledger in one SQLite file: WAL, and a commit returns only when the disk has it (synchronous=FULL).
 
-One thread writes, on its own connection, so that commits never wait for one another's locks; readers have connections of their own
-and see the last commit. Files of a killed process need no repair: SQLite drops the unfinished commit when the file is next opened.
+One thread writes, on its own connection, so that commits never wait for one another's locks; readers have connections
+of their own and see the last commit. Files of a killed process need no repair: SQLite drops the unfinished commit when
+the file is next opened.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Itera
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from forebay.config import ConfigError
 from forebay.metering.domain.charge import Usage
@@ -48,6 +49,12 @@ _ADD_TO_TOTALS = (
     f"INSERT INTO totals VALUES ({', '.join('?' * len(_GROUP + _MEASURES))}) "  # noqa: S608
     f"ON CONFLICT DO UPDATE SET {', '.join(f'{name} = {name} + excluded.{name}' for name in _MEASURES)}"
 )
+# The list comes as one JSON array, so that a batch of any size is one and the same prepared statement.
+_IN = "IN (SELECT value FROM json_each(?))"
+_SELECT_ENTRIES = f"SELECT body, chain_hash FROM entries WHERE request_id {_IN} ORDER BY position"  # noqa: S608
+_SELECT_HELD = f"SELECT event FROM provisional WHERE request_id {_IN}"  # noqa: S608
+_SELECT_HASHES = f"SELECT tenant_id, chain_hash FROM tenant_head WHERE tenant_id {_IN}"  # noqa: S608
+_SELECT_DUE = "SELECT event FROM provisional WHERE held_since_ns <= ? ORDER BY held_since_ns LIMIT ?"
 
 R = TypeVar("R")
 
@@ -100,11 +107,9 @@ class SqliteLedger:
 
         def commit() -> list[Disposition]:
             with _transaction(self._db):
-                rows = self._db.execute(
-                    "SELECT event FROM provisional WHERE held_since_ns <= ? ORDER BY held_since_ns LIMIT ?",
-                    (held_since_ns, limit),
-                )
-                due = [read_event(event) for (event,) in rows]
+                due = [read_event(event) for (event,) in self._db.execute(_SELECT_DUE, (held_since_ns, limit))]
+                if not due:
+                    return []
                 posting = self._open(due, prices, now_ns)
                 dispositions = [posting.confirm(report) for report in due]
                 self._write(posting, now_ns)
@@ -134,17 +139,17 @@ class SqliteLedger:
 
         def query(db: sqlite3.Connection) -> list[Total]:
             where, values = _where(selection)
-            columns = ", ".join(_COLUMN[dimension] for dimension in dimensions)
-            sums = ", ".join(f"COALESCE(SUM({measure}), 0)" for measure in _MEASURES)
+            columns = [_COLUMN[dimension] for dimension in dimensions]
+            sums = [f"COALESCE(SUM({measure}), 0)" for measure in _MEASURES]
             table = "totals" if selection.whole_days else "entries"
-            grouped = f"GROUP BY {columns} HAVING SUM(attempts) > 0 ORDER BY {columns} LIMIT {MAX_TOTALS + 1}"
-            rows = db.execute(
-                f"SELECT {columns}{',' if columns else ''} {sums} FROM {table} WHERE {where} {grouped if columns else ''}",  # noqa: S608
-                values,
-            ).fetchall()
+            sql = f"SELECT {', '.join(columns + sums)} FROM {table} WHERE {where}"  # noqa: S608
+            if columns:
+                by = ", ".join(columns)
+                sql += f" GROUP BY {by} HAVING SUM(attempts) > 0 ORDER BY {by} LIMIT {MAX_TOTALS + 1}"
+            rows = db.execute(sql, values).fetchall()
             if len(rows) > MAX_TOTALS:
                 raise too_many_totals()
-            n = len(dimensions)
+            n = len(columns)
             return [Total(row[:n], Usage(*row[n:-1]), row[-1]) for row in rows]
 
         return await self._query(query)
@@ -164,22 +169,12 @@ class SqliteLedger:
         return await _run(self._readers, run)
 
     def _open(self, reports: Sequence[UsageEvent], prices: PriceTable, now_ns: int) -> Posting:
-        requests = _json({report.request_id for report in reports})
-        rows = self._db.execute(
-            "SELECT body, chain_hash FROM entries WHERE request_id IN (SELECT value FROM json_each(?)) ORDER BY position",
-            (requests,),
-        )
-        entries = [unseal(*row) for row in rows]
-        held = self._db.execute(
-            "SELECT event FROM provisional WHERE request_id IN (SELECT value FROM json_each(?))", (requests,)
-        )
-        events = [read_event(event) for (event,) in held]
+        requests = (_json({report.request_id for report in reports}),)
+        entries = [unseal(*row) for row in self._db.execute(_SELECT_ENTRIES, requests)]
+        held = [read_event(event) for (event,) in self._db.execute(_SELECT_HELD, requests)]
         tenants = {report.tenant_id for report in reports} | {entry.row.event.tenant_id for entry in entries}
-        hashes = self._db.execute(
-            "SELECT tenant_id, chain_hash FROM tenant_head WHERE tenant_id IN (SELECT value FROM json_each(?))",
-            (_json(tenants),),
-        )
-        opening = Opening(_head(self._db), dict(hashes), entries, {event.key: event for event in events})
+        hashes = self._db.execute(_SELECT_HASHES, (_json(tenants),))
+        opening = Opening(_head(self._db), dict(hashes), entries, {event.key: event for event in held})
         return Posting(opening, prices, now_ns)
 
     def _write(self, posting: Posting, now_ns: int) -> None:
@@ -287,8 +282,9 @@ def _where(selection: UsageFilter) -> tuple[str, list[object]]:
     )
     for column, wanted in chosen:
         if wanted:
-            conditions.append(f"{column} IN (SELECT value FROM json_each(?))")
-            values.append(_json(wanted))
+            # A single value lets the index give the rows in order of position, without sorting.
+            conditions.append(f"{column} = ?" if len(wanted) == 1 else f"{column} {_IN}")
+            values.append(next(iter(wanted)) if len(wanted) == 1 else _json(wanted))
     # Totals have no times; where they are asked the bounds are whole days, and days sort as text.
     column, value = ("day", day) if selection.whole_days else ("finished_at_ns", int)
     if selection.finished_from_ns is not None:

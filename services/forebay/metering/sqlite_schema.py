@@ -81,7 +81,9 @@ def migrate(db: sqlite3.Connection) -> None:
     """
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version > len(_MIGRATIONS):
-        raise ConfigError(f"the ledger has version {version}, this release knows {len(_MIGRATIONS)}; run a later release")
+        raise ConfigError(
+            f"the ledger has version {version}, this release knows {len(_MIGRATIONS)}; run a later release"
+        )
     for number, script in enumerate(_MIGRATIONS[version:], start=version + 1):
         db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
     db.execute("UPDATE ledger_head SET position = position")

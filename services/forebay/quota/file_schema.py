@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import re
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -18,18 +18,31 @@ MAX_SYSTEM_PROMPT_BYTES = 8_192
 TENANT_ID = r"^[a-z0-9-]{1,63}$"
 
 
-def _decimal(value: object) -> object:
-    # YAML's numbers are binary; their shortest text is the number that was written.
-    return Decimal(str(value)) if isinstance(value, int | float) and not isinstance(value, bool) else value
+def _scaled(scale: int, most: int, unit: str) -> BeforeValidator:
+    """Returns what reads a number as a whole number of smaller units, at most `most` of the larger."""
+
+    def read(value: object) -> int:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ValueError("must be a number")
+        exact = Decimal(str(value)) * scale  # a float's shortest text is the number that was written
+        if not 0 <= exact <= most * scale or exact % 1:
+            raise ValueError(f"must be from 0 to {most}, and a whole number of {unit}")
+        return int(exact)
+
+    return BeforeValidator(read)
 
 
-def _exact(scale: int, name: str) -> AfterValidator:
-    def scaled(value: Decimal) -> int:
-        if value * scale % 1:
-            raise ValueError(f"must be a whole number of {name}")
-        return int(value * scale)
+def _service_class(value: object) -> ServiceClass:
+    try:
+        return ServiceClass[str(value).upper()]
+    except KeyError:
+        raise ValueError("must be gold, silver or bronze") from None
 
-    return AfterValidator(scaled)
+
+def _hash(value: object) -> bytes:
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        raise ValueError("must be 64 hexadecimal digits in lower case, quoted")
+    return bytes.fromhex(value)
 
 
 def _short_enough(text: str) -> str:
@@ -40,12 +53,11 @@ def _short_enough(text: str) -> str:
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Percent = Annotated[int, Field(ge=1, le=100)]
-Milli = Annotated[Decimal, BeforeValidator(_decimal), Field(ge=Decimal("0.001"), le=1000), _exact(1000, "thousandths")]
-NanoUsd = Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=1_000_000_000), _exact(10**9, "nano-USD")]
-NanoUsdPerMillion = Annotated[
-    Decimal, BeforeValidator(_decimal), Field(ge=0, le=1_000_000), _exact(10**12, "nano-USD per million")
-]
-ClassName = Annotated[Literal["gold", "silver", "bronze"], AfterValidator(lambda name: ServiceClass[name.upper()])]
+Milli = Annotated[int, _scaled(1000, 1000, "thousandths"), Field(ge=1)]
+NanoUsd = Annotated[int, _scaled(10**9, 10**6, "nano-USD")]
+NanoUsdPerMillion = Annotated[int, _scaled(10**12, 1000, "nano-USD per million")]
+Class = Annotated[ServiceClass, BeforeValidator(_service_class)]
+Hash = Annotated[bytes, BeforeValidator(_hash)]
 Name = Annotated[str, Field(max_length=200)]
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -85,7 +97,7 @@ class PlanLimitsEntry(LimitsEntry):
 class PlanEntry(_Entry):
     """One plan."""
 
-    service_class: ClassName
+    service_class: Class
     weight: Milli
     limits: PlanLimitsEntry
     usd_per_1000_tokens: NanoUsdPerMillion | None = None
@@ -104,7 +116,7 @@ class TenantEntry(_Entry):
     plan: str
     limits: LimitsEntry = LimitsEntry()
     display_name: Name | None = None
-    service_class: ClassName | None = None
+    service_class: Class | None = None
     weight: Milli | None = None
     models: list[ModelName] | None = None
     system_prompt: Annotated[str, AfterValidator(_short_enough)] | None = None
@@ -133,8 +145,8 @@ class KeyEntry(_Entry):
 
     key_id: Annotated[str, Field(pattern=r"^[a-z2-7]{12}$")]
     tenant: str
-    hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$"), AfterValidator(bytes.fromhex)]
-    expires_at: Annotated[datetime, AwareDatetime] | None = None
+    hash: Hash
+    expires_at: AwareDatetime | None = None
     display_name: Name = ""
 
 

@@ -46,9 +46,16 @@ class PolicyFiles:
         self._seen = self._stamp()
         documents = tuple(Document.read(file) for file in self._files)
         plans_document, tenants_document, keys_document = documents
-        plans = _plans(_check(plans_document, PlansFile))
-        tenants = _tenants(_check(tenants_document, TenantsFile), tenants_document, plans, self._pepper)
-        keys = _keys(_check(keys_document, KeysFile), keys_document, tenants_document)
+        plans_file = _check(plans_document, PlansFile)
+        tenants_file = _check(tenants_document, TenantsFile)
+        keys_file = _check(keys_document, KeysFile)
+        plans, tenants, keys = {}, {}, {}
+        if plans_file:
+            plans = _plans(plans_file)
+        if plans_file and tenants_file:
+            tenants = _tenants(tenants_file, tenants_document, plans, self._pepper)
+        if tenants_file and keys_file:
+            keys = _keys(keys_file, keys_document, tenants_file)
         problems = [problem for document in documents for problem in document.problems]
         if problems:
             raise ConfigError("\n".join([f"{len(problems)} problem(s) in the policies:", *problems]))
@@ -87,13 +94,11 @@ def _check(document: Document, shape: type[F]) -> F | None:
         return shape.model_validate(document.data)
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_input=False):
-            document.report(problem["loc"], problem["msg"])
+            document.report(problem["loc"], problem["msg"].removeprefix("Value error, "))
         return None
 
 
-def _plans(file: PlansFile | None) -> dict[str, Plan]:
-    if file is None:
-        return {}
+def _plans(file: PlansFile) -> dict[str, Plan]:
     return {
         name: Plan(
             name,
@@ -107,17 +112,13 @@ def _plans(file: PlansFile | None) -> dict[str, Plan]:
     }
 
 
-def _tenants(
-    file: TenantsFile | None, document: Document, plans: dict[str, Plan], pepper: bytes
-) -> dict[str, TenantPolicy]:
+def _tenants(file: TenantsFile, document: Document, plans: dict[str, Plan], pepper: bytes) -> dict[str, TenantPolicy]:
     tenants: dict[str, TenantPolicy] = {}
-    if file is None or not plans:  # without plans every tenant would be reported, and none of them is at fault
-        return tenants
     for tenant_id, entry in sorted(file.tenants.items()):
         plan = plans.get(entry.plan)
         if plan is None:
             document.report(
-                ("tenants", tenant_id, "plan"), f"there is no plan {entry.plan!r}; one of {', '.join(plans)}"
+                ("tenants", tenant_id, "plan"), f"there is no plan {entry.plan!r}; there are {', '.join(plans)}"
             )
             continue
         if entry.priced_by_plan and plan.nano_usd_per_million_tokens is None:
@@ -126,15 +127,12 @@ def _tenants(
     return tenants
 
 
-def _keys(file: KeysFile | None, document: Document, tenants: Document) -> dict[str, KeyPolicy]:
+def _keys(file: KeysFile, document: Document, tenants: TenantsFile) -> dict[str, KeyPolicy]:
     keys: dict[str, KeyPolicy] = {}
-    if file is None:
-        return keys
-    known = tenants.data["tenants"] if not tenants.problems else None
     for number, entry in enumerate(file.keys):
         if entry.key_id in keys:
             document.report(("keys", number, "key_id"), f"{entry.key_id} is given to a second key")
-        if known is not None and entry.tenant not in known:
+        if entry.tenant not in tenants.tenants:
             document.report(("keys", number, "tenant"), f"there is no tenant {entry.tenant!r}")
         expires_at = entry.expires_at.timestamp() if entry.expires_at else None
         keys[entry.key_id] = KeyPolicy(

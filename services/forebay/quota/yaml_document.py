@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-Path_ = tuple[Any, ...]
+# Where in a file: the keys and numbers that lead to a value.
+Place = tuple[Any, ...]
 
 
 @dataclass(slots=True)
@@ -24,7 +25,7 @@ class Document:
     file: Path
     data: Any = None
     problems: list[str] = field(default_factory=list)
-    _lines: dict[Path_, int] = field(default_factory=dict)
+    _lines: dict[Place, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, file: Path) -> Document:
@@ -43,10 +44,10 @@ class Document:
             document.problems.append(f"{file}: is not YAML: {error}")
         return document
 
-    def report(self, path: Path_, problem: str) -> None:
-        """Adds a problem of the value at `path`, with the line of it or of the nearest value around it."""
-        known = next((path[:end] for end in range(len(path), -1, -1) if path[:end] in self._lines), ())
-        where = ".".join(str(part) for part in path)
+    def report(self, place: Place, problem: str) -> None:
+        """Adds a problem of the value at `place`, with the line of it or of the nearest value around it."""
+        known = next((place[:end] for end in range(len(place), -1, -1) if place[:end] in self._lines), ())
+        where = ".".join(str(part) for part in place)
         self.problems.append(f"{self.file}:{self._lines.get(known, 1)}: {where + ': ' if where else ''}{problem}")
 
     def _parse(self, text: str) -> None:
@@ -59,14 +60,14 @@ class Document:
         finally:
             loader.dispose()
 
-    def _locate(self, node: yaml.Node, path: Path_) -> None:
-        self._lines[path] = node.start_mark.line + 1
+    def _locate(self, node: yaml.Node, place: Place) -> None:
+        self._lines[place] = node.start_mark.line + 1
         if isinstance(node, yaml.SequenceNode):
             for number, item in enumerate(node.value):
-                self._locate(item, (*path, number))
+                self._locate(item, (*place, number))
         elif isinstance(node, yaml.MappingNode):
             for key, value in node.value:
-                inner = (*path, key.value)
+                inner = (*place, str(key.value))
                 if inner in self._lines:  # YAML's own rule is that the last one wins, in silence
                     self.report(inner, f"is given a second time, on line {key.start_mark.line + 1}")
                 self._locate(value, inner)

@@ -1,18 +1,16 @@
-"""Who is calling: the tenant follows from the verified key alone."""
+"""Who is calling: the tenant follows from the verified key alone, and never from a header."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
 from dataclasses import dataclass
-from typing import Protocol
 
 from forebay.clock import Clock
 from forebay.errors import Code, MeshError
 from forebay.policy.keys import hash_key, parse_key_id
 from forebay.policy.model import KeyPolicy, TenantPolicy
-
-HONOURED_WHILE_CUT_OFF_S = 30.0
+from forebay.policy.watcher import PolicyWatcher
 
 _NO_HASH = bytes(32)
 
@@ -29,28 +27,63 @@ class Caller:
         return self.tenant.may_use(model) and self.key.may_use(model)
 
 
-class Cache(Protocol):
-    """Policies as last heard."""
+class Access:
+    """Verifies keys against the policies that quota pushes."""
 
-    @property
-    def tenants(self) -> dict[str, TenantPolicy]: ...  # noqa: D102
+    def __init__(
+        self, policies: PolicyWatcher, pepper: bytes, clock: Clock, *, first_policies_s: float, honour_cut_off_s: float
+    ) -> None:
+        """Prepares to verify.
 
-    @property
-    def keys(self) -> dict[str, KeyPolicy]: ...  # noqa: D102
+        Args:
+            policies: the policies as last heard.
+            pepper: what keys are hashed with.
+            clock: for expiry.
+            first_policies_s: how long a call waits for the first policies after a start.
+            honour_cut_off_s: how long policies count after the connection to quota broke.
+        """
+        self._policies = policies
+        self._pepper = pepper
+        self._clock = clock
+        self._first_policies_s = first_policies_s
+        self._honour_cut_off_s = honour_cut_off_s
+
+    async def verify(self, authorization: str) -> Caller:
+        """Returns who presents `Bearer fb_...`.
+
+        Raises:
+            MeshError: UNAUTHENTICATED for a key that is malformed, unknown, wrong, expired or revoked, with one and the same
+                message; PERMISSION_DENIED for a suspended tenant; UNAVAILABLE when the policies are unknown or too old.
+        """
+        await self._await_policies()
+        presented = authorization.removeprefix("Bearer ").strip()
+        key_id = parse_key_id(presented)
+        key = self._policies.cache.keys.get(key_id) if key_id else None
+        # The comparison is made in any case, so that time does not tell whether a key id exists.
+        genuine = hmac.compare_digest(hash_key(self._pepper, presented), key.hash if key else _NO_HASH)
+        tenant = self._policies.cache.tenants.get(key.tenant_id) if key else None
+        if key is None or tenant is None or not genuine or key.revoked or self._expired(key):
+            raise MeshError(
+                Code.UNAUTHENTICATED, "UNKNOWN_KEY", "the key is not valid; send `authorization: Bearer fb_...` in the metadata"
+            )
+        if tenant.suspended:
+            raise MeshError(Code.PERMISSION_DENIED, "TENANT_SUSPENDED", "the tenant is suspended; ask the operator")
+        return Caller(tenant, key)
+
+    def _expired(self, key: KeyPolicy) -> bool:
+        return key.expires_at is not None and key.expires_at <= self._clock.now()
+
+    async def _await_policies(self) -> None:
+        policies = self._policies
+        if not policies.ready:
+            try:
+                async with asyncio.timeout(self._first_policies_s):
+                    await policies.wait_ready()
+            except TimeoutError:
+                raise _unavailable("no policies have come from quota yet; try again") from None
+        elif policies.cut_off_for() > self._honour_cut_off_s:
+            raise _unavailable("the policies are too old to admit anyone; try again")
 
 
-class Policies(Protocol):
-    """What access asks of `forebay.policy.watcher.PolicyWatcher`."""
-
-    @property
-    def cache(self) -> Cache:
-        """The policies as last heard."""
-        ...
-
-    async def wait_ready(self) -> None:
-        """Returns once a first snapshot has come."""
-        ...
-
-    def cut_off_for(self) -> float:
-        """Returns for how many seconds no change could have been heard of."""
-        ...
+def _unavailable(message: str) -> MeshError:
+    return MeshError(Code.UNAVAILABLE, "POLICIES_STALE", message, retry_after=1)

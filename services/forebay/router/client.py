@@ -30,14 +30,17 @@ class Finished:
 
 
 class Client(Protocol):
-    """Takes one answer. Its methods are awaited one at a time, and return when more can be taken."""
+    """Takes one answer.
+
+    Its methods are awaited one at a time, return when more can be taken, and raise MeshError CANCELLED once the client is gone.
+    """
 
     async def started(self, started: Started) -> None:
         """Takes the first word."""
         ...
 
     async def deliver(self, piece: Piece) -> None:
-        """Takes the next tokens; raises whatever its transport raises once the client is gone."""
+        """Takes the next tokens."""
         ...
 
     async def finished(self, finished: Finished) -> None:

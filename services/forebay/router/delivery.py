@@ -18,6 +18,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from forebay.clock import Clock
+from forebay.errors import MeshError
 from forebay.router.client import Client
 from forebay.router.domain.stream import TokenStream
 from forebay.telemetry.logs import get_logger
@@ -36,7 +37,7 @@ class Outflow:
         client: where to.
         queued: whether it is in the delivery's queue or in a flusher's hands, or never to be there again because it is `gone`.
         gone: whether a write failed; nothing more is sent.
-        sent: called after each write with the number of tokens sent in all, where the worker wants to know; else None.
+        sent: called after each write, where a worker may want to know; must not raise.
     """
 
     __slots__ = ("_drained", "client", "gone", "queued", "sent", "tokens")
@@ -46,7 +47,7 @@ class Outflow:
         self.client = client
         self.queued = False
         self.gone = False
-        self.sent: Callable[[int], None] | None = None
+        self.sent: Callable[[], None] | None = None
         self._drained: asyncio.Event | None = None
 
     async def drained(self) -> None:
@@ -120,12 +121,14 @@ class Delivery:
             me.writing_since = self._clock.monotonic()
             try:
                 await outflow.client.deliver(outflow.tokens.take())
-            except Exception as error:  # whatever a transport raises for a client that went away; its handler ends the request
-                log.debug("client gone", kind=type(error).__name__)
+            except Exception as error:
+                # A client that went away, whose call tells its request so. Whatever else it is must not end the flusher.
+                if not isinstance(error, MeshError):
+                    log.error("delivery failed", exc_info=error)
                 outflow.gone = True
             me.writing_since = None
             if outflow.sent is not None:
-                outflow.sent(outflow.tokens.sent)
+                outflow.sent()
             if outflow.tokens.pending and not outflow.gone:
                 ready.append(outflow)
             else:

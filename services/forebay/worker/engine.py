@@ -118,13 +118,14 @@ Sink = Callable[[Step], None]
 def check_request(request: EngineRequest, capacity: Capacity, vocabulary_tokens: int) -> None:
     """Raises MeshError INVALID_ARGUMENT, naming every field at fault, when the request can never run."""
     sampling, prompt, delivered = request.sampling, request.prompt_token_ids, request.delivered_token_ids
+    token_ids = [0, *prompt, *delivered, *sampling.stop_token_ids]
     rules = {
         "prompt_token_ids": (
-            0 < len(prompt) and len(prompt) + len(delivered) < capacity.max_model_len,
+            len(prompt) >= 1 and len(prompt) + len(delivered) < capacity.max_model_len,
             f"1 token up to the {capacity.max_model_len} of the context, with one left to generate",
         ),
         "token_ids": (
-            all(0 <= token < vocabulary_tokens for token in [*prompt, *delivered, *sampling.stop_token_ids]),
+            min(token_ids) >= 0 and max(token_ids) < vocabulary_tokens,
             f"ids from 0 up to the {vocabulary_tokens} of the vocabulary",
         ),
         "max_tokens": (sampling.max_tokens > len(delivered), "at least one more than were delivered"),

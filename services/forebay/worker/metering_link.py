@@ -58,6 +58,11 @@ class MeteringLink:
         """Returns once every event is acknowledged."""
         await self._emptied.wait()
 
+    @property
+    def unacknowledged(self) -> int:
+        """How many events metering has not acknowledged."""
+        return len(self._event_log)
+
     # --- the session's turns
 
     def opened(self, outbox: Outbox[metering_pb2.RecordRequest]) -> None:

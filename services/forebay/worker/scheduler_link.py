@@ -27,7 +27,7 @@ STATE_INTERVAL_S = 1.0
 
 
 class SchedulerLink:
-    """The handler of the Attach session, and the service's `SchedulerReports` while one is open."""
+    """The handler of the Attach session, and the service's `SchedulerReports`."""
 
     def __init__(
         self,
@@ -47,6 +47,7 @@ class SchedulerLink:
         self._outbox: Outbox[scheduler_pb2.AttachRequest] | None = None
         self._state_due = 0.0
         self._was_healthy = True
+        service.scheduler = self
 
     async def run(self) -> None:
         """Keeps a session open until cancelled; begin when the engine has started."""
@@ -70,7 +71,6 @@ class SchedulerLink:
         message.running_complete = True
         message.draining = self._service.draining
         self._outbox = outbox
-        self._service.scheduler = self
         self._state_due = 0.0
         self.tick()
 
@@ -92,7 +92,6 @@ class SchedulerLink:
     def closed(self, error: MeshError) -> None:
         """Stops reporting; what runs goes on."""
         self._outbox = None
-        self._service.scheduler = None
 
     # --- what the service has to say
 

@@ -1,4 +1,7 @@
-"""The port to the scheduler: what the worker tells it at once. What it tells it regularly, the link asks for itself."""
+"""The port to the scheduler: what the worker tells it at once. What it tells it regularly, the link asks for itself.
+
+While no session is open nobody listens, and nothing is kept: the next session begins with all that the worker holds.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ class Holding:
 
 
 class SchedulerReports(Protocol):
-    """One session with the scheduler, seen from the worker. Nothing here waits or fails."""
+    """The scheduler, seen from the worker. Nothing here waits or fails."""
 
     def departed(self, departure: Departure) -> None:
         """Says that an attempt has ended."""
@@ -61,3 +64,16 @@ class SchedulerReports(Protocol):
     def draining(self) -> None:
         """Says that the worker takes no more."""
         ...
+
+
+class Unheard:
+    """A `SchedulerReports` to which nobody listens."""
+
+    def departed(self, departure: Departure) -> None:
+        """Forgets it."""
+
+    def expired(self, id: AttemptId) -> None:
+        """Forgets it."""
+
+    def draining(self) -> None:
+        """Forgets it."""

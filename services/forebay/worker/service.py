@@ -27,7 +27,7 @@ from forebay.worker.domain.usage import Attribution, Ending
 from forebay.worker.engine import Engine, EngineRequest, FinishReason, Output, Sampling, Step
 from forebay.worker.event_log import EventLog
 from forebay.worker.router_stream import Finish, RouterStream
-from forebay.worker.scheduler_reports import Departure, Holding, Progress, SchedulerReports
+from forebay.worker.scheduler_reports import Departure, Holding, Progress, SchedulerReports, Unheard
 from forebay.worker.spans import record_attempt
 
 DRAIN_GRACE_S = 30.0
@@ -92,7 +92,7 @@ class WorkerService:
         steps: the engine's ticks so far.
         busy_ns: the engine's measured time so far.
         unattributed_ns: the part of busy_ns in steps of attempts that had ended before; the account `mesh` (law 6).
-        scheduler: the open session, set and unset by the link; what happens without one is told anew when the next one opens.
+        scheduler: who hears what happens; set by the link.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class WorkerService:
         self.steps = 0
         self.busy_ns = 0
         self.unattributed_ns = 0
-        self.scheduler: SchedulerReports | None = None
+        self.scheduler: SchedulerReports = Unheard()
         self._engine = engine
         self._event_log = event_log
         self._clock = clock
@@ -121,9 +121,14 @@ class WorkerService:
     # --- readiness
 
     @property
+    def engine_failed(self) -> bool:
+        """Whether the engine has started and serves no more; it never will again."""
+        return self.started and not self._engine.state().healthy
+
+    @property
     def healthy(self) -> bool:
         """Whether it can run what it is given: the engine serves, and every attempt's event would have room."""
-        return self.started and self._engine.state().healthy and not self._metering_behind
+        return self.started and not self.engine_failed and not self._metering_behind
 
     @property
     def draining(self) -> bool:
@@ -228,7 +233,7 @@ class WorkerService:
             stream.flush(self.steps)
 
     def _finish(self, running: _Running, output: Output, reason: FinishReason) -> None:
-        if reason is FinishReason.ERROR and not self._engine.state().healthy:
+        if reason is FinishReason.ERROR and self.engine_failed:
             self._hand_over(running, "ENGINE_FAILED")
             return
         error = None
@@ -242,7 +247,7 @@ class WorkerService:
     def announce(self, entries: Sequence[Entry]) -> None:
         """Takes the entries of a batch."""
         for entry in entries:
-            if not self.roster.announce(entry) and self.scheduler is not None:
+            if not self.roster.announce(entry):
                 self.scheduler.expired(entry.id)
 
     def evict(self, id: AttemptId) -> None:
@@ -287,15 +292,13 @@ class WorkerService:
         """Ends what is out of time: batch entries, payloads that wait for a policy, clients' deadlines, and a drain's grace."""
         now = self._clock.monotonic()
         for id in self.roster.expire(now):
-            if self.scheduler is not None:
-                self.scheduler.expired(id)
+            self.scheduler.expired(id)
         for running in list(self._register.values()):
             if running.policy_by is not None and running.policy_by <= now:
-                message = "the tenant's policy has not reached this worker; ask for another"
-                self._give_back(running, MeshError(Code.UNAVAILABLE, "POLICY_UNKNOWN", message))
+                self._give_back(running, _policy_unknown())
             elif running.deadline is not None and running.deadline <= now:
                 self._abort(running, Ending.CANCELLED)
-        if self.started and not self._engine.state().healthy:
+        if self.engine_failed:
             self._hand_over_all("ENGINE_FAILED")
         elif self._hand_over_at is not None and self._hand_over_at <= now:
             self._hand_over_all("DRAINING")
@@ -308,13 +311,12 @@ class WorkerService:
         if not self.roster.draining:
             self.roster.draining = True
             log.info("draining", grace_s=grace, running=self.running)
-            if self.scheduler is not None:
-                self.scheduler.draining()
+            self.scheduler.draining()
 
     # --- the life of an attempt
 
     def _check_ready(self) -> None:
-        if not self.started or not self._engine.state().healthy:
+        if not self.started or self.engine_failed:
             raise MeshError(Code.UNAVAILABLE, "ENGINE_NOT_READY", "the worker's engine does not serve; ask for another")
         if self._metering_behind:
             message = "the worker holds as many unrecorded usage events as it may; ask for another"
@@ -347,14 +349,13 @@ class WorkerService:
         """Refuses an attempt that was admitted and never reached the engine; no usage event follows."""
         self._remove(running)
         self.roster.release(running.attempt.id)
-        if self.scheduler is not None:
-            self.scheduler.departed(Departure(running.attempt.id, 0, 0, None, scheduled=False))
+        self.scheduler.departed(Departure(running.attempt.id, 0, 0, None, scheduled=False))
         running.stream.refused(running.start.ref, error)
 
     def _abort(self, running: _Running, ending: Ending) -> None:
         """Ends an attempt before the engine did, and tells its router what was used."""
         if running.policy_by is not None:
-            self._give_back(running, MeshError(Code.CANCELLED, "CANCELLED", "the request was taken back before it ran"))
+            self._give_back(running, _policy_unknown())
             return
         self._engine.abort(str(running.attempt.id))
         running.stream.finished(running.start.ref, self._end(running, ending))
@@ -362,9 +363,7 @@ class WorkerService:
     def _hand_over(self, running: _Running, reason: str) -> None:
         """Ends an attempt that is to go on elsewhere."""
         if running.policy_by is not None:
-            self._give_back(
-                running, MeshError(Code.UNAVAILABLE, reason, "the worker gave the request back; ask for another")
-            )
+            self._give_back(running, _policy_unknown())
             return
         self._engine.abort(str(running.attempt.id))
         self._end(running, Ending.HANDED_OVER)
@@ -385,12 +384,9 @@ class WorkerService:
             attempt, ending, running.start.sampling, running.start.trace, self.roster.worker_id, now, monotonic
         )
         self._event_log.append(attempt.usage_event(ending.outcome, now, trace))
-        if self.scheduler is not None:
-            self.scheduler.departed(
-                Departure(
-                    attempt.id, attempt.generated_tokens, attempt.cached_tokens, ending, scheduled=attempt.scheduled
-                )
-            )
+        self.scheduler.departed(
+            Departure(attempt.id, attempt.generated_tokens, attempt.cached_tokens, ending, scheduled=attempt.scheduled)
+        )
         return Finish(
             ending=ending,
             error=error,
@@ -408,3 +404,9 @@ class WorkerService:
     def _flush(self) -> None:
         for stream in self._streams:
             stream.flush(self.steps)
+
+
+def _policy_unknown() -> MeshError:
+    return MeshError(
+        Code.UNAVAILABLE, "POLICY_UNKNOWN", "the tenant's policy has not reached this worker; ask for another"
+    )

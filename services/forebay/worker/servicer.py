@@ -43,11 +43,11 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
 
     async def Execute(  # type: ignore[override]  # a session writes by itself instead of yielding
         self,
-        requests: AsyncIterator[worker_pb2.ExecuteRequest],
+        request_iterator: AsyncIterator[worker_pb2.ExecuteRequest],
         context: grpc.aio.ServicerContext[worker_pb2.ExecuteRequest, worker_pb2.ExecuteResponse],
     ) -> None:
         """Runs one router's session; its attempts end with it."""
-        async with ServerSession(requests, context, worker_pb2.ExecuteResponse) as session:
+        async with ServerSession(request_iterator, context, worker_pb2.ExecuteResponse) as session:
             welcome = worker_pb2.ExecuteResponse.Welcome(worker=self._peer, window_tokens=self._engine.window_tokens)
             session.outbox.message.welcome.CopyFrom(welcome)
             session.outbox.flush()

@@ -1,4 +1,7 @@
-"""`Start` from the wire, checked: what is wrong is named field by field, and nothing unbounded gets further than this."""
+"""`Start` from the wire: bounded, complete, and with every default resolved.
+
+What an engine can run, the engine checks (`engine.check_request`); here is what has to hold before an engine is asked.
+"""
 
 from __future__ import annotations
 
@@ -20,25 +23,29 @@ from forebay.worker.service import Start
 
 DEFAULT_EXPIRY_S = 2.0
 MAX_HELD_TEXT_BYTES = 16 << 10
-MAX_LABELS = 64
-MAX_NAME_BYTES = 256
 MAX_STOPS = 16
+MAX_STOP_BYTES = 256
 MAX_STOP_TOKENS = 64
+
+# What runs must be recordable afterwards: these are the bounds of usage events.
+MAX_ATTEMPT = 10_000
+MAX_QUEUE_TIME_S = 1_000_000.0
+MAX_TEXT_BYTES = 256
+MAX_LABELS = 16
+MAX_LABEL_BYTES = 128
 
 _REQUEST_ID = re.compile(r"[0-9a-f]{32}")
 
-_Real = Literal["temperature", "min_p", "presence_penalty", "frequency_penalty", "top_p", "repetition_penalty"]
+_Real = Literal["temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"]
 
-# (field, default, lowest, highest); the lowest of the last two is itself not allowed.
-_RANGES: tuple[tuple[_Real, float, float, float], ...] = (
-    ("temperature", 1.0, 0.0, 2.0),
-    ("min_p", 0.0, 0.0, 1.0),
-    ("presence_penalty", 0.0, -2.0, 2.0),
-    ("frequency_penalty", 0.0, -2.0, 2.0),
-    ("top_p", 1.0, 0.0, 1.0),
-    ("repetition_penalty", 1.0, 0.0, 2.0),
-)
-_ABOVE_LOWEST = {"top_p", "repetition_penalty"}
+_DEFAULTS: dict[_Real, float] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+}
 
 _NOT_OFFERED: tuple[Literal["logprobs", "structured_output"], ...] = ("logprobs", "structured_output")
 
@@ -59,7 +66,11 @@ def from_pb_start(message: worker_pb2.Start) -> Start:
             raise MeshError(
                 Code.UNIMPLEMENTED, "NOT_OFFERED", f"sampling.{name} is not offered by this worker; leave it out"
             )
-    violations = [*_wrong_payload(message), *_wrong_sampling(message.sampling, len(message.continuation.token_ids))]
+    violations = [
+        *_wrong_payload(message),
+        *_wrong_attribution(message.attribution),
+        *_wrong_sampling(message.sampling, len(message.continuation.token_ids)),
+    ]
     if violations:
         raise MeshError(
             Code.INVALID_ARGUMENT,
@@ -121,32 +132,37 @@ def _from_pb_sampling(message: common_pb2.Sampling) -> Sampling:
         stop=tuple(message.stop),
         stop_token_ids=tuple(message.stop_token_ids),
         ignore_eos=message.ignore_eos,
-        **{name: getattr(message, name) if message.HasField(name) else default for name, default, _, _ in _RANGES},
+        **{name: getattr(message, name) if message.HasField(name) else default for name, default in _DEFAULTS.items()},
     )
 
 
 def _wrong_payload(message: worker_pb2.Start) -> Iterator[FieldViolation]:
     ref, delivered = message.grant.ref, message.continuation
-    if not message.ref:
-        yield FieldViolation("ref", "must be 1 or more")
-    if not _REQUEST_ID.fullmatch(ref.request_id) or not ref.attempt:
-        yield FieldViolation("grant.ref", "must hold a request_id of 32 lower-case hex digits and an attempt from 1")
-    if not message.prompt_token_ids:
-        yield FieldViolation("prompt_token_ids", "must hold at least one token")
+    if not _REQUEST_ID.fullmatch(ref.request_id):
+        yield FieldViolation("grant.ref.request_id", "must be 32 lower-case hex digits")
+    if not 1 <= ref.attempt <= MAX_ATTEMPT:
+        yield FieldViolation("grant.ref.attempt", f"must be 1 to {MAX_ATTEMPT}")
     if delivered.token_ids and ref.attempt == 1:
-        yield FieldViolation("continuation", "attempt 1 continues nothing")
+        yield FieldViolation("continuation", "must be unset: attempt 1 continues nothing")
     if delivered.completion_from > len(delivered.token_ids):
         yield FieldViolation("continuation.completion_from", "must not be past the tokens delivered")
-    if len(delivered.held_text.encode()) > MAX_HELD_TEXT_BYTES:
+    if _bytes(delivered.held_text) > MAX_HELD_TEXT_BYTES:
         yield FieldViolation("continuation.held_text", f"must have at most {MAX_HELD_TEXT_BYTES} bytes")
-    attribution = message.attribution
-    if not attribution.tenant_id:
-        yield FieldViolation("attribution.tenant_id", "must be set")
-    names = ("tenant_id", "key_id", "plan", "service_class", "model", "client_request_id")
-    texts = [*(getattr(attribution, name) for name in names), *attribution.labels, *attribution.labels.values()]
-    if len(attribution.labels) > MAX_LABELS or any(len(text.encode()) > MAX_NAME_BYTES for text in texts):
+
+
+def _wrong_attribution(message: worker_pb2.Attribution) -> Iterator[FieldViolation]:
+    for name in ("tenant_id", "model"):
+        if not getattr(message, name):
+            yield FieldViolation(f"attribution.{name}", "must be set")
+    for name in ("tenant_id", "key_id", "plan", "service_class", "model", "client_request_id"):
+        if _bytes(getattr(message, name)) > MAX_TEXT_BYTES:
+            yield FieldViolation(f"attribution.{name}", f"must have at most {MAX_TEXT_BYTES} bytes")
+    if not 0 <= from_pb_duration(message.queue_time) <= MAX_QUEUE_TIME_S:
+        yield FieldViolation("attribution.queue_time", f"must be 0 to {MAX_QUEUE_TIME_S:g} s")
+    labels = message.labels.items()
+    if len(labels) > MAX_LABELS or any(_bytes(text) > MAX_LABEL_BYTES for label in labels for text in label):
         yield FieldViolation(
-            "attribution", f"must have at most {MAX_LABELS} labels and {MAX_NAME_BYTES} bytes in each text"
+            "attribution.labels", f"must be at most {MAX_LABELS}, each part of {MAX_LABEL_BYTES} bytes"
         )
 
 
@@ -155,17 +171,13 @@ def _wrong_sampling(sampling: common_pb2.Sampling, delivered: int) -> Iterator[F
         yield FieldViolation("sampling.seed", "must be set, so that a continuation can repeat it")
     if sampling.max_tokens <= delivered:
         yield FieldViolation("sampling.max_tokens", "must be set and leave a token to generate beyond those delivered")
-    if sampling.min_tokens > sampling.max_tokens:
-        yield FieldViolation("sampling.min_tokens", "must be at most max_tokens")
     if sampling.HasField("n") and sampling.n != 1:
         yield FieldViolation("sampling.n", "must be 1; several answers are several requests")
-    for name, _, lowest, highest in _RANGES:
-        value = getattr(sampling, name)
-        above = value > lowest if name in _ABOVE_LOWEST else value >= lowest
-        if sampling.HasField(name) and not (above and value <= highest):
-            bound = "above" if name in _ABOVE_LOWEST else "from"
-            yield FieldViolation(f"sampling.{name}", f"must be {bound} {lowest:g} to {highest:g}")
-    if len(sampling.stop) > MAX_STOPS or any(not 1 <= len(stop.encode()) <= MAX_NAME_BYTES for stop in sampling.stop):
-        yield FieldViolation("sampling.stop", f"must be at most {MAX_STOPS} strings of 1 to {MAX_NAME_BYTES} bytes")
+    if len(sampling.stop) > MAX_STOPS or any(_bytes(stop) > MAX_STOP_BYTES for stop in sampling.stop):
+        yield FieldViolation("sampling.stop", f"must be at most {MAX_STOPS} strings of at most {MAX_STOP_BYTES} bytes")
     if len(sampling.stop_token_ids) > MAX_STOP_TOKENS:
         yield FieldViolation("sampling.stop_token_ids", f"must be at most {MAX_STOP_TOKENS} tokens")
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode())

@@ -124,5 +124,7 @@ def net(lines: Iterable[PriceLine]) -> tuple[PriceLine, ...]:
 
 def changes(old: tuple[PriceLine, ...], new: tuple[PriceLine, ...]) -> tuple[PriceLine, ...]:
     """Returns the lines that turn `old` into `new`: each that is gone taken back whole, each that is new as it is."""
-    taken_back = (PriceLine(line.item, -line.quantity, line.nano_usd_per_million, line.source) for line in old if line not in new)
+    taken_back = (
+        PriceLine(line.item, -line.quantity, line.nano_usd_per_million, line.source) for line in old if line not in new
+    )
     return (*taken_back, *(line for line in new if line not in old))

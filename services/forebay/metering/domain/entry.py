@@ -1,7 +1,8 @@
 """A row of the ledger, its one written form, and the chain that makes a later edit show.
 
-The written form of a row is JSON with sorted keys and no spaces, in UTF-8. It is stored as it is hashed: the chain is checked on the
-stored text, so that a field added to the event by a later release does not break the hashes of older rows.
+The written form of a row is JSON with sorted keys and no spaces, in UTF-8. It is stored as it is hashed: the chain is
+checked on the stored text, so that a field added to the event by a later release does not break the hashes of older
+rows.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def unseal(body: str, chain_hash: bytes) -> LedgerEntry:
     """Returns the entry whose written form is `body`."""
     values = json.loads(body)
     lines = (
-        PriceLine(Item(line["item"]), line["quantity"], line["nano_usd_per_million"], line["source"]) for line in values["lines"]
+        PriceLine(Item(line["item"]), line["quantity"], line["nano_usd_per_million"], line["source"])
+        for line in values["lines"]
     )
     row = Row(
         position=values["position"],

@@ -15,7 +15,7 @@ NANO = 1_000_000_000
 MAX_ATTEMPT = 10_000
 MAX_TOKENS = 100_000_000
 MAX_SPAN_NS = 1_000_000 * NANO
-MAX_TIME_NS = 253_402_300_799 * NANO  # the last second of the year 9999
+MAX_TIME_NS = 9_223_372_036 * NANO  # the last second that ns in 64 bits can count, in 2262
 MAX_TEXT_BYTES = 256
 MAX_LABELS = 16
 MAX_LABEL_BYTES = 128
@@ -124,12 +124,16 @@ def check(event: UsageEvent) -> None:
         ("cached_tokens", event.cached_tokens <= event.prompt_tokens, "at most prompt_tokens"),
         ("completion_to", event.completion_from <= event.completion_to, "at least completion_from"),
         *(
-            (name.removesuffix("_ns"), 0 <= (getattr(event, name) or 0) <= MAX_SPAN_NS, f"0 to {MAX_SPAN_NS // NANO} seconds")
+            (
+                name.removesuffix("_ns"),
+                0 <= (getattr(event, name) or 0) <= MAX_SPAN_NS,
+                f"0 to {MAX_SPAN_NS // NANO} seconds",
+            )
             for name in spans
         ),
         ("recomputed_gpu_time", event.recomputed_gpu_time_ns <= event.gpu_time_ns, "at most gpu_time"),
-        ("started_at", 0 <= (event.started_at_ns or 0) <= MAX_TIME_NS, "a time before the year 10000, or unset"),
-        ("finished_at", 0 < event.finished_at_ns <= MAX_TIME_NS, "a time before the year 10000"),
+        ("started_at", 0 <= (event.started_at_ns or 0) <= MAX_TIME_NS, "a time from 1970 to 2262, or unset"),
+        ("finished_at", 0 < event.finished_at_ns <= MAX_TIME_NS, "a time from 1970 to 2262"),
         ("trace_id", not event.trace_id or _HEX_32.fullmatch(event.trace_id), "32 lower-case hex digits, or empty"),
         ("labels", len(event.labels) <= MAX_LABELS, f"at most {MAX_LABELS}"),
         (

@@ -1,15 +1,17 @@
 """One commit of the ledger, worked out: which rows the reports of a batch become.
 
-A ledger hands in what it holds of the requests concerned, posts the reports one by one, and writes `entries`, `held` and `released`
-in one commit with the new heads. The rules:
+A ledger hands in what it holds of the requests concerned, posts the reports one by one, and writes `entries`, `held`
+and `released` in one commit with the new heads. The rules:
 
-- The first report of an attempt becomes its row; a report that changes what is believed of the attempt becomes a correction row with
-  the differences; anything else changes nothing. So the order and the number of reports do not matter (law 2).
-- A router's report of an attempt without a row is held, since the worker knows better and is likely to report yet. A worker's report
-  takes up what is held; what nobody took up is confirmed after a while (rule P5).
+- The first report of an attempt becomes its row; a report that changes what is believed of the attempt becomes a
+  correction row with the differences; anything else changes nothing. So the order and the number of reports do not
+  matter (law 2).
+- A router's report of an attempt without a row is held, since the worker knows better and is likely to report yet. A
+  worker's report takes up what is held; what nobody took up is confirmed after a while (rule P5).
 - A later attempt clips the earlier ones of its request, by correction rows (rule P6).
-- A correction that moves an attempt to another group of the totals (its outcome or its day, say) takes the old row back whole in
-  one row and books it anew in the next: each group of rows sums to what stands in it.
+- A correction that moves an attempt to another group of the totals (its outcome or its day, say) takes the old row
+  back whole in one row and books it anew in the next: each group of rows sums to what stands in it.
+- A request belongs to the tenant of its first row; another tenant's report of it is not recorded.
 """
 
 from __future__ import annotations
@@ -89,7 +91,10 @@ class Posting:
         """Takes one report in, and says what became of it."""
         key = report.key
         waiting = self._waiting.get(key)
-        if report.source is Source.ROUTER and report.attempt not in self._requests.get(report.request_id, {}):
+        attempts = self._requests.get(report.request_id, {})
+        if _foreign(report, attempts):
+            return Disposition.CONFLICT
+        if report.source is Source.ROUTER and report.attempt not in attempts:
             if waiting:
                 return Disposition.UNCHANGED
             self._waiting[key] = self.held[key] = report
@@ -102,6 +107,8 @@ class Posting:
     def confirm(self, report: UsageEvent) -> Disposition:
         """Books a report that was held, since no better one came."""
         self._release(report.key)
+        if _foreign(report, self._requests.get(report.request_id, {})):
+            return Disposition.CONFLICT
         return self._book(report)
 
     def _release(self, key: AttemptKey) -> None:
@@ -111,8 +118,6 @@ class Posting:
 
     def _book(self, report: UsageEvent) -> Disposition:
         attempts = self._requests.get(report.request_id, {})
-        if any(attempt.event.tenant_id != report.tenant_id for attempt in attempts.values()):
-            return Disposition.CONFLICT
         known = attempts.get(report.attempt)
         believed = better(known.event, report) if known else report
         if known and believed == known.event:
@@ -149,6 +154,10 @@ class Posting:
         attempt.event = row.event
         attempt.usage += row.usage
         attempt.lines = net((*attempt.lines, *row.lines))
+
+
+def _foreign(report: UsageEvent, attempts: Mapping[int, _Attempt]) -> bool:
+    return any(attempt.event.tenant_id != report.tenant_id for attempt in attempts.values())
 
 
 def group(event: UsageEvent) -> tuple[str, str, str, str, str]:

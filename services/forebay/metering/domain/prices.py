@@ -48,8 +48,8 @@ class Price:
 class PriceTable:
     """Prices, indexed; immutable. The most specific subject with a price in force wins: tenant, plan, model, default.
 
-    A plan's price counts only for tenants that pay by plan. Within a subject a price for the attempt's model goes before one for all
-    models, then the latest in force.
+    A plan's price counts only for tenants that pay by plan. Within a subject a price for the attempt's model goes
+    before one for all models, then the latest in force.
     """
 
     def __init__(self, prices: Iterable[Price]) -> None:
@@ -92,7 +92,7 @@ def problems(prices: list[Price]) -> Iterator[str]:
         if not 0 <= price.nano_usd_per_million <= MAX_NANO_USD_PER_MILLION:
             yield f"{name}: {price.nano_usd_per_million} is not in 0 to {MAX_NANO_USD_PER_MILLION} nano-USD per million"
         if not 0 <= price.effective_from_ns <= MAX_TIME_NS:
-            yield f"{name}: effective_from is not between the years 1970 and 10000"
+            yield f"{name}: effective_from is not a time from 1970 to 2262"
         key = (price.subject, price.model, price.item, price.effective_from_ns)
         if key in seen:
             yield f"{name}: two prices for the same model from the same time on"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from forebay.errors import Code, FieldViolation, MeshError
 from forebay.metering.domain.charge import Usage
 from forebay.metering.domain.entry import day
-from forebay.metering.domain.event import MAX_TEXT_BYTES, NANO, Outcome, UsageEvent
+from forebay.metering.domain.event import MAX_TEXT_BYTES, MAX_TIME_NS, NANO, Outcome, UsageEvent
 
 MAX_VALUES = 1_000
 MAX_TOTALS = 10_000
@@ -61,15 +61,16 @@ def check_filter(selection: UsageFilter) -> None:
         MeshError: INVALID_ARGUMENT BAD_FILTER.
     """
     violations = []
+    for name in ("finished_from", "finished_before"):
+        if not 0 <= (getattr(selection, f"{name}_ns") or 0) <= MAX_TIME_NS:
+            violations.append(FieldViolation(f"filter.{name}", "a time from 1970 to 2262"))
     for name in ("tenant_ids", "key_ids", "models", "request_ids"):
         values: frozenset[str] = getattr(selection, name)
         if len(values) > MAX_VALUES or any(len(value.encode()) > MAX_TEXT_BYTES for value in values):
             right = f"at most {MAX_VALUES}, each of at most {MAX_TEXT_BYTES} bytes"
             violations.append(FieldViolation(f"filter.{name}", right))
     if violations:
-        raise MeshError(
-            Code.INVALID_ARGUMENT, "BAD_FILTER", "the filter is out of bounds", field_violations=violations
-        )
+        raise MeshError(Code.INVALID_ARGUMENT, "BAD_FILTER", "the filter is out of bounds", field_violations=violations)
 
 
 class Dimension(enum.Enum):

@@ -32,7 +32,9 @@ class Window:
         """
         if seq != self.taken + 1:
             raise MeshError(
-                Code.INVALID_ARGUMENT, "BAD_SEQUENCE", f"event {seq} came after {self.taken}; numbers grow by one from 1"
+                Code.INVALID_ARGUMENT,
+                "BAD_SEQUENCE",
+                f"event {seq} came after {self.taken}; numbers grow by one from 1",
             )
         if seq - self.acknowledged > self._limit:
             raise MeshError(

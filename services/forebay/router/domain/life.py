@@ -321,12 +321,10 @@ class Life:
         return (Decline(grant.attempt),)
 
     def _refused(self, error: MeshError) -> tuple[Decision, ...]:
-        if error.code is Code.UNAVAILABLE:
-            return self._lost(f"its worker refused it ({error.reason})")
-        if error.code is Code.ABORTED:
-            # The grant was stale, which is no fault of the worker.
-            return self._again(f"its grant was refused ({error.reason})")
-        if error.code is not Code.INVALID_ARGUMENT:
+        if error.code in (Code.ABORTED, Code.UNAVAILABLE):
+            # A stale grant, or a worker without room just then: no reason to keep away from it.
+            return self._again(f"its worker refused it ({error.reason})")
+        if error.code not in (Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED):
             error = MeshError(Code.INTERNAL, error.reason, f"the worker refused the payload: {error.message}")
         return self._finish(End(FinishReason.ERROR, error))
 

@@ -21,8 +21,8 @@ MAX_N = 16
 MAX_SEED = 2**64 - 1
 
 
-def check_ask(ask: Ask, model: ModelCard, vocabulary: int, system_prompt: bool, max_prompt_bytes: int) -> None:
-    """Returns when the request is well formed and this build can answer it.
+def check_ask(ask: Ask, model: ModelCard, vocabulary: int, system_prompt: bool, max_prompt_bytes: int) -> Prompt:
+    """Returns the prompt of a request that is well formed and that this build can answer.
 
     Args:
         ask: the request.
@@ -43,13 +43,17 @@ def check_ask(ask: Ask, model: ModelCard, vocabulary: int, system_prompt: bool, 
     feature = _unsupported(ask.sampling)
     if feature is not None:
         raise MeshError(Code.UNIMPLEMENTED, "FEATURE_NOT_OFFERED", f"{feature} is not offered yet; leave it unset")
+    assert ask.prompt is not None
+    return ask.prompt
 
 
 def check_prompt(
     prompt: Prompt | None, model: ModelCard, vocabulary: int, system_prompt: bool, max_prompt_bytes: int
-) -> None:
-    """Returns when a prompt alone is well formed; arguments and errors as of `check_ask`."""
+) -> Prompt:
+    """Returns a prompt that is well formed; arguments and errors as of `check_ask`."""
     _raise_if_any(list(_prompt(prompt, model, vocabulary, system_prompt, max_prompt_bytes)))
+    assert prompt is not None
+    return prompt
 
 
 def completion_bound(prompt_tokens: int, sampling: Sampling, model: ModelCard) -> int:

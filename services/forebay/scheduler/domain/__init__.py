@@ -10,5 +10,6 @@ how a message looks on the wire. Times are seconds on one clock that never goes 
     promises          what is in flight, and what flows are charged for it
     pool              which waiting request goes to which worker next
     decisions         what a tick yields
+    refusals          why a request does not run
     scheduler         the core that holds all of it together
 """

@@ -51,7 +51,8 @@ class Pool:
         self.queued -= 1
         self.flows.dequeue(queued.flow, queued)
         if queued.keeps is not None:
-            queued.keeps.kept_for = queued.keeps = None
+            queued.keeps.kept_for = None
+            queued.keeps = None
 
     def worker_came(self) -> None:
         """Gives every waiting request another chance; a worker may be present that can run what no other could."""
@@ -60,7 +61,8 @@ class Pool:
     def worker_left(self, worker: Worker) -> None:
         """Gives up what was kept on a worker that takes no more."""
         if worker.kept_for is not None:
-            worker.kept_for.keeps = worker.kept_for = None
+            worker.kept_for.keeps = None
+            worker.kept_for = None
 
     def draw(self, now: float) -> Iterator[tuple[Queued, Worker]]:
         """Yields who runs where, neediest first, while anyone fits.

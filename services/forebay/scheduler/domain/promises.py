@@ -1,8 +1,9 @@
 """What is in flight on which worker, and what its flow is charged for it.
 
-A promise takes its worker's room and, once it is known whose it is, charges its flow: the input when it is granted, generated tokens
-as they are reported, and at the end the difference that the prefix cache made. Nothing is charged for input that earlier
-attempts generated, since that is the mesh's own doing.
+A promise takes its worker's room and, once it is known whose it is, charges its flow: the input when it is granted, generated
+tokens as they are reported, and at the end the difference that the prefix cache made. A continuation's input is charged to
+nobody (rule P6): the attempt that delivered its first tokens was charged for the prompt, and computing all of it again is
+the mesh's own doing.
 """
 
 from forebay.scheduler.domain.decisions import Grant
@@ -34,13 +35,15 @@ class Promises:
             unprefilled=request.prompt_tokens,
             max_tokens=request.max_tokens,
             grant=grant,
-            charged_input=request.prompt_tokens - request.delivered_tokens,
+            charged_input=0 if request.delivered_tokens else request.prompt_tokens,
         )
         self._add(entry)
         self.attribute(entry, queued.flow)
         self._charge(entry, INPUT_TENTHS * entry.charged_input)
 
-    def adopt(self, attempt: RunningAttempt, worker: Worker, flow: Flow[Queued] | None, request: Request | None) -> None:
+    def adopt(
+        self, attempt: RunningAttempt, worker: Worker, flow: Flow[Queued] | None, request: Request | None
+    ) -> None:
         """Counts what a worker held before this scheduler knew of it; what it has generated so far is charged to nobody.
 
         Args:

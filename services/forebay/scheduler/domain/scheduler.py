@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from forebay.errors import Code, MeshError
+from forebay.scheduler.domain import refusals
 from forebay.scheduler.domain.decisions import Batch, Decisions, Grant, Rejection, Withdrawal
 from forebay.scheduler.domain.indexed_heap import IndexedHeap
 from forebay.scheduler.domain.pool import Pool
@@ -109,15 +110,14 @@ class Scheduler:
         Args:
             router: the session that is to hear what becomes of it.
         """
-        entry = self._promises.get(request.key)
-        if entry is not None and entry.grant is not None:
-            self._repeats.append(replace(entry.grant, router=router))
-            return
         if (waiting := self._queued.get(request.key)) is not None:
             waiting.router = router
             return
-        if entry is not None:
-            # Its worker expects it by a grant of an earlier scheduler that never reached the router.
+        if (entry := self._promises.get(request.key)) is not None:
+            if entry.grant is not None and (entry.started or now < entry.grant.expires_at):
+                self._repeats.append(replace(entry.grant, router=router))
+                return
+            # The grant came too late to the router, or an earlier scheduler gave it and it never came.
             self._withdraw(entry)
         self._claims.pop(request.key, None)
         pool = self._pool(request.model, request.pool)
@@ -193,7 +193,7 @@ class Scheduler:
             worker.returned(info)
         for queued in [queued for queued in self._queued.values() if queued.pool is pool]:
             if pool.too_large(queued.request):
-                self._reject(queued, _too_large(queued.request))
+                self._reject(queued, refusals.too_large(queued.request))
 
     def worker_running(self, worker_id: str, attempts: Iterable[RunningAttempt]) -> None:
         """Takes a part of what a worker holds from before its session."""
@@ -214,6 +214,7 @@ class Scheduler:
             if expiry > now:
                 self._timers.put(entry, expiry)  # its batch was lost, its payload may still come
             else:
+                self._timers.discard(entry)
                 self._promises.end(entry)
         for attempt in reported.values():
             if (held := worker.in_flight.get(attempt.key)) is not None:
@@ -264,11 +265,11 @@ class Scheduler:
         """Settles an attempt that has ended and frees its room; one that no engine step was spent on costs nothing."""
         if (entry := self._entry(worker_id, key)) is not None:
             self._timers.discard(entry)
+            self._changed[entry.worker.pool] = None
             if started:
                 self._promises.settle(entry, generated_tokens, cached_tokens)
             else:
                 self._promises.refund(entry)
-            self._changed[entry.worker.pool] = None
 
     def entry_expired(self, worker_id: str, key: AttemptKey) -> None:
         """Frees the room of an attempt whose payload did not come in time."""
@@ -321,21 +322,27 @@ class Scheduler:
         self._timers.discard(ended)
         match ended:
             case Queued():
-                late = ended.deadline is not None and ended.deadline <= now
-                self._reject(ended, _deadline_exceeded() if late else self._queue_timeout(ended))
+                self._reject(ended, self._reason_for_timeout(ended, now))
             case InFlight():
-                self._promises.refund(ended)
                 self._changed[ended.worker.pool] = None
+                self._promises.refund(ended)
             case Worker():
                 self._forget(ended)
 
+    def _reason_for_timeout(self, queued: Queued, now: float) -> MeshError:
+        if queued.deadline is not None and queued.deadline <= now:
+            return refusals.deadline_exceeded()
+        if any(worker.present for worker in queued.pool.workers.values()):
+            return refusals.queue_timeout(self._limits.retry_after_s)
+        return refusals.no_worker(queued.request, self._limits.retry_after_s)
+
     def _refusal(self, request: Request, pool: Pool) -> MeshError | None:
         if pool.too_large(request):
-            return _too_large(request)
+            return refusals.too_large(request)
         if self._queued_by_tenant[request.tenant_id] >= self._limits.max_queued_per_tenant:
-            return self._unavailable("QUEUE_FULL", "the tenant has too many requests waiting; send fewer at a time")
+            return refusals.queue_full("the tenant", self._limits.retry_after_s)
         if len(self._queued) >= self._limits.max_queued:
-            return self._unavailable("QUEUE_FULL", "too many requests are waiting; try again later")
+            return refusals.queue_full("the scheduler", self._limits.retry_after_s)
         return None
 
     def _patience(self, request: Request, pool: Pool) -> float:
@@ -398,28 +405,8 @@ class Scheduler:
     def _forget(self, worker: Worker) -> None:
         for entry in list(worker.in_flight.values()):
             self._timers.discard(entry)
-            self._promises.end(entry)
+            # Its routers go on elsewhere: what yielded nothing is charged there, and only there.
+            (self._promises.end if entry.generated else self._promises.refund)(entry)
         self._left(worker)
         self._timers.discard(worker)
         del self._workers[worker.info.id], worker.pool.workers[worker.info.id]
-
-    def _queue_timeout(self, queued: Queued) -> MeshError:
-        if any(worker.present for worker in queued.pool.workers.values()):
-            return self._unavailable("QUEUE_TIMEOUT", "no room came free in time; try again later or allow a longer wait")
-        return self._unavailable("QUEUE_TIMEOUT", f"no worker serves {queued.request.model} now; try again later")
-
-    def _unavailable(self, reason: str, message: str) -> MeshError:
-        return MeshError(Code.UNAVAILABLE, reason, message, retry_after=self._limits.retry_after_s)
-
-
-def _too_large(request: Request) -> MeshError:
-    return MeshError(
-        Code.INVALID_ARGUMENT,
-        "TOO_LARGE",
-        f"{request.prompt_tokens} prompt and {request.max_tokens} further tokens are more than any worker of "
-        f"{request.model} holds; shorten the prompt or lower max_tokens",
-    )
-
-
-def _deadline_exceeded() -> MeshError:
-    return MeshError(Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline passed while the request waited for room")

@@ -9,7 +9,7 @@ time plays there.
 How service is counted. A request is charged twice: on dispatch for its input, which is known then, and for each generated
 token as its worker reports it, which is not known before. In tenths of a weighted token an input token costs 10, one
 that came from the prefix cache 1, a generated one 20. Whether input was cached is known only at the end, so dispatch charges
-it in full and the departure takes the difference back. What a failover computes a second time is charged to nobody.
+it in full and the departure takes the difference back. What is computed again after a failure is charged to nobody.
 
 Arithmetic. A counter is service divided by weight. Floats lose the small differences that fairness is about once the sums
 are large, and exact fractions grow a denominator with every weight that a lift has met. So a counter is an integer number of

@@ -1,0 +1,196 @@
+"""`forebay up`: a whole mesh on one machine, from an empty folder to three answered tenants, and back to nothing running."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+from asyncio.subprocess import PIPE
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from forebay.cli.data_dir import DEFAULT_DATA, DataDir
+from forebay.cli.demo import show_demo
+from forebay.cli.figures import masked
+from forebay.cli.first_start import prepare_tenants
+from forebay.cli.guardian import Guardian
+from forebay.cli.mesh_config import MeshPlan, plan_processes, served_name
+from forebay.cli.mesh_state import ModelState
+from forebay.cli.ports import Ports
+from forebay.cli.progress import StartProgress
+from forebay.cli.supervisor import StartError, Supervisor
+
+DEFAULT_MODELS = {"vllm": "wheel:smollm2", "simulated": "simulated"}
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchOptions:
+    """What `forebay up` was asked for.
+
+    Attributes:
+        engine: vllm or simulated.
+        model: a reference as `forebay.worker.prepare_model` takes it; None for the engine's default.
+        tenants_file: copied into a new mesh; None for the sample.
+        otlp_endpoint: where traces go; None for files.
+        demo: whether the sample tenants ask something once the mesh is ready.
+        serve: whether it goes on after that.
+    """
+
+    routers: int
+    workers: int
+    engine: str
+    model: str | None
+    tenants_file: Path | None
+    otlp_endpoint: str | None
+    demo: bool
+    serve: bool
+
+
+async def launch(data: DataDir, options: LaunchOptions) -> None:
+    """Runs a mesh until a signal comes, or until the demonstration is over, and leaves nothing running.
+
+    Raises:
+        DataDirError: the folder is in use or unusable.
+        StartError: the mesh does not come up, or the demonstration failed and was all that was wanted.
+    """
+    launcher = _Launcher(data, options)
+    work = asyncio.create_task(launcher.run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, launcher.interrupt, work)
+    await asyncio.wait([work])
+    if not work.cancelled():
+        work.result()
+
+
+class _Launcher:
+    """One run of `forebay up`."""
+
+    def __init__(self, data: DataDir, options: LaunchOptions) -> None:
+        self._data = data
+        self._options = options
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._mesh: Supervisor | None = None
+        self._interrupted = False
+
+    def interrupt(self, work: asyncio.Task[None]) -> None:
+        """Stops the mesh at the first signal, and kills what has not stopped yet at the next."""
+        if not self._interrupted:
+            self._interrupted = True
+            self._say("\nstopping …; once more kills what is left", style="dim")
+            work.cancel()
+        elif self._mesh is not None:
+            self._mesh.kill()
+
+    async def run(self) -> None:
+        """From an empty folder to a mesh that serves, and back."""
+        with self._data.locked():
+            keys = prepare_tenants(self._data, self._options.tenants_file)
+            ports = Ports(str(self._data.root))
+            try:
+                async with Guardian() as guardian:
+                    plan = await self._plan(guardian)
+                    specs = plan_processes(self._data, plan, ports.take)
+                    model = ModelState(plan.model, str(plan.model_directory))
+                    mesh = self._mesh = Supervisor(guardian, specs, model, self._data.mesh_file, self._say)
+                    async with mesh:
+                        await self._come_up(mesh)
+                        await self._serve(mesh, keys)
+                        self._say("stopping …", style="dim")
+            finally:
+                ports.release()
+        self._say("stopped", style="dim")
+
+    async def _plan(self, guardian: Guardian) -> MeshPlan:
+        """Makes the model ready, and says what is to run."""
+        options = self._options
+        reference = options.model or DEFAULT_MODELS[options.engine]
+        return MeshPlan(
+            routers=options.routers,
+            workers=options.workers,
+            engine=options.engine,
+            model=served_name(reference),
+            model_directory=await self._prepare_model(guardian, reference),
+            otlp_endpoint=options.otlp_endpoint,
+        )
+
+    async def _prepare_model(self, guardian: Guardian, reference: str) -> Path:
+        argv = [sys.executable, "-m", "forebay.worker.prepare_model", reference]
+        process = await guardian.spawn(argv, stdout=PIPE, stderr=PIPE)
+        assert process.stdout
+        assert process.stderr
+        printed: deque[str] = deque(maxlen=15)
+        with self._console.status(f"preparing model {reference}") as status:
+            async for line in process.stderr:
+                printed.append(line.decode(errors="replace").rstrip())
+                if self._console.is_terminal:
+                    status.update(escape(printed[-1]))
+                else:
+                    self._say(printed[-1])
+            directory = (await process.stdout.read()).decode().strip().rpartition("\n")[2]
+        if await process.wait() != 0:
+            raise StartError("\n".join([f"model {reference} cannot be prepared:", *printed]))
+        guardian.release(process.pid)
+        return Path(directory)
+
+    async def _come_up(self, mesh: Supervisor) -> None:
+        progress = StartProgress(self._console, mesh.children)
+        with progress.shown():
+            await mesh.wait_ready(progress.tick)
+
+    async def _serve(self, mesh: Supervisor, keys: Mapping[str, str]) -> None:
+        """Shows where everything is, runs the demonstration, and then only waits."""
+        self._console.print(_endpoints(mesh))
+        address = mesh.children["router-1"].spec.address
+        if (
+            self._options.demo
+            and keys
+            and not await show_demo(self._console, address, keys)
+            and not self._options.serve
+        ):
+            raise StartError(f"the demonstration failed; the logs are in {self._data.folder('logs')}")
+        if self._options.serve:
+            self._console.print(_hints(self._data, address, keys))
+            await asyncio.Event().wait()
+
+    def _say(self, line: str, style: str | None = None) -> None:
+        self._console.print(line, style=style, markup=False)
+
+
+def _endpoints(mesh: Supervisor) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("process", "address", "pid", "log"):
+        table.add_column(name)
+    for name, child in mesh.children.items():
+        table.add_row(name, child.spec.address, str(child.pid), _relative(child.spec.log))
+    return table
+
+
+def _hints(data: DataDir, address: str, keys: Mapping[str, str]) -> Text:
+    """Returns what to type next, in another terminal."""
+    command = "forebay" if shutil.which("forebay") else _relative(Path(sys.argv[0]))
+    where = "" if data.root == Path(DEFAULT_DATA).resolve() else f" --data {_relative(data.root)}"
+    text = Text("\nA first call, from another terminal:\n\n")
+    for tenant, key in list(keys.items())[:1]:
+        text.append(f'  {command} generate --tenant {tenant}{where} "Why is the sky blue?"\n', "bold")
+        text.append(f'  {command} generate --router {address} --key {key} "Why is the sky blue?"\n\n', "bold")
+    text.append(f"  {command} usage tail --all{where}\n  {command} status{where}\n\n")
+    for tenant, key in keys.items():
+        text.append(f"  {tenant:<12} {masked(key)}\n", "dim")
+    text.append(f"\nKeys are in {_relative(data.development_keys_file)}. ", "dim")
+    text.append("Ctrl-C stops the mesh.")
+    return text
+
+
+def _relative(path: Path) -> str:
+    """Returns a path as one would type it here."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,132 @@
+"""What runs in a mesh on one machine: the configuration of each process, and the process itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from forebay.cli.data_dir import DataDir, write_file
+from forebay.cli.health import service_health, valkey_health
+from forebay.cli.supervisor import ProcessSpec
+from forebay.testing.valkey import valkey_binary
+
+TIERS = ("router", "worker", "scheduler", "quota", "metering", "valkey")
+# Long enough for most answers to end, short enough for someone who waits at a terminal; the others' callers are gone by then.
+DRAIN_S = {"router": 3.0, "worker": 3.0}
+DRAIN_DEFAULT_S = 0.5
+# vLLM takes a while to let go of a model.
+STOP_WITHIN_S = {"worker": 20.0}
+STOP_WITHIN_DEFAULT_S = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class MeshPlan:
+    """What is to run.
+
+    Attributes:
+        engine: vllm or simulated.
+        model: the name that clients use.
+        model_directory: where its files are.
+        otlp_endpoint: where traces go; None for files in the data directory.
+    """
+
+    routers: int
+    workers: int
+    engine: str
+    model: str
+    model_directory: Path
+    otlp_endpoint: str | None
+
+
+def served_name(reference: str) -> str:
+    """Returns the name under which a model is served: a directory's last part, else the reference without `wheel:`."""
+    path = Path(reference).expanduser()
+    return path.resolve().name if path.is_dir() else reference.removeprefix("wheel:")
+
+
+def plan_processes(data: DataDir, plan: MeshPlan, take_port: Callable[[str], int]) -> list[ProcessSpec]:
+    """Writes the configuration of every process and returns the processes in the order of starting.
+
+    Args:
+        data: where configurations, logs and data go.
+        plan: what is to run.
+        take_port: returns a port for a process, by its name.
+    """
+    routers = [f"router-{n}" for n in range(1, plan.routers + 1)]
+    workers = [f"worker-{n}" for n in range(1, plan.workers + 1)]
+    names = ["valkey", "metering", "quota", "scheduler", *workers, *routers]
+    addresses = {name: f"127.0.0.1:{take_port(name)}" for name in names}
+    fields: dict[str, dict[str, Any]] = {
+        "metering": {"ledger_path": str(data.folder("ledger") / "ledger.sqlite")},
+        "quota": {
+            "redis_url": f"redis://{addresses['valkey']}/0",
+            "tenants_file": str(data.tenants_file),
+            "keys_file": str(data.keys_file),
+            "pepper_file": str(data.pepper_file),
+        },
+        "scheduler": {},
+        "worker": {
+            "scheduler_address": addresses["scheduler"],
+            "quota_address": addresses["quota"],
+            "metering_address": addresses["metering"],
+            "model": plan.model,
+            "model_directory": str(plan.model_directory),
+            "engine": plan.engine,
+        },
+        "router": {},
+    }
+    specs = [_valkey(data, addresses["valkey"])]
+    for name in names[1:]:
+        service = name.rstrip("-0123456789")
+        common = {"id": name, "listen": addresses[name], "drain_seconds": DRAIN_S.get(service, DRAIN_DEFAULT_S)}
+        if plan.otlp_endpoint:
+            common["otlp_endpoint"] = plan.otlp_endpoint
+        else:
+            common["trace_file"] = str(data.folder("traces") / f"{service}-{{pid}}.jsonl")
+        specs.append(_service(data, name, service, addresses[name], common | fields[service]))
+    return specs
+
+
+def _service(data: DataDir, name: str, service: str, address: str, fields: dict[str, Any]) -> ProcessSpec:
+    file = data.folder("config") / f"{name}.yaml"
+    write_file(file, "# Written by `forebay up` at each start.\n" + yaml.safe_dump(fields, sort_keys=False), 0o600)
+
+    async def healthy() -> bool:
+        return await service_health(address) == "SERVING"
+
+    return ProcessSpec(
+        name=name,
+        tier=TIERS.index(service),
+        argv=(sys.executable, "-m", f"forebay.{service}", "--config", str(file)),
+        address=address,
+        log=data.log_file(name),
+        healthy=healthy,
+        doing="loading the model" if service == "worker" else "starting",
+        stop_within_s=STOP_WITHIN_S.get(service, STOP_WITHIN_DEFAULT_S),
+    )
+
+
+def _valkey(data: DataDir, address: str) -> ProcessSpec:
+    """Everything is said on the command line: no file decides, and none is rewritten. Every write is kept within a second."""
+
+    async def healthy() -> bool:
+        return await valkey_health(address) == "SERVING"
+
+    host, _, port = address.rpartition(":")
+    return ProcessSpec(
+        name="valkey",
+        tier=TIERS.index("valkey"),
+        argv=(
+            str(valkey_binary()), "--bind", host, "--port", port, "--dir", str(data.folder("valkey")),
+            "--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--daemonize", "no",
+        ),
+        address=address,
+        log=data.log_file("valkey"),
+        healthy=healthy,
+        stop_within_s=STOP_WITHIN_DEFAULT_S,
+    )  # fmt: skip

@@ -1,0 +1,53 @@
+"""Wires the quota service together."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+from forebay.api.quota.v1 import quota_pb2_grpc
+from forebay.clock import SystemClock
+from forebay.lifecycle import background, run_service
+from forebay.quota.config import QuotaConfig
+from forebay.quota.policies import PolicyFeed
+from forebay.quota.policy_files import PolicyFiles
+from forebay.quota.policy_servicer import PolicyServicer
+from forebay.quota.redis_counters import RedisCounters
+from forebay.quota.service import Quota
+from forebay.quota.servicer import QuotaServicer
+from forebay.quota.sweeper import Sweeper
+from forebay.quota.tenant_servicer import TenantServicer
+from forebay.rpc.server import RpcServer
+
+QUOTA = "forebay.api.quota.v1.QuotaService"
+POLICY = "forebay.api.quota.v1.PolicyService"
+TENANT = "forebay.api.quota.v1.TenantService"
+
+
+async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
+    """Returns the server, ready to start; what runs beside it ends with `stack`."""
+    clock = SystemClock()
+    files = PolicyFiles(config.tenants_file, config.keys_file, config.pepper_bytes(), config.plans_file)
+    feed = PolicyFeed(files.load(), clock)
+    counters = RedisCounters(config.redis_url, config.terms())
+
+    server = RpcServer(config.listen, channelz=config.channelz)
+    quota = QuotaServicer(Quota(feed, counters), clock, config.lease_seconds)
+    server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, QUOTA)
+    server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyServicer(feed), POLICY)
+    server.add(quota_pb2_grpc.add_TenantServiceServicer_to_server, TenantServicer(feed), TENANT)
+    server.set_serving(POLICY, True)
+    server.set_serving(TENANT, True)
+
+    def counters_reachable(reachable: bool) -> None:
+        server.set_serving(QUOTA, reachable)
+
+    sweeper = Sweeper(feed, counters, clock, config.lease_seconds, counters_reachable)
+    await stack.enter_async_context(background(counters.run(), "counters"))
+    await stack.enter_async_context(background(files.follow(feed, clock), "policy files"))
+    await stack.enter_async_context(background(sweeper.run(), "sweeper"))
+    return server
+
+
+def main() -> None:
+    """Runs the service as a process."""
+    run_service(QuotaConfig, build)

@@ -1,0 +1,84 @@
+"""PolicyService on the wire: a snapshot in pages, then each change, with only the secrets that a watcher needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import grpc
+
+from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc
+from forebay.errors import Code, MeshError
+from forebay.policy.messages import to_pb_key, to_pb_tenant
+from forebay.policy.model import TenantPolicy
+from forebay.quota.policies import Edition, PolicyFeed
+
+# Tenants, and keys, in one message.
+PAGE = 200
+
+_ROUTER, _WORKER = quota_pb2.WATCHER_KIND_ROUTER, quota_pb2.WATCHER_KIND_WORKER
+
+
+class PolicyServicer(quota_pb2_grpc.PolicyServiceServicer):
+    """Tells watchers of the policies in force."""
+
+    def __init__(self, feed: PolicyFeed) -> None:
+        self._feed = feed
+
+    async def WatchPolicies(  # type: ignore[override]  # the stubs know handlers that yield only
+        self,
+        request: quota_pb2.WatchPoliciesRequest,
+        context: grpc.aio.ServicerContext[quota_pb2.WatchPoliciesRequest, quota_pb2.WatchPoliciesResponse],
+    ) -> None:
+        """Sends a snapshot unless the watcher has it already, and then each change."""
+        kind = request.kind
+        if kind not in quota_pb2.WatcherKind.values()[1:]:
+            raise MeshError(Code.INVALID_ARGUMENT, "WATCHER_KIND_UNKNOWN", "name the kind of service that watches")
+        with self._feed.watch() as watch:
+            edition = watch.first
+            if request.known_version == edition.version:
+                # An empty change: the watcher learns that it is connected, and that what it has is in force.
+                await context.write(quota_pb2.WatchPoliciesResponse(version=edition.version))
+            else:
+                for page in _snapshot(edition, kind):
+                    await context.write(page)
+            while True:
+                for message in _change(await watch.next(), kind):
+                    await context.write(message)
+
+
+def _snapshot(edition: Edition, kind: quota_pb2.WatcherKind.ValueType) -> Iterator[quota_pb2.WatchPoliciesResponse]:
+    tenants = list(edition.policies.tenants.values())
+    keys = list(edition.policies.keys.values()) if kind == _ROUTER else []
+    longest = max(len(tenants), len(keys), 1)
+    for at in range(0, longest, PAGE):
+        yield quota_pb2.WatchPoliciesResponse(
+            version=edition.version,
+            snapshot_begin=at == 0,
+            snapshot_end=at + PAGE >= longest,
+            tenants=[_tenant(tenant, kind) for tenant in tenants[at : at + PAGE]],
+            keys=map(to_pb_key, keys[at : at + PAGE]),
+        )
+
+
+def _change(edition: Edition, kind: quota_pb2.WatcherKind.ValueType) -> Iterator[quota_pb2.WatchPoliciesResponse]:
+    change = edition.change
+    if len(change) > PAGE:
+        # In several messages it could break off in the middle, and the watcher would have its version but not all of it.
+        yield from _snapshot(edition, kind)
+        return
+    yield quota_pb2.WatchPoliciesResponse(
+        version=edition.version,
+        tenants=[_tenant(tenant, kind) for tenant in change.tenants],
+        keys=map(to_pb_key, change.keys if kind == _ROUTER else ()),
+        removed_tenants=change.removed_tenants,
+        removed_keys=change.removed_keys if kind == _ROUTER else (),
+    )
+
+
+def _tenant(tenant: TenantPolicy, kind: quota_pb2.WatcherKind.ValueType) -> quota_pb2.TenantPolicy:
+    message = to_pb_tenant(tenant)
+    if kind != _ROUTER:
+        message.ClearField("system_prompt")
+    if kind not in (_ROUTER, _WORKER):
+        message.ClearField("isolation_key")
+    return message

@@ -1,0 +1,55 @@
+"""The router's configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from forebay.config import ServiceConfig, host_and_port
+
+
+class ModelConfig(BaseModel):
+    """One model that requests may name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._/-]{1,128}$", description="the name to use in requests")
+    directory: Path = Field(description="the model's files: tokenizer.json, tokenizer_config.json, chat_template.jinja")
+    context_tokens: int = Field(ge=2, le=10_000_000, description="prompt and completion together, in tokens")
+    default_max_tokens: int = Field(256, ge=1, description="what max_tokens is when a request leaves it unset")
+
+
+class RouterConfig(ServiceConfig):
+    """What a router must be told, and what it may be."""
+
+    service: ClassVar[str] = "router"
+
+    quota_address: str = Field(description="host:port of quota")
+    scheduler_address: str = Field(description="host:port of the scheduler")
+    metering_address: str = Field(description="host:port of metering")
+    key_pepper: SecretStr = Field(min_length=16, description="what keys are hashed with; the same as where they are issued")
+    models: tuple[ModelConfig, ...] = Field(min_length=1, description="the models that requests may name")
+    dependency_wait_s: float = Field(5.0, gt=0, le=60, description="how long a request waits for quota or scheduler to come back")
+    policy_honour_s: float = Field(30.0, ge=0, le=3600, description="how long policies count while quota is away")
+    default_deadline_s: float = Field(600.0, gt=0, le=86_400, description="how long a request may take if its client does not say")
+    usage_wait_s: float = Field(5.0, gt=0, le=60, description="how long a cancelled request waits for its worker's last word")
+    max_requests: int = Field(4096, ge=1, le=4096, description="requests at a time; further ones are UNAVAILABLE")
+    max_prompt_bytes: int = Field(1 << 20, ge=1, le=8 << 20, description="the most text in one prompt")
+    max_attempts: int = Field(4, ge=1, le=16, description="executions of one request before it is given up")
+    prefix_block_tokens: int = Field(32, ge=1, le=4096, description="tokens per prefix hash; best the engine's KV block")
+    tokenizer_threads: int = Field(2, ge=1, le=64, description="threads that tokenise long prompts")
+    flushers: int = Field(4, ge=1, le=64, description="tasks that write to clients; a slow client is given one of its own")
+
+    @field_validator("quota_address", "scheduler_address", "metering_address")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        return host_and_port(value)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [model.name for model in self.models]
+        if len(set(names)) != len(names):
+            raise ValueError("models: two models have one name")
+        return self

@@ -1,0 +1,137 @@
+"""Wires the router."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+
+from forebay.api.common.v1 import common_pb2
+from forebay.api.quota.v1 import quota_pb2
+from forebay.api.router.v1 import router_pb2_grpc
+from forebay.clock import SystemClock
+from forebay.lifecycle import background, run_service
+from forebay.policy.watcher import PolicyWatcher
+from forebay.router import servicer, usage_servicer
+from forebay.router.access import Access
+from forebay.router.config import ModelConfig, RouterConfig
+from forebay.router.delivery import Delivery
+from forebay.router.domain.ask import ModelCard
+from forebay.router.hf_tokenizer import HfTokenizer
+from forebay.router.models import Model, Models
+from forebay.router.quota_link import QuotaLink
+from forebay.router.request import LiveRequests
+from forebay.router.scheduler_link import SchedulerLink
+from forebay.router.service import Bounds, Router
+from forebay.router.servicer import RouterServicer
+from forebay.router.usage_servicer import UsageServicer
+from forebay.router.worker_link import WorkerLinks
+from forebay.rpc.client import connect
+from forebay.rpc.server import RpcServer
+
+# After the last call has ended its settlement still has to reach quota; a quota that is away is not waited for.
+_LAST_SETTLEMENTS_S = 2.0
+
+
+async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
+    """Returns the router's server, not yet started; what runs beside it ends with `stack`."""
+    server = RpcServer(config.listen, channelz=config.channelz)
+    clock = SystemClock()
+    me = common_pb2.Peer(id=config.id, incarnation=int(clock.now() * 1e6))
+    live: LiveRequests = {}
+
+    # What a request needs, in the order in which it needs it.
+    quota_channel = connect(config.quota_address, caller=config.id)
+    stack.push_async_callback(quota_channel.close)
+    policies = PolicyWatcher(quota_channel, me, quota_pb2.WATCHER_KIND_ROUTER, clock)
+    access = Access(
+        policies,
+        config.key_pepper.get_secret_value().encode(),
+        clock,
+        first_policies_s=config.dependency_wait_s,
+        honour_cut_off_s=config.policy_honour_s,
+    )
+
+    threads = stack.enter_context(ThreadPoolExecutor(config.tokenizer_threads, thread_name_prefix="tokenizer"))
+    models = Models([_model(model) for model in config.models], threads)
+
+    quota = QuotaLink(quota_channel, me, live, clock, config.dependency_wait_s)
+
+    scheduler_channel = connect(config.scheduler_address, caller=config.id)
+    stack.push_async_callback(scheduler_channel.close)
+    scheduler = SchedulerLink(scheduler_channel, me, live, clock, config.dependency_wait_s)
+
+    delivery = Delivery(clock, config.flushers)
+    workers = WorkerLinks(me, delivery, clock)
+
+    bounds = Bounds(
+        max_requests=config.max_requests,
+        max_prompt_bytes=config.max_prompt_bytes,
+        max_attempts=config.max_attempts,
+        default_deadline_s=config.default_deadline_s,
+        usage_wait_s=config.usage_wait_s,
+        prefix_block_tokens=config.prefix_block_tokens,
+    )
+    router = Router(models, quota, scheduler, workers, live, clock, bounds)
+
+    metering_channel = connect(config.metering_address, caller=config.id)
+    stack.push_async_callback(metering_channel.close)
+
+    # What the public reaches.
+    server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, RouterServicer(router, access), servicer.FULL_NAME)
+    server.add(
+        router_pb2_grpc.add_UsageServiceServicer_to_server,
+        UsageServicer(access, metering_channel),
+        usage_servicer.FULL_NAME,
+    )
+
+    # What runs beside it; at the end, in reverse order, requests are settled while the links still stand.
+    for work, name in (
+        (policies.run(), "policies"),
+        (quota.session.run(), "quota session"),
+        (quota.keep_alive(), "quota leases"),
+        (scheduler.session.run(), "scheduler session"),
+        (scheduler.watch(), "scheduler watch"),
+        (delivery.run(), "delivery"),
+        (workers.run(), "worker sessions"),
+        (router.watch(), "request watch"),
+        (_serve_when_ready(server, policies, quota, scheduler), "readiness"),
+    ):
+        await stack.enter_async_context(background(work, name))
+    stack.push_async_callback(_settle_all, router, quota)
+    return server
+
+
+def _model(config: ModelConfig) -> Model:
+    card = ModelCard(config.name, config.context_tokens, config.default_max_tokens)
+    return Model(card, HfTokenizer(config.directory))
+
+
+async def _serve_when_ready(
+    server: RpcServer, policies: PolicyWatcher, quota: QuotaLink, scheduler: SchedulerLink
+) -> None:
+    """Says that the router can do its job once it knows the tenants and has met quota and scheduler once."""
+    await policies.wait_ready()
+    server.set_serving(usage_servicer.FULL_NAME, True)
+    await quota.session.wait_connected()
+    await scheduler.session.wait_connected()
+    server.set_serving(servicer.FULL_NAME, True)
+
+
+async def _settle_all(router: Router, quota: QuotaLink) -> None:
+    """Settles what is left, within a bound; what quota does not hear of it charges by what was observed."""
+    try:
+        async with asyncio.timeout(_LAST_SETTLEMENTS_S):
+            await router.settle_all()
+            await quota.all_settled()
+    except TimeoutError:
+        pass
+
+
+def main() -> None:
+    """Runs the router until SIGTERM."""
+    run_service(RouterConfig, build)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""The quota port over one batched session: reservations, settlements and renewals of all requests share its messages.
+
+What a session carried when it broke is said again on the next one, with the same numbers: reservations are idempotent for this
+router's incarnation, and so are settlements. A settlement is kept until quota acknowledges it, in a bounded queue whose oldest entry
+is dropped and counted (its lease then lapses, and it is charged by what was observed).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from dataclasses import dataclass
+
+import grpc
+
+from forebay.api.common.v1 import common_pb2
+from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc
+from forebay.clock import Clock
+from forebay.errors import Code, MeshError
+from forebay.router.domain.life import Settlement
+from forebay.router.quota import Reservation
+from forebay.router.request import LiveRequests, Request, budget_spent, lease_lost
+from forebay.rpc.session import Outbox, SessionClient
+from forebay.rpc.status import from_pb_duration, from_pb_error, to_pb_duration
+from forebay.telemetry.logs import get_logger
+from forebay.telemetry.tracing import to_pb_trace
+
+RENEW_EVERY_S = 10.0
+RETRY_EVERY_S = 1.0
+MAX_UNSETTLED = 10_000
+# A first message after a long absence must stay well below the largest message.
+_RESENT_AT_ONCE = 1_000
+
+log = get_logger("quota_link")
+
+QuotaOutbox = Outbox[quota_pb2.SessionRequest]
+
+
+@dataclass(slots=True)
+class _Reserve:
+    """A reservation that is asked for; `sent` once it has left on any session, for then it may be held."""
+
+    request: quota_pb2.ReserveRequest
+    answer: asyncio.Future[Reservation]
+    sent: bool = False
+
+
+class QuotaLink:
+    """Quota over its session; run `session.run` and `keep_alive` beside everything else.
+
+    Attributes:
+        session: the session, for the health check.
+        dropped: settlements given up because the queue was full.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        router: common_pb2.Peer,
+        live: LiveRequests,
+        clock: Clock,
+        wait_s: float,
+        max_unsettled: int = MAX_UNSETTLED,
+    ) -> None:
+        """Prepares the link; nothing is sent before `session.run`.
+
+        Args:
+            channel: to quota.
+            router: this router.
+            live: the requests whose leases are kept alive.
+            clock: paces renewals and repeats.
+            wait_s: how long a reservation waits for an answer, and for quota to come back.
+            max_unsettled: bound of the queue of settlements.
+        """
+        self._router = router
+        self._live = live
+        self._clock = clock
+        self._wait_s = wait_s
+        self._max_unsettled = max_unsettled
+        self._seq = itertools.count(1)
+        self._reserves: dict[int, _Reserve] = {}
+        self._settles: dict[int, quota_pb2.SettleRequest] = {}
+        self._to_repeat: dict[int, None] = {}
+        self._all_settled = asyncio.Event()
+        self._all_settled.set()
+        self.dropped = 0
+        stub = quota_pb2_grpc.QuotaServiceStub(channel)
+        self.session: SessionClient[quota_pb2.SessionRequest, quota_pb2.SessionResponse] = SessionClient(
+            "quota", lambda: stub.Session(), quota_pb2.SessionRequest, self
+        )
+
+    async def reserve(self, request: Request) -> Reservation:
+        """Holds prompt + max_tokens; as the port says."""
+        seq = next(self._seq)
+        call = _Reserve(self._to_pb_reserve(request), asyncio.get_running_loop().create_future())
+        self._reserves[seq] = call
+        self._send_reserve(seq, call)
+        time_left = request.deadline_at - self._clock.monotonic()
+        try:
+            async with asyncio.timeout(min(self._wait_s, time_left)):
+                return await call.answer
+        except TimeoutError:
+            self._abandon(seq, call)
+            message = "quota does not answer, and nobody is admitted without it; try again"
+            raise MeshError(Code.UNAVAILABLE, "QUOTA_UNAVAILABLE", message, retry_after=1) from None
+        except asyncio.CancelledError:
+            self._abandon(seq, call)
+            raise
+        finally:
+            self._reserves.pop(seq, None)
+
+    def settle(self, request: Request, settlement: Settlement) -> None:
+        """Charges what was used; as the port says."""
+        self._settle(
+            quota_pb2.SettleRequest(
+                request_id=request.id,
+                tenant_id=request.caller.tenant.tenant_id,
+                prompt_tokens=settlement.usage.prompt_tokens,
+                completion_tokens=settlement.usage.completion_tokens,
+                cached_tokens=settlement.usage.cached_tokens,
+                gpu_time=to_pb_duration(settlement.gpu_time_s),
+                started=settlement.started,
+                trace=to_pb_trace(),
+            )
+        )
+
+    async def all_settled(self) -> None:
+        """Returns once quota has acknowledged every settlement."""
+        await self._all_settled.wait()
+
+    async def keep_alive(self) -> None:
+        """Renews all leases every 10 s, and repeats what quota could not settle every second, until cancelled."""
+        renewed_at = self._clock.monotonic()
+        while True:
+            await self._clock.sleep(RETRY_EVERY_S)
+            self._repeat_settles()
+            if self._clock.monotonic() - renewed_at >= RENEW_EVERY_S:
+                renewed_at = self._clock.monotonic()
+                self._renew()
+
+    def opened(self, outbox: QuotaOutbox) -> None:
+        """Says who calls, and again whatever has no answer."""
+        outbox.message.hello.router.CopyFrom(self._router)
+        for seq, call in self._reserves.items():
+            self._send_reserve(seq, call)
+        self._to_repeat = dict.fromkeys(self._settles)
+        self._repeat_settles()
+        _flush(outbox, 1)
+
+    def received(self, response: quota_pb2.SessionResponse) -> None:
+        """Takes results."""
+        for reserved in response.reserves:
+            call = self._reserves.get(reserved.seq)
+            if call is None or call.answer.done():
+                continue
+            if reserved.WhichOneof("result") == "reservation":
+                call.answer.set_result(Reservation(from_pb_duration(reserved.reservation.start_after)))
+            else:
+                call.answer.set_exception(from_pb_error(reserved.error))
+        for settled in response.settles:
+            if settled.WhichOneof("result") == "settled":
+                self._settles.pop(settled.seq, None)
+            elif settled.seq in self._settles:
+                self._to_repeat[settled.seq] = None
+        if not self._settles:
+            self._all_settled.set()
+        for request_id in response.renewals.lost:
+            if request_id in self._live:
+                self._live[request_id].tell(lease_lost())
+        for request_id in response.renewals.stop:
+            if request_id in self._live:
+                self._live[request_id].tell(budget_spent())
+
+    def closed(self, error: MeshError) -> None:
+        """Keeps what has no answer for the next session."""
+
+    def _send_reserve(self, seq: int, call: _Reserve) -> None:
+        outbox = self.session.outbox
+        if outbox is not None:
+            outbox.message.reserves.add(seq=seq, request=call.request)
+            call.sent = True
+            _flush(outbox, 1)
+
+    def _abandon(self, seq: int, call: _Reserve) -> None:
+        """Gives back what a reservation may hold that nobody waits for any more."""
+        del self._reserves[seq]
+        refused = call.answer.done() and not call.answer.cancelled() and call.answer.exception() is not None
+        if call.sent and not refused:
+            self._settle(
+                quota_pb2.SettleRequest(
+                    request_id=call.request.request_id, tenant_id=call.request.tenant_id, trace=call.request.trace
+                )
+            )
+
+    def _settle(self, request: quota_pb2.SettleRequest) -> None:
+        if len(self._settles) >= self._max_unsettled:
+            oldest = next(iter(self._settles))
+            dropped = self._settles.pop(oldest)
+            self._to_repeat.pop(oldest, None)
+            self.dropped += 1
+            log.error("settlement dropped", request_id=dropped.request_id, dropped=self.dropped)
+        seq = next(self._seq)
+        self._settles[seq] = request
+        self._all_settled.clear()
+        self._to_repeat[seq] = None
+        self._repeat_settles()
+
+    def _repeat_settles(self) -> None:
+        """Sends settlements that are yet to be sent, or to be sent again."""
+        outbox = self.session.outbox
+        if outbox is None or not self._to_repeat:
+            return
+        batch = list(itertools.islice(self._to_repeat, _RESENT_AT_ONCE))
+        for seq in batch:
+            del self._to_repeat[seq]
+            if seq in self._settles:
+                outbox.message.settles.add(seq=seq, request=self._settles[seq])
+        _flush(outbox, len(batch))
+
+    def _renew(self) -> None:
+        outbox = self.session.outbox
+        leases = [
+            quota_pb2.RenewRequest.Lease(
+                request_id=request.id,
+                tenant_id=request.caller.tenant.tenant_id,
+                completion_tokens=request.tokens.received,
+            )
+            for request in self._live.values()
+        ]
+        if outbox is not None and leases:
+            outbox.message.renewals.extend(leases)
+            _flush(outbox, len(leases))
+
+    def _to_pb_reserve(self, request: Request) -> quota_pb2.ReserveRequest:
+        return quota_pb2.ReserveRequest(
+            request_id=request.id,
+            tenant_id=request.caller.tenant.tenant_id,
+            key_id=request.caller.key.key_id,
+            model=request.payload.model,
+            prompt_tokens=len(request.payload.prompt_token_ids),
+            max_completion_tokens=request.payload.max_tokens,
+            trace=to_pb_trace(),
+        )
+
+
+def _flush(outbox: QuotaOutbox, items: int) -> None:
+    try:
+        outbox.flush(items)
+    except MeshError:
+        # The session overflowed and is being ended; the next one is told all that has no answer.
+        pass

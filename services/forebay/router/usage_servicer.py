@@ -1,0 +1,72 @@
+"""UsageService on the wire: a tenant's own rows of the ledger, which metering keeps."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from forebay.api.metering.v1 import metering_pb2, metering_pb2_grpc
+from forebay.api.router.v1 import router_pb2, router_pb2_grpc
+from forebay.router.access import Access, Caller
+from forebay.router.servicer import verify
+from forebay.rpc.client import trace_metadata
+from forebay.rpc.status import from_rpc_error
+
+FULL_NAME = "forebay.api.router.v1.UsageService"
+
+DEFAULT_DEADLINE_S = 30.0
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class UsageServicer(router_pb2_grpc.UsageServiceServicer):
+    """Checks the key, fixes the tenant, and forwards."""
+
+    def __init__(self, access: Access, metering: grpc.aio.Channel) -> None:
+        """Serves whom `access` knows from the ledger behind `metering`."""
+        self._access = access
+        self._metering = metering_pb2_grpc.MeteringServiceStub(metering)
+
+    async def StreamUsage(  # type: ignore[override]
+        self, request: router_pb2.StreamUsageRequest, context: Context
+    ) -> AsyncIterator[router_pb2.StreamUsageResponse]:
+        """Forwards a stream of the caller's entries; a stream that follows has no deadline but the client's."""
+        caller = await verify(self._access, context)
+        call = self._metering.StreamUsage(
+            metering_pb2.StreamUsageRequest(
+                cursor=request.cursor, filter=_own(request.filter, caller), follow=request.follow
+            ),
+            timeout=context.time_remaining(),
+            metadata=trace_metadata(),
+        )
+        try:
+            async for response in call:
+                yield router_pb2.StreamUsageResponse(entries=response.entries, cursor=response.cursor)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        finally:
+            call.cancel()
+
+    async def SumUsage(self, request: router_pb2.SumUsageRequest, context: Context) -> router_pb2.SumUsageResponse:
+        """Forwards a question for the caller's totals."""
+        caller = await verify(self._access, context)
+        remaining = context.time_remaining()
+        try:
+            response = await self._metering.SumUsage(
+                metering_pb2.SumUsageRequest(filter=_own(request.filter, caller), group_by=request.group_by),
+                timeout=DEFAULT_DEADLINE_S if remaining is None else remaining,
+                metadata=trace_metadata(),
+            )
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        return router_pb2.SumUsageResponse(totals=response.totals)
+
+
+def _own(asked: metering_pb2.UsageFilter, caller: Caller) -> metering_pb2.UsageFilter:
+    """Returns what was asked for, of the caller's tenant and no other."""
+    own = metering_pb2.UsageFilter()
+    own.CopyFrom(asked)
+    own.tenant_ids[:] = [caller.tenant.tenant_id]
+    return own

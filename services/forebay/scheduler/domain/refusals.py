@@ -1,0 +1,40 @@
+"""Why a request does not run. The reasons are stable names for programs; the sentences say what to do."""
+
+from forebay.errors import Code, MeshError
+from forebay.scheduler.domain.request import Request
+
+
+def too_large(request: Request) -> MeshError:
+    """No worker of the model could hold the request, whatever else runs."""
+    return MeshError(
+        Code.INVALID_ARGUMENT,
+        "TOO_LARGE",
+        f"{request.prompt_tokens} prompt and {request.max_tokens} further tokens are more than any worker of "
+        f"{request.model} holds; shorten the prompt or lower max_tokens",
+    )
+
+
+def queue_full(whose: str, retry_after_s: float) -> MeshError:
+    """As many requests wait as may."""
+    return _unavailable("QUEUE_FULL", f"{whose} has as many requests waiting as it may; try again later", retry_after_s)
+
+
+def no_worker(request: Request, retry_after_s: float) -> MeshError:
+    """The wait ended while no worker of the model was there."""
+    return _unavailable("QUEUE_TIMEOUT", f"no worker serves {request.model} now; try again later", retry_after_s)
+
+
+def queue_timeout(retry_after_s: float) -> MeshError:
+    """The wait ended before room came free."""
+    return _unavailable("QUEUE_TIMEOUT", "no room came free in time; try again later or allow more time", retry_after_s)
+
+
+def deadline_exceeded() -> MeshError:
+    """The client's deadline passed before room came free."""
+    return MeshError(
+        Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline passed while the request waited for room; allow more"
+    )
+
+
+def _unavailable(reason: str, message: str, retry_after_s: float) -> MeshError:
+    return MeshError(Code.UNAVAILABLE, reason, message, retry_after=retry_after_s)

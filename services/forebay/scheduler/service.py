@@ -1,0 +1,139 @@
+"""Drives the core: the clock, the event loop's turns, and who is connected.
+
+Whatever happens in one turn of the event loop is told to the core at once, and `wake` has the core decide once, at the turn's
+end. So a burst of submissions is drawn as one batch, and each peer hears of it in one message. Deadlines are looked at every
+TICK_S; one slow beat costs less than an exact timer that every submission would have to move.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable
+
+from forebay.clock import Clock
+from forebay.scheduler.domain.decisions import Batch, Decisions, Grant, Rejection, Withdrawal
+from forebay.scheduler.domain.scheduler import Scheduler
+from forebay.scheduler.domain.worker import WorkerInfo
+from forebay.telemetry.tracing import from_headers, record_span
+
+TICK_S = 0.05
+
+RouterLink = Callable[[list[Grant], list[Rejection], float], None]
+"""Tells one router, in one message, what may run and what will not; the last argument is the core's time now."""
+
+WorkerLink = Callable[[list[Batch], list[Withdrawal], float], None]
+"""Tells one worker, in one message, what will come and what will not."""
+
+
+class SchedulerService:
+    """The scheduler at work. All of it runs on one event loop.
+
+    Attributes:
+        core: tell it what happens, then call `wake`.
+    """
+
+    def __init__(self, core: Scheduler, clock: Clock) -> None:
+        self.core = core
+        self._clock = clock
+        self._routers: dict[str, RouterLink] = {}
+        self._workers: dict[str, WorkerLink] = {}
+        self._woken = False
+
+    @property
+    def now(self) -> float:
+        """The core's time."""
+        return self._clock.monotonic()
+
+    def router_opened(self, router: str, link: RouterLink) -> None:
+        """Connects a router's session; `router` names the session, not the replica."""
+        self._routers[router] = link
+
+    def router_closed(self, router: str) -> None:
+        """Drops what the session had queued."""
+        del self._routers[router]
+        self.core.router_lost(router)
+        self.wake()
+
+    def worker_opened(self, info: WorkerInfo, link: WorkerLink) -> None:
+        """Connects a worker's session, in place of any that it had before.
+
+        Raises:
+            MeshError: a later life of the worker has registered.
+        """
+        self.core.worker_registered(info)
+        self._workers[info.id] = link
+        self.wake()
+
+    def worker_speaks(self, worker_id: str, link: WorkerLink) -> bool:
+        """Whether the session is still the worker's latest."""
+        return self._workers.get(worker_id) is link
+
+    def worker_closed(self, worker_id: str, link: WorkerLink) -> None:
+        """Stops granting to a worker, unless it has come back on another session."""
+        if self.worker_speaks(worker_id, link):
+            del self._workers[worker_id]
+            self.core.worker_lost(worker_id, self.now)
+            self.wake()
+
+    def wake(self) -> None:
+        """Has the core decide at the end of this turn of the event loop; calling it again in the turn changes nothing."""
+        if not self._woken:
+            self._woken = True
+            asyncio.get_running_loop().call_soon(self._tick)
+
+    async def watch_time(self) -> None:
+        """Wakes the core when something has ended by time, until cancelled."""
+        while True:
+            await self._clock.sleep(TICK_S)
+            if self.core.due(self.now):
+                self.wake()
+
+    def _tick(self) -> None:
+        self._woken = False
+        now = self.now
+        decisions = self.core.tick(now)
+        for batch in decisions.batches:
+            for grant in batch.grants:
+                self._record_wait(grant)
+        self._tell_workers(decisions, now)
+        self._tell_routers(decisions, now)
+
+    def _tell_workers(self, decisions: Decisions, now: float) -> None:
+        batches: defaultdict[str, list[Batch]] = defaultdict(list)
+        withdrawals: defaultdict[str, list[Withdrawal]] = defaultdict(list)
+        for batch in decisions.batches:
+            batches[batch.worker_id].append(batch)
+        for withdrawal in decisions.withdrawals:
+            withdrawals[withdrawal.worker_id].append(withdrawal)
+        for worker_id in batches.keys() | withdrawals.keys():
+            if (link := self._workers.get(worker_id)) is not None:
+                link(batches[worker_id], withdrawals[worker_id], now)
+
+    def _tell_routers(self, decisions: Decisions, now: float) -> None:
+        grants: defaultdict[str, list[Grant]] = defaultdict(list)
+        rejections: defaultdict[str, list[Rejection]] = defaultdict(list)
+        for grant in (*decisions.repeats, *(grant for batch in decisions.batches for grant in batch.grants)):
+            grants[grant.router].append(grant)
+        for rejection in decisions.rejections:
+            rejections[rejection.router].append(rejection)
+        for router in grants.keys() | rejections.keys():
+            if (link := self._routers.get(router)) is not None:
+                link(grants[router], rejections[router], now)
+
+    def _record_wait(self, grant: Grant) -> None:
+        """Records `scheduler.queue`, from the first submission to the grant, under the span that the router sent."""
+        trace = grant.request.trace
+        offset = self._clock.now() - self._clock.monotonic()
+        record_span(
+            "scheduler.queue",
+            from_headers({"traceparent": trace.traceparent, "tracestate": trace.tracestate}),
+            offset + grant.enqueued_at,
+            offset + grant.granted_at,
+            {
+                "forebay.request_id": grant.request.key.request_id,
+                "forebay.attempt": grant.request.key.attempt,
+                "forebay.tenant_id": grant.request.tenant_id,
+                "forebay.worker_id": grant.worker_id,
+                "forebay.batch_id": grant.batch_id,
+                "forebay.queue_depth": grant.queue_depth,
+            },
+        )

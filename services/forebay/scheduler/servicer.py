@@ -1,0 +1,204 @@
+"""The scheduler on the wire: sessions with routers and workers, and the view for operators."""
+
+import itertools
+from collections.abc import AsyncIterator
+
+import grpc
+
+from forebay.api.common.v1 import common_pb2
+from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from forebay.errors import Code, FieldViolation, MeshError
+from forebay.rpc.session import Outbox, ServerSession
+from forebay.scheduler.domain.decisions import Batch, Grant, Rejection, Withdrawal
+from forebay.scheduler.messages import (
+    from_pb_engine_state,
+    from_pb_peer,
+    from_pb_ref,
+    from_pb_register,
+    from_pb_running,
+    from_pb_submission,
+    to_pb_batch,
+    to_pb_grant,
+    to_pb_pool,
+    to_pb_ref,
+    to_pb_rejection,
+)
+from forebay.scheduler.service import SchedulerService
+from forebay.telemetry.logs import get_logger
+
+DEFAULT_PAGE = 100
+MAX_PAGE = 1_000
+
+log = get_logger("scheduler")
+
+_BOUND_STATES = (scheduler_pb2.HeldAttempt.STATE_GRANTED, scheduler_pb2.HeldAttempt.STATE_RUNNING)
+
+
+class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
+    """SchedulerService over one core."""
+
+    def __init__(self, service: SchedulerService, peer: common_pb2.Peer) -> None:
+        """Serves `service`; `peer` is this replica, as it introduces itself."""
+        self._service = service
+        self._core = service.core
+        self._welcome = scheduler_pb2.Welcome(scheduler=peer, epoch=service.core.epoch)
+        self._sessions = itertools.count(1)
+
+    async def Schedule(  # type: ignore[override]  # a session writes by itself instead of yielding
+        self,
+        request_iterator: AsyncIterator[scheduler_pb2.ScheduleRequest],
+        context: grpc.aio.ServicerContext[scheduler_pb2.ScheduleRequest, scheduler_pb2.ScheduleResponse],
+    ) -> None:
+        """A router's session."""
+        async with ServerSession(request_iterator, context, scheduler_pb2.ScheduleResponse) as session:
+            messages = aiter(session)
+            first = await anext(messages, None)
+            if first is None:
+                return
+            router_id, _ = from_pb_peer(first.hello.router)
+            router = f"{router_id}/{next(self._sessions)}"
+            self._service.router_opened(router, _RouterLink(session.outbox))
+            session.outbox.message.welcome.CopyFrom(self._welcome)
+            session.outbox.flush()
+            try:
+                self._hear_router(router, first, session.outbox)
+                async for message in messages:
+                    self._hear_router(router, message, session.outbox)
+            finally:
+                self._service.router_closed(router)
+
+    async def Attach(  # type: ignore[override]  # a session writes by itself instead of yielding
+        self,
+        request_iterator: AsyncIterator[scheduler_pb2.AttachRequest],
+        context: grpc.aio.ServicerContext[scheduler_pb2.AttachRequest, scheduler_pb2.AttachResponse],
+    ) -> None:
+        """A worker's session."""
+        async with ServerSession(request_iterator, context, scheduler_pb2.AttachResponse) as session:
+            messages = aiter(session)
+            first = await anext(messages, None)
+            if first is None:
+                return
+            info = from_pb_register(first.register)
+            link = _WorkerLink(session.outbox)
+            self._service.worker_opened(info, link)
+            session.outbox.message.welcome.CopyFrom(self._welcome)
+            session.outbox.flush()
+            try:
+                self._hear_worker(info.id, first)
+                async for message in messages:
+                    if not self._service.worker_speaks(info.id, link):
+                        raise MeshError(Code.ABORTED, "SUPERSEDED", f"{info.id} has opened another session since")
+                    self._hear_worker(info.id, message)
+            finally:
+                self._service.worker_closed(info.id, link)
+
+    async def DescribePools(
+        self,
+        request: scheduler_pb2.DescribePoolsRequest,
+        context: grpc.aio.ServicerContext[scheduler_pb2.DescribePoolsRequest, scheduler_pb2.DescribePoolsResponse],
+    ) -> scheduler_pb2.DescribePoolsResponse:
+        """One page of pools; its token is the name and model of the page's last pool."""
+        if request.page_size > MAX_PAGE:
+            raise MeshError(
+                Code.INVALID_ARGUMENT,
+                "BAD_PAGE_SIZE",
+                f"ask for 1 to {MAX_PAGE} pools at a time",
+                field_violations=[FieldViolation("page_size", f"1 to {MAX_PAGE}")],
+            )
+        name, _, model = request.page_token.partition("/")
+        pools = [
+            pool
+            for pool in self._core.pools
+            if (not request.pool or pool.name == request.pool)
+            and (not request.page_token or (pool.name, pool.model) > (name, model))
+        ]
+        size = request.page_size or DEFAULT_PAGE
+        page = pools[:size]
+        return scheduler_pb2.DescribePoolsResponse(
+            pools=[to_pb_pool(pool) for pool in page],
+            next_page_token=f"{page[-1].name}/{page[-1].model}" if len(pools) > size else "",
+        )
+
+    def _hear_router(
+        self, router: str, message: scheduler_pb2.ScheduleRequest, outbox: Outbox[scheduler_pb2.ScheduleResponse]
+    ) -> None:
+        """Takes one message in, its parts in the order of their numbers."""
+        core, now = self._core, self._service.now
+        for submission in message.submissions:
+            key = from_pb_ref(submission.ref)
+            try:
+                core.submit(from_pb_submission(submission), router, now)
+            except MeshError as error:
+                outbox.message.rejections.append(to_pb_rejection(key, error))
+                outbox.flush()
+        for ref in message.cancellations:
+            core.cancel(from_pb_ref(ref))
+        for ref in message.declines:
+            core.decline(from_pb_ref(ref))
+        for held in message.held:
+            if held.state in _BOUND_STATES:
+                try:
+                    core.claim(from_pb_submission(held.submission), router, held.worker_id)
+                except MeshError as error:
+                    # Without it the attempt still runs and its room still counts; only its service is charged to nobody.
+                    log.warning(
+                        "held attempt not understood", router=router, reason=error.reason, message=error.message
+                    )
+        self._service.wake()
+
+    def _hear_worker(self, worker_id: str, message: scheduler_pb2.AttachRequest) -> None:
+        """Takes one message in, its parts in the order of their numbers."""
+        core, now = self._core, self._service.now
+        core.worker_running(worker_id, map(from_pb_running, message.running))
+        if message.running_complete:
+            core.worker_reported(worker_id, now)
+        for progress in message.progress:
+            core.progress(worker_id, from_pb_ref(progress.ref), progress.generated_tokens, progress.prefilled)
+        for departure in message.departures:
+            core.departure(
+                worker_id,
+                from_pb_ref(departure.ref),
+                generated_tokens=departure.generated_tokens,
+                cached_tokens=departure.cached_tokens,
+                started=departure.started,
+            )
+        for ref in message.expired:
+            core.entry_expired(worker_id, from_pb_ref(ref))
+        if message.HasField("engine"):
+            core.engine_state(worker_id, from_pb_engine_state(message.engine))
+        if message.draining:
+            core.worker_draining(worker_id)
+        self._service.wake()
+
+
+class _RouterLink:
+    """What a tick has to say to one router, as one message."""
+
+    def __init__(self, outbox: Outbox[scheduler_pb2.ScheduleResponse]) -> None:
+        self._outbox = outbox
+
+    def __call__(self, grants: list[Grant], rejections: list[Rejection], now: float) -> None:
+        message = self._outbox.message
+        message.grants.extend(to_pb_grant(grant, now) for grant in grants)
+        message.rejections.extend(to_pb_rejection(rejection.key, rejection.error) for rejection in rejections)
+        _flush(self._outbox, len(grants) + len(rejections))
+
+
+class _WorkerLink:
+    """What a tick has to say to one worker, as one message."""
+
+    def __init__(self, outbox: Outbox[scheduler_pb2.AttachResponse]) -> None:
+        self._outbox = outbox
+
+    def __call__(self, batches: list[Batch], withdrawals: list[Withdrawal], now: float) -> None:
+        message = self._outbox.message
+        message.batches.extend(to_pb_batch(batch, now) for batch in batches)
+        message.withdrawals.extend(to_pb_ref(withdrawal.key) for withdrawal in withdrawals)
+        _flush(self._outbox, sum(len(batch.grants) for batch in batches) + len(withdrawals))
+
+
+def _flush(outbox: Outbox[scheduler_pb2.ScheduleResponse] | Outbox[scheduler_pb2.AttachResponse], items: int) -> None:
+    try:
+        outbox.flush(items)
+    except MeshError:
+        pass  # SESSION_OVERFLOW: the session is being ended, and its handler tells the core

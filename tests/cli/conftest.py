@@ -1,0 +1,127 @@
+"""A router that answers from a script, for what is a client of one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from forebay.api.common.v1 import common_pb2
+from forebay.api.metering.v1 import metering_pb2
+from forebay.api.router.v1 import router_pb2, router_pb2_grpc
+from forebay.errors import Code, MeshError
+from forebay.rpc.server import RpcServer
+
+KEY = "fb_abcdefgh2345_" + "x" * 43
+REQUEST_ID = "0123456789abcdef" * 2
+TRACE_ID = "fedcba9876543210" * 2
+
+
+class ScriptedRouter(router_pb2_grpc.RouterServiceServicer, router_pb2_grpc.UsageServiceServicer):
+    """Answers every prompt with `words`, and fails as it is told.
+
+    Attributes:
+        refuse: raised before the first event.
+        cut: ends the stream after the deltas, without `finished`.
+        options: of the last request.
+        hang: goes silent after the deltas.
+        cancelled: set when the silent stream was taken back.
+    """
+
+    def __init__(self) -> None:
+        self.words = ["Paris", " it", " is."]
+        self.refuse: MeshError | None = None
+        self.cut = False
+        self.hang = False
+        self.options: router_pb2.GenerateOptions | None = None
+        self.cancelled = asyncio.Event()
+        self.address = ""
+
+    def _admit(self, context: Any) -> None:
+        if f"Bearer {KEY}" not in [value for name, value in context.invocation_metadata() if name == "authorization"]:
+            raise MeshError(Code.UNAUTHENTICATED, "KEY_UNKNOWN", "the key is not known")
+        if self.refuse:
+            raise self.refuse
+
+    async def Generate(self, request: router_pb2.GenerateRequest, context: Any) -> router_pb2.GenerateResponse:
+        self._admit(context)
+        self.options = request.options
+        choice = router_pb2.GenerateResponse.Choice(
+            text="".join(self.words), token_ids=[1, 2, 3], finish_reason=common_pb2.FINISH_REASON_STOP
+        )
+        return router_pb2.GenerateResponse(
+            request_id=REQUEST_ID, model="simulated", choices=[choice], usage=_usage(), trace_id=TRACE_ID
+        )
+
+    async def StreamGenerate(
+        self, request: router_pb2.StreamGenerateRequest, context: Any
+    ) -> AsyncIterator[router_pb2.StreamGenerateResponse]:
+        self._admit(context)
+        self.options = request.options
+        event = router_pb2.StreamGenerateResponse
+        yield event(started=event.Started(request_id=REQUEST_ID, model="simulated", prompt_tokens=7, trace_id=TRACE_ID))
+        for position, word in enumerate(self.words):
+            yield event(delta=event.Delta(position=position, text=word, token_ids=[position + 1]))
+        if self.hang:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.cancelled.set()
+        if self.cut:
+            return
+        finished = event.Finished(finish_reasons=[common_pb2.FINISH_REASON_STOP], usage=_usage())
+        finished.time_to_first_token.FromMilliseconds(120)
+        yield event(finished=finished)
+
+    async def CountTokens(self, request: router_pb2.CountTokensRequest, context: Any) -> router_pb2.CountTokensResponse:
+        return router_pb2.CountTokensResponse(prompt_tokens=7, remaining_context=93)
+
+    async def ListModels(self, request: router_pb2.ListModelsRequest, context: Any) -> router_pb2.ListModelsResponse:
+        model = router_pb2.ListModelsResponse.Model
+        if not request.page_token:
+            return router_pb2.ListModelsResponse(models=[model(name="a", context_tokens=10)], next_page_token="more")
+        return router_pb2.ListModelsResponse(models=[model(name="b", adapters=["x"])])
+
+    async def StreamUsage(
+        self, request: router_pb2.StreamUsageRequest, context: Any
+    ) -> AsyncIterator[router_pb2.StreamUsageResponse]:
+        self._admit(context)
+        yield router_pb2.StreamUsageResponse(cursor="0")
+        yield router_pb2.StreamUsageResponse(entries=[entry()], cursor="1")
+
+    async def SumUsage(self, request: router_pb2.SumUsageRequest, context: Any) -> router_pb2.SumUsageResponse:
+        group = [metering_pb2.UsageDimension.Name(dimension) for dimension in request.group_by]
+        total = metering_pb2.UsageTotal(group=group, requests=1, prompt_tokens=7, cost_nano_usd=1_500)
+        return router_pb2.SumUsageResponse(totals=[total])
+
+
+def _usage() -> common_pb2.TokenUsage:
+    return common_pb2.TokenUsage(prompt_tokens=7, completion_tokens=3)
+
+
+def entry() -> metering_pb2.LedgerEntry:
+    """A row of the ledger."""
+    event = metering_pb2.UsageEvent(
+        request_id=REQUEST_ID, attempt=1, tenant_id="acme", plan="enterprise", model="simulated",
+        outcome=metering_pb2.OUTCOME_COMPLETED, trace_id=TRACE_ID,
+    )  # fmt: skip
+    event.gpu_time.FromMilliseconds(250)
+    event.recomputed_gpu_time.FromMilliseconds(50)
+    event.finished_at.FromSeconds(1_700_000_000)
+    return metering_pb2.LedgerEntry(
+        position=1, event=event, cost_nano_usd=1_234, billed_prompt_tokens=7, billed_completion_tokens=3
+    )
+
+
+@pytest.fixture
+async def router() -> AsyncIterator[ScriptedRouter]:
+    scripted = ScriptedRouter()
+    server = RpcServer("127.0.0.1:0")
+    server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, scripted, "forebay.api.router.v1.RouterService")
+    server.add(router_pb2_grpc.add_UsageServiceServicer_to_server, scripted, "forebay.api.router.v1.UsageService")
+    await server.start()
+    scripted.address = server.address
+    yield scripted
+    await server.drain(0)

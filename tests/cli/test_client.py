@@ -1,0 +1,101 @@
+"""The Python client against a router that answers from a script."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from forebay.client import Code, ForebayClient, MeshError, Message
+from forebay.errors import QuotaViolation
+
+from .conftest import KEY, REQUEST_ID, TRACE_ID, ScriptedRouter
+
+
+async def test_a_stream_gives_deltas_and_then_what_it_took(router: ScriptedRouter) -> None:
+    async with ForebayClient(router.address, KEY) as client:
+        stream = client.stream("The capital of France?", max_tokens=5, temperature=0.0, stop=["\n"])
+        deltas = [delta async for delta in stream]
+    assert "".join(delta.text for delta in deltas) == "Paris it is."
+    assert [(delta.position, delta.token_ids) for delta in deltas] == [(0, (1,)), (1, (2,)), (2, (3,))]
+    assert stream.started is not None
+    assert (stream.started.request_id, stream.started.trace_id) == (REQUEST_ID, TRACE_ID)
+    assert stream.finished is not None
+    assert stream.finished.reasons == ("stop",)
+    assert (stream.finished.usage.prompt, stream.finished.usage.completion) == (7, 3)
+    assert stream.finished.time_to_first_token == 0.12
+
+
+async def test_what_is_not_said_is_left_to_the_model(router: ScriptedRouter) -> None:
+    async with ForebayClient(router.address, KEY) as client:
+        await client.generate([Message("system", "Be brief."), Message("user", "Hello")], temperature=0.0)
+    assert router.options is not None
+    assert [turn.role for turn in router.options.prompt.chat.messages] == ["system", "user"]
+    assert router.options.sampling.HasField("temperature")  # 0 is a choice, not the default
+    assert not router.options.sampling.HasField("max_tokens")
+    assert not router.options.sampling.HasField("seed")
+
+
+async def test_leaving_a_stream_takes_the_request_back(router: ScriptedRouter) -> None:
+    router.hang = True
+    async with ForebayClient(router.address, KEY) as client:
+        async for delta in client.stream("Hello"):
+            if delta.position == 2:
+                break
+        async with asyncio.timeout(5):
+            await router.cancelled.wait()
+
+
+async def test_a_stream_that_is_cut_is_no_answer(router: ScriptedRouter) -> None:
+    router.cut = True
+    async with ForebayClient(router.address, KEY) as client:
+        with pytest.raises(MeshError) as caught:
+            [delta async for delta in client.stream("Hello")]
+    assert caught.value.reason == "STREAM_CUT"
+
+
+async def test_refusals_arrive_whole(router: ScriptedRouter) -> None:
+    violation = QuotaViolation("tenant:acme", "tokens_per_minute", 100, 90, 20)
+    router.refuse = MeshError(
+        Code.RESOURCE_EXHAUSTED, "TOKENS_PER_MINUTE", "no tokens left", retry_after=1.5, quota_violations=[violation]
+    )
+    async with ForebayClient(router.address, KEY) as client:
+        for ask in (client.generate("Hello"), anext(aiter(client.stream("Hello")))):
+            with pytest.raises(MeshError) as caught:
+                await ask
+            assert caught.value.reason == "TOKENS_PER_MINUTE"
+            assert caught.value.retry_after == 1.5
+            assert caught.value.quota_violations == (violation,)
+
+
+async def test_a_key_that_is_not_known(router: ScriptedRouter) -> None:
+    async with ForebayClient(router.address, "fb_wrong") as client:
+        with pytest.raises(MeshError) as caught:
+            await client.generate("Hello")
+    assert caught.value.code is Code.UNAUTHENTICATED
+
+
+async def test_models_come_from_all_pages(router: ScriptedRouter) -> None:
+    async with ForebayClient(router.address, KEY) as client:
+        models = await client.list_models()
+        count = await client.count_tokens("Hello")
+    assert [(model.name, model.adapters) for model in models] == [("a", ()), ("b", ("x",))]
+    assert (count.prompt_tokens, count.remaining_context) == (7, 93)
+
+
+async def test_usage_is_what_was_billed(router: ScriptedRouter) -> None:
+    async with ForebayClient(router.address, KEY) as client:
+        pages = [page async for page in client.usage()]
+        totals = await client.sum_usage(["model", "day"])
+    assert [page.cursor for page in pages] == ["0", "1"]
+    ((entry,), ()) = pages[1].entries, pages[0].entries
+    assert (entry.prompt_tokens, entry.completion_tokens, entry.cost_nano_usd) == (7, 3, 1_234)
+    assert entry.gpu_seconds == 0.2  # recomputation is nobody's
+    assert (entry.outcome, entry.finished_at, entry.time_to_first_token) == ("completed", 1_700_000_000, None)
+    assert [total.group for total in totals] == [("USAGE_DIMENSION_MODEL", "USAGE_DIMENSION_DAY")]
+
+
+async def test_an_unknown_dimension_never_leaves(router: ScriptedRouter) -> None:
+    async with ForebayClient(router.address, KEY) as client:
+        with pytest.raises(ValueError, match="'colour' is not one of tenant, key, model, day, outcome"):
+            await client.sum_usage(["colour"])

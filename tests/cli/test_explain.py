@@ -1,0 +1,62 @@
+"""Errors and figures as people read them."""
+
+from __future__ import annotations
+
+import pytest
+
+from forebay.cli.explain import explain
+from forebay.cli.figures import duration, limits, masked, usd
+from forebay.errors import Code, FieldViolation, MeshError, QuotaViolation
+from forebay.policy.model import Limits
+
+
+def test_a_spent_limit_says_which_and_when() -> None:
+    error = MeshError(
+        Code.RESOURCE_EXHAUSTED, "TOKENS_PER_MINUTE", "no tokens are left.", retry_after=12.0,
+        quota_violations=[QuotaViolation("tenant:acme", "tokens_per_minute", 100, 90, 20)],
+    )  # fmt: skip
+    assert explain(error).splitlines() == [
+        "no tokens are left (TOKENS_PER_MINUTE)",
+        "  tokens_per_minute of tenant:acme is 100; 90 are used or held, 20 were asked for",
+        "Try again in 12.0 s.",
+    ]
+
+
+def test_bad_fields_are_named() -> None:
+    error = MeshError(
+        Code.INVALID_ARGUMENT, "BAD_REQUEST", "the request is wrong",
+        field_violations=[FieldViolation("sampling.temperature", "must be 0 to 2")],
+    )  # fmt: skip
+    assert "  sampling.temperature: must be 0 to 2" in explain(error).splitlines()
+
+
+def test_a_mesh_that_is_not_there_is_not_a_status_code() -> None:
+    said = explain(MeshError(Code.UNAVAILABLE, "GRPC_UNAVAILABLE", "failed to connect to all addresses; ..."))
+    assert said.startswith("nothing answers there")
+    assert "forebay up" in said
+
+
+def test_a_wrong_key_says_where_keys_come_from() -> None:
+    assert "--tenant" in explain(MeshError(Code.UNAUTHENTICATED, "KEY_UNKNOWN", "the key is not known"))
+
+
+@pytest.mark.parametrize(
+    ("nano", "text"),
+    [
+        (0, "$0.00"),
+        (1, "$0.000000001"),
+        (13_500, "$0.0000135"),
+        (1_500_000_000, "$1.50"),
+        (1_234_000_000_000, "$1,234.00"),
+        (-20, "-$0.00000002"),
+    ],
+)
+def test_money_keeps_every_digit(nano: int, text: str) -> None:
+    assert usd(nano) == text
+
+
+def test_spans_and_keys_and_limits() -> None:
+    assert [duration(value) for value in (None, 0.0124, 3.21)] == ["–", "12 ms", "3.2 s"]
+    assert masked("fb_abcdefgh2345_" + "x" * 43) == "fb_abcdefgh2345_…"
+    assert limits(Limits()) == "none"
+    assert limits(Limits(requests_per_minute=60, daily_budget_nano_usd=10**10)) == "60 req/min, $10.00/day"

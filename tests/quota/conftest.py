@@ -1,0 +1,63 @@
+"""Fixtures of the quota tests: the counters, as specified and on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import redis
+
+from forebay.quota.counters import CounterStore, InMemoryCounters
+from forebay.quota.domain.limits import Usage, rows_of
+from forebay.quota.domain.reservations import Decision, Order, Router, Terms
+from forebay.quota.redis_counters import RedisCounters
+from forebay.policy.model import Limits, ServiceClass, TenantPolicy
+from forebay.testing.clock import FakeClock
+
+ROUTER = Router("router-1", 1_700_000_000_123_456)
+
+
+@pytest.fixture
+def empty_redis_url(redis_url: str) -> str:
+    """The real server's address, with nothing stored."""
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    return redis_url
+
+
+@pytest.fixture
+async def redis_counters(empty_redis_url: str, clock: FakeClock) -> AsyncIterator[RedisCounters]:
+    """The counters on the real server, at the time of `clock`."""
+    counters = RedisCounters(empty_redis_url, Terms(), lambda: int(clock.now() * 1000))
+    running = asyncio.create_task(counters.run())
+    yield counters
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.fixture(params=["memory", "server"])
+def store(request: pytest.FixtureRequest, clock: FakeClock) -> CounterStore:
+    """Every implementation of the port in turn, at the time of `clock`."""
+    if request.param == "memory":
+        return InMemoryCounters(Terms(), lambda: int(clock.now() * 1000))
+    counters: CounterStore = request.getfixturevalue("redis_counters")
+    return counters
+
+
+@pytest.fixture
+def tenant() -> TenantPolicy:
+    """A tenant with small limits."""
+    limits = Limits(requests_per_minute=5, tokens_per_minute=100, concurrent_requests=2)
+    return TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, limits=limits)
+
+
+@pytest.fixture
+def reserve(store: CounterStore, tenant: TenantPolicy) -> Callable[..., object]:
+    """Reserves as the service does: `await reserve("a", prompt, completion)` for the request id aaa..."""
+
+    async def reserve(name: str, prompt: int = 1, completion: int = 9, router: Router = ROUTER) -> Decision:
+        order = Order(name * 32, router, prompt, completion)
+        return await store.reserve(tenant.tenant_id, order, rows_of(tenant, Usage(1, prompt, completion)))
+
+    return reserve

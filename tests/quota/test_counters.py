@@ -1,0 +1,97 @@
+"""Properties of the specification over random histories; with test_counters_equal they hold for the scripts too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forebay.policy.model import Limits, ServiceClass, TenantPolicy
+from forebay.quota.domain.counters import TenantCounters
+from forebay.quota.domain.limits import Usage, amounts_of, rows_of
+from forebay.quota.domain.reservations import Order, Outcome, Router, Terms
+from forebay.quota.domain.windows import Window
+
+ROUTER = Router("router-1", 1)
+TERMS = Terms(lease_ms=30_000)
+LIMITS = Limits(requests_per_minute=6, tokens_per_minute=50, concurrent_requests=3)
+TENANT = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, limits=LIMITS)
+
+pauses = st.integers(0, 2_000) | st.integers(0, 40_000) | st.sampled_from([999, 1_000, 59_000, 59_999, 60_000, 60_001])
+tokens = st.integers(0, 25)
+acts = st.sampled_from(["reserve", "reserve", "reserve", "settle", "sweep", "renew"])
+histories = st.lists(st.tuples(pauses, acts, tokens, tokens), max_size=60)
+
+
+@settings(max_examples=80, deadline=None)
+@given(histories)
+def test_no_minute_and_no_moment_exceeds_a_limit(history: list[tuple[int, str, int, int]]) -> None:
+    counters = TenantCounters(TERMS)
+    now = 1_700_000_000_000
+    charged: dict[str, tuple[int, int, int]] = {}  # request id: admitted at, requests, tokens
+    for number, (pause, act, prompt, completion) in enumerate(history):
+        now += pause
+        live = [held.order for held in counters.reservations("", 100)]
+        chosen = live[number % len(live)] if live else None
+        if act == "reserve":
+            order = Order(f"{number:032x}", ROUTER, prompt, completion)
+            decision = counters.reserve(now, order, rows_of(TENANT, Usage(1, prompt, completion)))
+            if decision.outcome is Outcome.ADMITTED:
+                charged[order.request_id] = (now, 1, prompt + completion)
+        elif act == "settle" and chosen:
+            used = Usage(1, chosen.prompt_tokens, completion % (chosen.max_completion_tokens + 1))
+            assert counters.settle(now, chosen.request_id, amounts_of(used))
+            at, _, _ = charged[chosen.request_id]
+            charged[chosen.request_id] = (at, 1, used.prompt_tokens + used.completion_tokens)
+        elif act == "sweep":
+            counters.sweep(now, 100)
+        elif act == "renew" and chosen:
+            counters.renew(now, ROUTER, [chosen.request_id], rows_of(TENANT, Usage(0, 0, 0)))
+
+        last_minute = [item for item in charged.values() if item[0] > now - 60_000]
+        assert sum(requests for _, requests, _ in last_minute) <= 6
+        assert sum(taken for _, _, taken in last_minute) <= 50
+        held = {state.limit: state.used for state in counters.peek(now, rows_of(TENANT, Usage(0, 0, 0)))}
+        assert 0 <= held["concurrent_requests"] <= 3
+
+
+@settings(max_examples=50, deadline=None)
+@given(histories)
+def test_the_advised_wait_is_the_shortest_that_helps(history: list[tuple[int, str, int, int]]) -> None:
+    def replay() -> tuple[TenantCounters, int]:
+        counters, now = TenantCounters(TERMS), 1_700_000_000_000
+        for number, (pause, _, prompt, completion) in enumerate(history):
+            now += pause
+            order = Order(f"{number:032x}", ROUTER, prompt, completion)
+            counters.reserve(now, order, rows_of(TENANT, Usage(1, prompt, completion)))
+            counters.settle(now, order.request_id, {})
+        return counters, now
+
+    def last(counters: TenantCounters, now: int) -> Callable[[int], Outcome]:
+        order = Order("f" * 32, ROUTER, 20, 20)
+        return lambda wait: counters.reserve(now + wait, order, rows_of(TENANT, Usage(1, 20, 20))).outcome
+
+    counters, now = replay()
+    order = Order("f" * 32, ROUTER, 20, 20)
+    decision = counters.reserve(now, order, rows_of(TENANT, Usage(1, 20, 20)))
+    if decision.outcome is Outcome.REFUSED:
+        assert last(*replay())(decision.retry_after_ms - 1) is Outcome.REFUSED
+        assert last(*replay())(decision.retry_after_ms) is Outcome.ADMITTED
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)), min_size=1, max_size=50))
+def test_a_window_sums_the_last_61_seconds(taken: list[tuple[int, int]]) -> None:
+    window, second, all_taken = Window(), 1_700_000_000, []
+    for pause, amount in taken:
+        second += pause
+        window.take(second, amount)
+        all_taken.append((second, amount))
+        assert window.used(second) == sum(amount for at, amount in all_taken if at >= second - 60)
+        assert window.used(second + 61) == 0
+
+
+def test_a_refusal_counts_a_limit_that_does_not_exist_as_endless() -> None:
+    rows = rows_of(TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500), Usage(1, 10**9, 10**9))
+    assert [row.limit for row in rows] == ["requests_per_minute", "tokens_per_minute", "concurrent_requests"]
+    assert all(row.value is None and row.has_room(10**12) for row in rows)

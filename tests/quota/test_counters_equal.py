@@ -1,0 +1,100 @@
+"""The scripts equal the specification: one random history is played on both, and every answer compared."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from forebay.quota.counters import CounterStore, InMemoryCounters
+from forebay.quota.domain.limits import Kind, Row
+from forebay.quota.domain.reservations import Order, Router, Terms
+from forebay.quota.redis_counters import RedisCounters
+
+TERMS = Terms(lease_ms=30_000, provisional_ms=100_000, remembered_ms=50_000)
+START_MS = 1_700_000_000_000
+
+tenants = itertools.count()
+request_ids = st.sampled_from(["0a", "0b", "1a", "1b", "2a", "2b"])
+routers = st.sampled_from([Router("router-1", 1_700_000_000_123_456), Router("router-1", 1_700_000_000_123_457)])
+values = st.none() | st.integers(1, 12)
+amounts = st.integers(1, 6)
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operation, `after_ms` after the one before; named by the store's method."""
+
+    after_ms: int
+    name: str
+    arguments: tuple[Any, ...]
+
+    def __call__(self, store: CounterStore, tenant: str) -> Awaitable[Any]:
+        return getattr(store, self.name)(tenant, *self.arguments)  # type: ignore[no-any-return]
+
+
+@st.composite
+def rows(draw: st.DrawFn, least: int = 1) -> tuple[Row, ...]:
+    """Rows of two subjects; a window is never asked for more than it can hold, as the service sees to."""
+
+    def row(subject: str, limit: str, kind: Kind) -> Row:
+        value = draw(values)
+        most = 6 if value is None else min(6, value)
+        return Row(subject, limit, kind, value, draw(st.integers(least, most)) if kind is Kind.WINDOW else 1)
+
+    return (
+        row("tenant:t", "tokens_per_minute", Kind.WINDOW),
+        row("tenant:t/model:m", "tokens_per_minute", Kind.WINDOW),
+        row("tenant:t", "concurrent_requests", Kind.HOLD),
+        row("key:k", "concurrent_requests", Kind.HOLD),
+    )
+
+
+def step(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Step]:
+    after = st.integers(-3_000, 3_000) | st.integers(0, 70_000)
+    return st.builds(Step, after, st.just(name), st.tuples(*arguments))
+
+
+orders = st.builds(Order, request_ids, routers, amounts, amounts)
+steps = st.one_of(
+    step("reserve", orders, rows()),
+    step("reserve", orders, rows()),
+    step("settle", request_ids, st.just({}) | st.fixed_dictionaries({"tokens_per_minute": st.integers(0, 9)})),
+    step("renew", routers, st.lists(request_ids, min_size=1, max_size=3), rows()),
+    step("sweep", st.integers(1, 3)),
+    step("reservations", request_ids | st.just(""), st.integers(1, 3)),
+)
+
+
+async def play(url: str, history: list[Step], peeked: tuple[Row, ...]) -> None:
+    tenant = f"t{next(tenants)}"
+    now = START_MS
+
+    def present() -> int:
+        return now
+
+    specification, server = InMemoryCounters(TERMS, present), RedisCounters(url, TERMS, present)
+    running = asyncio.create_task(server.run())
+    try:
+        for played in history:
+            now += played.after_ms
+            for each in (played, Step(0, "peek", (peeked,))):
+                assert await each(specification, tenant) == await each(server, tenant), each
+        everything = Step(0, "reservations", ("", 100))
+        assert await everything(specification, tenant) == await everything(server, tenant)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(steps, min_size=5, max_size=40), rows())
+def test_every_history_has_the_same_answers(empty_redis_url: str, history: list[Step], peeked: tuple[Row, ...]) -> None:
+    asyncio.run(play(empty_redis_url, history, peeked))

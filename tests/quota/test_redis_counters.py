@@ -1,0 +1,128 @@
+"""What only the adapter does: gathering calls, loading scripts, and losing the server and finding it again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from forebay.errors import Code, MeshError
+from forebay.policy.model import ServiceClass, TenantPolicy
+from forebay.quota.domain.limits import Usage, rows_of
+from forebay.quota.domain.reservations import Order, Outcome, Router, Terms
+from forebay.quota.redis_counters import MAX_PIPELINE, MAX_WAITING, RedisCounters
+from forebay.testing.valkey import ValkeyServer
+
+ROWS = rows_of(TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500), Usage(1, 10, 10))
+
+
+def order(number: int) -> Order:
+    return Order(f"{number:032x}", Router("router-1", 7), 10, 10)
+
+
+def statistics(url: str) -> dict[str, int]:
+    with redis.Redis.from_url(url) as client:
+        return {name: calls["calls"] for name, calls in client.info("commandstats").items()}  # type: ignore[union-attr]
+
+
+async def test_calls_of_one_tick_share_a_round_trip(redis_counters: RedisCounters, empty_redis_url: str) -> None:
+    await redis_counters.reserve("acme", order(0), ROWS)
+    batches: list[int] = []
+    execute = redis_counters._execute
+
+    async def watched(batch):  # type: ignore[no-untyped-def]
+        batches.append(len(batch))
+        return await execute(batch)
+
+    redis_counters._execute = watched  # type: ignore[method-assign]
+    count = MAX_PIPELINE + 20
+    await asyncio.gather(*(redis_counters.reserve("acme", order(1 + number), ROWS) for number in range(count)))
+    assert sorted(batches) == [20, MAX_PIPELINE]
+
+
+async def test_scripts_that_the_server_has_forgotten_are_loaded_again(
+    redis_counters: RedisCounters, empty_redis_url: str
+) -> None:
+    for number in range(2):
+        with redis.Redis.from_url(empty_redis_url) as client:
+            client.script_flush()
+        assert (await redis_counters.reserve("acme", order(number), ROWS)).outcome is Outcome.ADMITTED
+    assert statistics(empty_redis_url)["cmdstat_evalsha"] >= 4
+
+
+async def test_all_keys_of_a_tenant_share_its_tag_and_end_by_themselves(
+    redis_counters: RedisCounters, empty_redis_url: str
+) -> None:
+    await redis_counters.reserve("acme", order(1), ROWS)
+    await redis_counters.settle("acme", order(1).request_id, {})
+    await redis_counters.reserve("acme", order(2), ROWS)
+    with redis.Redis.from_url(empty_redis_url, decode_responses=True) as client:
+        keys = {str(key): client.ttl(key) for key in client.scan_iter()}
+    assert set(keys) == {f"forebay:{{acme}}:{part}" for part in ("counters", "reservations", "settled", "due")}
+    assert all(7_100 < seconds <= 7_200 for seconds in keys.values())  # type: ignore[operator]
+
+
+async def test_zero_is_the_servers_own_time(empty_redis_url: str) -> None:
+    counters = RedisCounters(empty_redis_url, Terms())
+    running = asyncio.create_task(counters.run())
+    await counters.reserve("acme", order(1), ROWS)
+    (reservation,) = await counters.reservations("acme", "", 1)
+    with redis.Redis.from_url(empty_redis_url) as client:
+        seconds, _ = client.time()  # type: ignore[misc]
+    assert 0 <= seconds - reservation.reserved_at_ms // 1000 <= 1
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_the_number_of_waiting_calls_is_bounded(empty_redis_url: str) -> None:
+    counters = RedisCounters(empty_redis_url, Terms())  # nobody sends
+    for _ in range(MAX_WAITING):
+        counters._call(next_script(counters), "acme")
+    with pytest.raises(MeshError) as caught:
+        await counters.settle("acme", order(1).request_id, {})
+    assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "QUOTA_STORE_OVERLOADED")
+
+
+def next_script(counters: RedisCounters):  # type: ignore[no-untyped-def]
+    from forebay.quota import redis_counters
+
+    return redis_counters._SWEEP
+
+
+@pytest.fixture
+async def own_server(tmp_path: Path) -> AsyncIterator[ValkeyServer]:
+    server = ValkeyServer(tmp_path / "own")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.slow
+async def test_a_lost_server_is_a_typed_error_and_is_found_again(own_server: ValkeyServer) -> None:
+    counters = RedisCounters(own_server.url, Terms())
+    running = asyncio.create_task(counters.run())
+    for number in range(2):
+        # All of a first pipeline after a restart: connections that died while nobody used them are noticed.
+        calls = (counters.reserve("acme", order(each), ROWS) for each in range(3 * number, 3 * number + 3))
+        assert {decision.outcome for decision in await asyncio.gather(*calls)} == {Outcome.ADMITTED}
+        own_server.kill()
+        with pytest.raises(MeshError) as caught:
+            await counters.reserve("acme", order(9), ROWS)
+        assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "QUOTA_STORE_UNAVAILABLE")
+        with pytest.raises(MeshError):
+            await counters.ping()
+        own_server.start()
+    await counters.ping()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_cancelled_caller_harms_nobody_else(redis_counters: RedisCounters) -> None:
+    gone = asyncio.ensure_future(redis_counters.reserve("acme", order(1), ROWS))
+    stays = asyncio.ensure_future(redis_counters.reserve("acme", order(2), ROWS))
+    await asyncio.sleep(0)
+    gone.cancel()
+    assert (await stays).outcome is Outcome.ADMITTED

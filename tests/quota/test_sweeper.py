@@ -1,0 +1,97 @@
+"""Leases that nobody renews, and outages in which nobody could."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from forebay.errors import Code, MeshError
+from forebay.policy.model import ServiceClass, TenantPolicy
+from forebay.quota.counters import InMemoryCounters
+from forebay.quota.domain.limits import Usage, rows_of
+from forebay.quota.domain.policies import Policies
+from forebay.quota.domain.reservations import Order, Router, State, Terms
+from forebay.quota.policies import PolicyFeed
+from forebay.quota.sweeper import MOST_AT_ONCE, Sweeper
+from forebay.testing.clock import FakeClock
+
+LEASE_S = 30.0
+TENANT = TenantPolicy("quiet", "basic", ServiceClass.BRONZE, 500)
+
+
+class Counters(InMemoryCounters):
+    """The twin, with an outage at will."""
+
+    away = False
+
+    async def ping(self) -> None:
+        if self.away:
+            raise MeshError(Code.UNAVAILABLE, "QUOTA_STORE_UNAVAILABLE", "away")
+
+
+@pytest.fixture
+def counters(clock: FakeClock) -> Counters:
+    return Counters(Terms(), lambda: int(clock.now() * 1000))
+
+
+@pytest.fixture
+async def reachable(counters: Counters, clock: FakeClock) -> AsyncIterator[list[bool]]:
+    told: list[bool] = []
+    feed = PolicyFeed(Policies({"quiet": TENANT}), clock)
+    running = asyncio.create_task(Sweeper(feed, counters, clock, LEASE_S, told.append).run())
+    await asyncio.sleep(0)
+    yield told
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def pass_time(clock: FakeClock, seconds: int) -> None:
+    for _ in range(seconds):
+        clock.advance(1)
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+
+async def hold(counters: Counters, count: int = 1) -> None:
+    for number in range(count):
+        order = Order(f"{number:032x}", Router("router-1", 1), 1, 1)
+        await counters.reserve("quiet", order, rows_of(TENANT, Usage(1, 1, 1)))
+
+
+async def states(counters: Counters) -> set[State]:
+    return {reservation.state for reservation in await counters.reservations("quiet", "", 1_000)}
+
+
+async def test_a_quiet_tenants_leases_expire(counters: Counters, clock: FakeClock, reachable: list[bool]) -> None:
+    await hold(counters)
+    await pass_time(clock, 29)
+    assert await states(counters) == {State.HELD}
+    await pass_time(clock, 6)
+    assert await states(counters) == {State.EXPIRED}
+    assert set(reachable) == {True}
+
+
+async def test_a_sweep_goes_on_until_nothing_is_due(
+    counters: Counters, clock: FakeClock, reachable: list[bool]
+) -> None:
+    await hold(counters, 2 * MOST_AT_ONCE + 1)
+    await pass_time(clock, 36)
+    assert await states(counters) == {State.EXPIRED}
+
+
+async def test_after_an_outage_nothing_expires_for_one_lease(
+    counters: Counters, clock: FakeClock, reachable: list[bool]
+) -> None:
+    await hold(counters)
+    await pass_time(clock, 20)
+    counters.away = True
+    await pass_time(clock, 60)
+    assert reachable[-1] is False
+    counters.away = False
+    await pass_time(clock, 29)
+    assert reachable[-1] is True
+    assert await states(counters) == {State.HELD}
+    await pass_time(clock, 6)
+    assert await states(counters) == {State.EXPIRED}

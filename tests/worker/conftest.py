@@ -1,0 +1,119 @@
+"""A worker around a hand-stepped engine, with its peers, over loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import grpc
+import pytest
+
+from forebay.api.common.v1 import common_pb2
+from forebay.api.metering.v1 import metering_pb2_grpc
+from forebay.api.quota.v1 import quota_pb2_grpc
+from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from forebay.api.worker.v1 import worker_pb2
+from forebay.rpc.client import connect
+from forebay.rpc.server import RpcServer
+from forebay.testing.clock import FakeClock
+from forebay.worker.config import WorkerConfig
+from forebay.worker.domain.step_cost import StepCost
+from forebay.worker.engine import Capacity, EngineRequest
+from forebay.worker.main import build_around
+from forebay.worker.simulated_engine import SimulatedEngine
+
+from .peers import Metering, Policies, Router, Scheduler, serve, within
+
+# Ten milliseconds a step, whoever takes part.
+STEP = StepCost(fixed=0.01, per_sequence=0.0, per_context_token=0.0, per_prefill_token=0.0)
+
+
+class WatchedEngine(SimulatedEngine):
+    """A hand-stepped engine that tells the test what it is asked."""
+
+    def __init__(self, clock: FakeClock, window_tokens: int) -> None:
+        capacity = Capacity(1024, 16, 8, 512, 256, 0)
+        super().__init__(capacity, STEP, window_tokens=window_tokens, manual=True, monotonic=clock.monotonic)
+        self.added: asyncio.Queue[EngineRequest] = asyncio.Queue()
+        self.aborted: asyncio.Queue[str] = asyncio.Queue()
+        self.acknowledged: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+
+    def add(self, request: EngineRequest) -> None:
+        super().add(request)
+        self.added.put_nowait(request)
+
+    def abort(self, attempt_id: str) -> None:
+        super().abort(attempt_id)
+        self.aborted.put_nowait(attempt_id)
+
+    def delivered(self, attempt_id: str, tokens: int) -> None:
+        super().delivered(attempt_id, tokens)
+        self.acknowledged.put_nowait((attempt_id, tokens))
+
+
+@dataclass
+class Loopback:
+    """One worker and its peers."""
+
+    clock: FakeClock
+    engine: WatchedEngine
+    server: RpcServer
+    scheduler: Scheduler
+    metering: Metering
+    metering_server: RpcServer
+    policies: Policies
+    register: scheduler_pb2.AttachRequest.Register
+    channel: grpc.aio.Channel
+
+    @property
+    def peer(self) -> common_pb2.Peer:
+        return self.register.worker
+
+    async def router(self) -> Router:
+        """Opens a session as a router."""
+        router = Router(self.channel, self.peer)
+        await router.open()
+        return router
+
+    async def started(self, router: Router, *payloads: worker_pb2.Start, taken: int | None = None) -> None:
+        """Brings payloads, and returns once the engine has them, or as many as are to be taken."""
+        await router.start(*payloads)
+        for _ in range(len(payloads) if taken is None else taken):
+            await within(self.engine.added.get())
+
+
+@pytest.fixture
+def window_tokens() -> int:
+    return 0
+
+
+@pytest.fixture
+async def loopback(clock: FakeClock, window_tokens: int) -> AsyncIterator[Loopback]:
+    scheduler, metering, policies = Scheduler(), Metering(), Policies("acme", "globex")
+    async with AsyncExitStack() as stack:
+        servers = [
+            await serve(scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server, scheduler, "scheduler"),
+            await serve(metering_pb2_grpc.add_MeteringServiceServicer_to_server, metering, "metering"),
+            await serve(quota_pb2_grpc.add_PolicyServiceServicer_to_server, policies, "quota"),
+        ]
+        for server in servers:
+            stack.push_async_callback(server.drain, 0)
+        config = WorkerConfig(
+            id="worker-1",
+            model="tiny",
+            pool="gold",
+            engine="simulated",
+            scheduler_address=servers[0].address,
+            metering_address=servers[1].address,
+            quota_address=servers[2].address,
+            max_unrecorded_events=8,
+        )
+        engine = WatchedEngine(clock, window_tokens)
+        worker = await build_around(engine, config, stack, clock)
+        await worker.start()
+        stack.push_async_callback(RpcServer.drain, worker, 0)
+        channel = await stack.enter_async_context(connect(worker.address, caller="test"))
+        register = await scheduler.heard("register")
+        yield Loopback(clock, engine, worker, scheduler, metering, servers[1], policies, register, channel)
