@@ -96,14 +96,19 @@ async def test_the_dead_come_back_on_their_port_and_nobody_else_moves(tmp_path: 
     ports.release()
 
 
-async def test_what_never_comes_up_is_given_up_with_the_end_of_its_log(tmp_path: Path) -> None:
-    spec = shell(tmp_path, "router-1", "echo no such model; exit 2", no)
+@pytest.mark.parametrize(("status", "starts"), [(1, 3), (2, 1)])
+async def test_what_never_comes_up_is_given_up_with_the_end_of_its_log(
+    tmp_path: Path, status: int, starts: int
+) -> None:
+    spec = shell(tmp_path, "router-1", f"echo no such model; exit {status}", no)
+    spec.log.write_text("of an older start\n")
     async with (
         Guardian() as guardian,
         Supervisor(guardian, [spec], MODEL, tmp_path / "mesh.json", print, QUICK) as mesh,
     ):
-        with pytest.raises(StartError, match=r"router-1 ended with status 2, 3 times(.|\n)*no such model"):
+        with pytest.raises(StartError, match=rf"router-1 ended with status {status}\..*:\n  no such model$"):
             await mesh.wait_ready()
+    assert spec.log.read_text().count("no such model") == starts
 
 
 async def test_what_ignores_sigterm_is_killed_with_all_it_started(tmp_path: Path) -> None:

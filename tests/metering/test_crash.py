@@ -22,7 +22,7 @@ from forebay.rpc.client import connect
 from .doubles import Reporter
 from .samples import request_id, usage_event
 
-EVENTS = [usage_event(number) for number in range(3_000)]
+EVENTS = [usage_event(number) for number in range(4_000)]
 CHUNK = 50
 UNACKNOWLEDGED = 500
 

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import redis
 
+from forebay.policy.model import Limits, ServiceClass, TenantPolicy
 from forebay.quota.counters import CounterStore, InMemoryCounters
 from forebay.quota.domain.limits import Usage, rows_of
 from forebay.quota.domain.reservations import Decision, Order, Router, Terms
 from forebay.quota.redis_counters import RedisCounters
-from forebay.policy.model import Limits, ServiceClass, TenantPolicy
 from forebay.testing.clock import FakeClock
 
 ROUTER = Router("router-1", 1_700_000_000_123_456)

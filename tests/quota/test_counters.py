@@ -24,7 +24,7 @@ acts = st.sampled_from(["reserve", "reserve", "reserve", "settle", "sweep", "ren
 histories = st.lists(st.tuples(pauses, acts, tokens, tokens), max_size=60)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(histories)
 def test_no_minute_and_no_moment_exceeds_a_limit(history: list[tuple[int, str, int, int]]) -> None:
     counters = TenantCounters(TERMS)
@@ -56,7 +56,7 @@ def test_no_minute_and_no_moment_exceeds_a_limit(history: list[tuple[int, str, i
         assert 0 <= held["concurrent_requests"] <= 3
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(histories)
 def test_the_advised_wait_is_the_shortest_that_helps(history: list[tuple[int, str, int, int]]) -> None:
     def replay() -> tuple[TenantCounters, int]:
@@ -80,6 +80,7 @@ def test_the_advised_wait_is_the_shortest_that_helps(history: list[tuple[int, st
         assert last(*replay())(decision.retry_after_ms) is Outcome.ADMITTED
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)), min_size=1, max_size=50))
 def test_a_window_sums_the_last_61_seconds(taken: list[tuple[int, int]]) -> None:
     window, second, all_taken = Window(), 1_700_000_000, []

@@ -193,7 +193,7 @@ def test_what_one_file_says_of_another_is_checked(folder: Path, files: PolicyFil
         ("tenants: {acme: {plan: basic}, acme: {plan: free}}", "tenants.acme: is given a second time, on line 1"),
         ("tenants: [", "is not YAML"),
         ("", "valid dictionary"),
-        ("tenants: &all {acme: *all}", "valid"),
+        ("tenants: &all {acme: *all}", "is not YAML"),
         ("? [1, 2]\n: 3\n", "unhashable"),
         ("tenants: {acme: {plan: basic, system_prompt: '" + 8_193 * "x" + "'}}", "at most 8192 bytes"),
     ],
@@ -221,14 +221,14 @@ async def test_a_change_takes_effect_and_a_wrong_one_changes_nothing(
     with feed.watch() as watch:
         rewrite(folder / "tenants.yaml", TENANTS.replace("weight: 2.5", "weight: -1"))
         clock.advance(POLL_S)
-        rewrite_done = asyncio.ensure_future(watch.next())
+        told = asyncio.ensure_future(watch.next())
         await settled(following, clock)
-        assert not rewrite_done.done()
+        assert not told.done()
 
         rewrite(folder / "tenants.yaml", TENANTS.replace("weight: 2.5", "weight: 1"))
         rewrite(folder / "keys.yaml", "keys: []")
         clock.advance(POLL_S)
-        edition = await rewrite_done
+        edition = await told
     assert [(tenant.tenant_id, tenant.weight_milli) for tenant in edition.change.tenants] == [("acme", 1_000)]
     assert (edition.change.removed_keys, edition.change.removed_tenants) == ((KEY_ID,), ())
     following.cancel()

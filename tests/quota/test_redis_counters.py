@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -13,7 +14,7 @@ from forebay.errors import Code, MeshError
 from forebay.policy.model import ServiceClass, TenantPolicy
 from forebay.quota.domain.limits import Usage, rows_of
 from forebay.quota.domain.reservations import Order, Outcome, Router, Terms
-from forebay.quota.redis_counters import MAX_PIPELINE, MAX_WAITING, RedisCounters
+from forebay.quota.redis_counters import _SWEEP, MAX_PIPELINE, MAX_WAITING, RedisCounters
 from forebay.testing.valkey import ValkeyServer
 
 ROWS = rows_of(TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500), Usage(1, 10, 10))
@@ -25,7 +26,7 @@ def order(number: int) -> Order:
 
 def statistics(url: str) -> dict[str, int]:
     with redis.Redis.from_url(url) as client:
-        return {name: calls["calls"] for name, calls in client.info("commandstats").items()}  # type: ignore[union-attr]
+        return {name: calls["calls"] for name, calls in client.info("commandstats").items()}
 
 
 async def test_calls_of_one_tick_share_a_round_trip(redis_counters: RedisCounters, empty_redis_url: str) -> None:
@@ -33,11 +34,11 @@ async def test_calls_of_one_tick_share_a_round_trip(redis_counters: RedisCounter
     batches: list[int] = []
     execute = redis_counters._execute
 
-    async def watched(batch):  # type: ignore[no-untyped-def]
+    async def watched(batch: Sequence[Any]) -> list[Any]:
         batches.append(len(batch))
         return await execute(batch)
 
-    redis_counters._execute = watched  # type: ignore[method-assign]
+    redis_counters._execute = watched
     count = MAX_PIPELINE + 20
     await asyncio.gather(*(redis_counters.reserve("acme", order(1 + number), ROWS) for number in range(count)))
     assert sorted(batches) == [20, MAX_PIPELINE]
@@ -62,7 +63,7 @@ async def test_all_keys_of_a_tenant_share_its_tag_and_end_by_themselves(
     with redis.Redis.from_url(empty_redis_url, decode_responses=True) as client:
         keys = {str(key): client.ttl(key) for key in client.scan_iter()}
     assert set(keys) == {f"forebay:{{acme}}:{part}" for part in ("counters", "reservations", "settled", "due")}
-    assert all(7_100 < seconds <= 7_200 for seconds in keys.values())  # type: ignore[operator]
+    assert all(7_100 < seconds <= 7_200 for seconds in keys.values())
 
 
 async def test_zero_is_the_servers_own_time(empty_redis_url: str) -> None:
@@ -71,7 +72,7 @@ async def test_zero_is_the_servers_own_time(empty_redis_url: str) -> None:
     await counters.reserve("acme", order(1), ROWS)
     (reservation,) = await counters.reservations("acme", "", 1)
     with redis.Redis.from_url(empty_redis_url) as client:
-        seconds, _ = client.time()  # type: ignore[misc]
+        seconds, _ = client.time()
     assert 0 <= seconds - reservation.reserved_at_ms // 1000 <= 1
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
@@ -80,16 +81,10 @@ async def test_zero_is_the_servers_own_time(empty_redis_url: str) -> None:
 async def test_the_number_of_waiting_calls_is_bounded(empty_redis_url: str) -> None:
     counters = RedisCounters(empty_redis_url, Terms())  # nobody sends
     for _ in range(MAX_WAITING):
-        counters._call(next_script(counters), "acme")
+        counters._call(_SWEEP, "acme")
     with pytest.raises(MeshError) as caught:
         await counters.settle("acme", order(1).request_id, {})
     assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "QUOTA_STORE_OVERLOADED")
-
-
-def next_script(counters: RedisCounters):  # type: ignore[no-untyped-def]
-    from forebay.quota import redis_counters
-
-    return redis_counters._SWEEP
 
 
 @pytest.fixture

@@ -43,7 +43,9 @@ def capacity(kv_tokens: int = 1000, **values: Any) -> Capacity:
     return Capacity(kv_tokens=kv_tokens, **(defaults | values))
 
 
-def info(worker_id: str = "w1", kv_tokens: int = 1000, *, incarnation: int = 1, pool: str = "", **values: Any) -> WorkerInfo:
+def info(
+    worker_id: str = "w1", kv_tokens: int = 1000, *, incarnation: int = 1, pool: str = "", **values: Any
+) -> WorkerInfo:
     """A worker of the model."""
     return WorkerInfo(
         id=worker_id,
@@ -119,9 +121,7 @@ class Engine:
             generated += 1
             if generated == self.lengths[attempt]:
                 del self._running[attempt]
-                self.core.departure(
-                    grant.worker_id, attempt, generated_tokens=generated, cached_tokens=0, started=True
-                )
+                self.core.departure(grant.worker_id, attempt, generated_tokens=generated, cached_tokens=0, started=True)
             else:
                 self._running[attempt] = (grant, generated)
                 self.core.progress(grant.worker_id, attempt, generated, prefilled=True)

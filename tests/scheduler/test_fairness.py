@@ -15,7 +15,9 @@ from .builders import Engine, flow, info, request, scheduler
 KV = 240
 SILVER = 30  # the class's weight, which the tenants' own are multiplied with
 
-ROOM = 60  # every request asks for as much, prompt and completion together, so that where one fits any does (no rule P8)
+ROOM = (
+    60  # every request asks for as much, prompt and completion together, so that where one fits any does (no rule P8)
+)
 
 weights = st.integers(1, 8).map(lambda weight: weight * 1000)
 shapes = st.integers(1, ROOM - 1).flatmap(lambda prompt: st.tuples(st.just(prompt), st.integers(1, ROOM - prompt)))

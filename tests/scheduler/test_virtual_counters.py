@@ -13,7 +13,7 @@ from forebay.scheduler.domain.virtual_counters import RESOLUTION, VirtualCounter
 
 
 @settings(max_examples=60)
-@given(st.integers(1, 50_000_000), st.lists(st.integers(-10**6, 10**9), max_size=40))
+@given(st.integers(1, 50_000_000), st.lists(st.integers(-(10**6), 10**9), max_size=40))
 def test_a_counter_is_service_by_weight_with_no_error_that_adds_up(weight_milli: int, charges: list[int]) -> None:
     counters: VirtualCounters[str] = VirtualCounters()
     flow = counters.flow("acme", weight_milli)

@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rich.console import Console
-
 from forebay.cli.figures import duration, usd
+from forebay.cli.terminal import terminal
 from forebay.client import Finished, ForebayClient, Message, Options, Started, UsageEntry
 from forebay.errors import MeshError
 
@@ -82,7 +81,7 @@ async def generate(address: str, key: str, prompt: str, system: str | None, opti
             told = await tell(client, turns, options, write)
         finally:
             sys.stdout.write("\n")
-    Console(stderr=True, highlight=False, soft_wrap=True).print(summary(told), style="dim")
+    terminal(stderr=True).print(summary(told), style="dim")
 
 
 def summary(told: Told) -> str:

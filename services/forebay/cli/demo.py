@@ -67,6 +67,7 @@ async def show_demo(console: Console, address: str, keys: Mapping[str, str]) -> 
         keys: the tenants' development keys.
     """
     asking = [_Asking(tenant, question, key) for (tenant, key), question in zip(keys.items(), QUESTIONS, strict=False)]
+    console.print()
     async with asyncio.TaskGroup() as group:
         for one in asking:
             group.create_task(one.ask(address))
@@ -81,23 +82,29 @@ async def show_demo(console: Console, address: str, keys: Mapping[str, str]) -> 
 
 async def _side_by_side(console: Console, asking: list[_Asking]) -> None:
     """Draws a panel for each tenant until all are answered."""
-    with Live(_panels(asking), console=console, refresh_per_second=12) as live:
+    with Live(console=console, refresh_per_second=12) as live:
         while not all(one.over for one in asking):
+            live.update(_panels(console, asking))
             await asyncio.sleep(0.05)
-            live.update(_panels(asking))
-        live.update(_panels(asking), refresh=True)
+        live.update(_panels(console, asking))
 
 
-def _panels(asking: list[_Asking]) -> RenderableType:
+def _panels(console: Console, asking: list[_Asking]) -> RenderableType:
+    texts = [
+        Text.assemble((one.question, "bold"), "\n\n", one.text.strip(), ("" if one.over else " ▌", "dim"))
+        for one in asking
+    ]
+    height = max(len(text.wrap(console, _PANEL_WIDTH - 4)) for text in texts) + 2
     return Columns(
         [
             Panel(
-                Text.assemble((one.question, "bold"), "\n\n", one.text.strip(), ("" if one.over else " ▌", "dim")),
+                text,
                 title=one.tenant,
                 border_style="red" if one.error else "green" if one.over else "yellow",
                 width=_PANEL_WIDTH,
+                height=height,
             )
-            for one in asking
+            for text, one in zip(texts, asking, strict=True)
         ]
     )
 
@@ -120,11 +127,11 @@ async def _one_by_one(console: Console, asking: list[_Asking]) -> None:
 
 def _table(asking: list[_Asking]) -> Table:
     table = Table(box=None, pad_edge=False)
-    table.add_column("tenant", style="bold")
-    table.add_column("plan")
-    for name in ("tokens in", "tokens out", "first token", "cost"):
-        table.add_column(name, justify="right")
-    table.add_column("trace", style="dim", no_wrap=True)
+    table.add_column("tenant", style="bold", no_wrap=True)
+    table.add_column("plan", no_wrap=True)
+    for name in ("in", "out", "first token", "cost"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("trace", style="dim", overflow="fold")
     for one in asking:
         table.add_row(one.tenant, *(_cells(one.told) if one.told else ()))
     return table

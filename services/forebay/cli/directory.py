@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -15,6 +14,7 @@ from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from forebay.cli import figures
 from forebay.cli.health import service_health, valkey_health
 from forebay.cli.mesh_state import MeshState, ProcessState
+from forebay.cli.terminal import terminal
 from forebay.client.client import mesh_errors
 from forebay.policy.messages import from_pb_limits, from_pb_tenant
 from forebay.rpc.client import connect
@@ -47,7 +47,7 @@ async def list_tenants(quota: str) -> None:
                     figures.limits(tenant.limits),
                     escape(", ".join(tenant.models)) or "all",
                 )
-    Console().print(table)
+    terminal().print(table)
 
 
 async def list_plans(quota: str) -> None:
@@ -68,12 +68,12 @@ async def list_plans(quota: str) -> None:
                     figures.limits(from_pb_limits(plan.limits)),
                     figures.usd(plan.nano_usd_per_million_tokens // 1000),
                 )
-    Console().print(table)
+    terminal().print(table)
 
 
 async def show_status(mesh: MeshState) -> bool:
     """Prints every process with its health, and the scheduler's pools; returns whether all are healthy."""
-    console = Console()
+    console = terminal()
     health = await asyncio.gather(*(_health(name, process) for name, process in mesh.processes.items()))
     table = _table("process", "address", "pid", "restarts", "health")
     for (name, process), state in zip(mesh.processes.items(), health, strict=True):

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +27,7 @@ from forebay.cli.mesh_state import ModelState
 from forebay.cli.ports import Ports
 from forebay.cli.progress import StartProgress
 from forebay.cli.supervisor import StartError, Supervisor
+from forebay.cli.terminal import terminal
 
 DEFAULT_MODELS = {"vllm": "wheel:smollm2", "simulated": "simulated"}
 
@@ -78,7 +78,7 @@ class _Launcher:
     def __init__(self, data: DataDir, options: LaunchOptions) -> None:
         self._data = data
         self._options = options
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = terminal()
         self._mesh: Supervisor | None = None
         self._interrupted = False
 
@@ -120,6 +120,7 @@ class _Launcher:
             engine=options.engine,
             model=served_name(reference),
             model_directory=await self._prepare_model(guardian, reference),
+            gpu=shutil.which("nvidia-smi") is not None,
             otlp_endpoint=options.otlp_endpoint,
         )
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from forebay.api.metering.v1 import metering_pb2, metering_pb2_grpc
 from forebay.cli.figures import duration, moment, usd
+from forebay.cli.terminal import terminal
 from forebay.client import Code, ForebayClient, MeshError, UsageEntry, UsagePage, UsageTotal
 from forebay.client.client import mesh_errors
 from forebay.client.messages import from_pb_entry, from_pb_total, to_pb_dimensions
@@ -30,7 +31,7 @@ async def tail(pages: Pages, cursor: str, follow: bool, as_json: bool) -> None:
     Raises:
         MeshError: the stream is refused, or breaks off and is not followed.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal()
     show = _json if as_json else _Rows(console).show
     while True:
         try:
@@ -100,7 +101,7 @@ def print_totals(by: Sequence[str], totals: Sequence[UsageTotal], as_json: bool)
             duration(total.gpu_seconds),
             usd(total.cost_nano_usd),
         )
-    Console().print(table)
+    terminal().print(table)
 
 
 def _json(entry: UsageEntry) -> None:

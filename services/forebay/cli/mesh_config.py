@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ DRAIN_DEFAULT_S = 0.5
 # vLLM takes a while to let go of a model.
 STOP_WITHIN_S = {"worker": 20.0}
 STOP_WITHIN_DEFAULT_S = 8.0
+# Prompt and completion together: what a processor can bear, and what a GPU is asked for at most unless told otherwise.
+CPU_CONTEXT = 1_024
+MOST_CONTEXT = 8_192
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class MeshPlan:
         engine: vllm or simulated.
         model: the name that clients use.
         model_directory: where its files are.
+        gpu: whether vLLM finds a GPU here.
         otlp_endpoint: where traces go; None for files in the data directory.
     """
 
@@ -40,7 +45,18 @@ class MeshPlan:
     engine: str
     model: str
     model_directory: Path
+    gpu: bool
     otlp_endpoint: str | None
+
+    @property
+    def context_tokens(self) -> int:
+        """What router and workers agree on: the model's own bound, up to what the engine can bear here."""
+        most = CPU_CONTEXT if self.engine == "vllm" and not self.gpu else MOST_CONTEXT
+        try:
+            config = json.loads((self.model_directory / "config.json").read_bytes())
+            return min(most, int(config["max_position_embeddings"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return most
 
 
 def served_name(reference: str) -> str:
@@ -77,8 +93,17 @@ def plan_processes(data: DataDir, plan: MeshPlan, take_port: Callable[[str], int
             "model": plan.model,
             "model_directory": str(plan.model_directory),
             "engine": plan.engine,
+            plan.engine: _engine(plan),
         },
-        "router": {},
+        "router": {
+            "quota_address": addresses["quota"],
+            "scheduler_address": addresses["scheduler"],
+            "metering_address": addresses["metering"],
+            "pepper_file": str(data.pepper_file),
+            "models": [
+                {"name": plan.model, "directory": str(plan.model_directory), "context_tokens": plan.context_tokens}
+            ],
+        },
     }
     specs = [_valkey(data, addresses["valkey"])]
     for name in names[1:]:
@@ -90,6 +115,14 @@ def plan_processes(data: DataDir, plan: MeshPlan, take_port: Callable[[str], int
             common["trace_file"] = str(data.folder("traces") / f"{service}-{{pid}}.jsonl")
         specs.append(_service(data, name, service, addresses[name], common | fields[service]))
     return specs
+
+
+def _engine(plan: MeshPlan) -> dict[str, Any]:
+    """Returns the engine's section of a worker's configuration; what it leaves out suits a processor."""
+    section: dict[str, Any] = {"max_model_len": plan.context_tokens}
+    if plan.engine == "vllm" and plan.gpu:
+        section |= {"dtype": "auto", "kv_cache_memory_bytes": None, "enforce_eager": False, "max_num_seqs": 256}
+    return section
 
 
 def _service(data: DataDir, name: str, service: str, address: str, fields: dict[str, Any]) -> ProcessSpec:

@@ -22,8 +22,10 @@ from forebay.cli.mesh_state import MeshState, ModelState, ProcessState
 from forebay.cli.restart import RestartPolicy
 
 PROBE_INTERVAL_S = 0.2
-# A process that dies this often before it was ever healthy has a reason that no restart will mend.
+# A process that dies this often before it was ever healthy has a reason that no restart will mend; one that ends with this status
+# says so itself: its configuration is wrong.
 HOPELESS_AFTER = 3
+WRONG_CONFIGURATION = 2
 # As a shell says it.
 NOT_STARTED = 126
 
@@ -76,6 +78,7 @@ class Child:
         pid: of the process, or of the last one while `phase` is DEAD; 0 before the first.
         since: when the present phase began, by the monotonic clock.
         deaths: deaths in a row without having been healthy in between.
+        log_start: where the log of the present life begins.
     """
 
     spec: ProcessSpec
@@ -84,6 +87,7 @@ class Child:
     restarts: int = 0
     since: float = field(default_factory=time.monotonic)
     deaths: int = 0
+    log_start: int = 0
 
     def enter(self, phase: Phase) -> None:
         """Begins a phase."""
@@ -168,7 +172,7 @@ class Supervisor:
             child.deaths += 1
             child.enter(Phase.DEAD)
             self._save()
-            if not self._came_up and child.deaths >= HOPELESS_AFTER:
+            if not self._came_up and (child.deaths >= HOPELESS_AFTER or status == WRONG_CONFIGURATION):
                 self._give_up(child, status)
                 return
             pause = self._policy.pause(pause, lived_s)
@@ -182,6 +186,7 @@ class Supervisor:
         started = time.monotonic()
         try:
             with child.spec.log.open("ab") as log:
+                child.log_start = log.tell()
                 process = await self._guardian.spawn(child.spec.argv, stdout=log, stderr=log)
         except OSError:  # no memory, no process, no disk: that may pass, and the pauses grow
             return NOT_STARTED, 0.0
@@ -226,12 +231,8 @@ class Supervisor:
 
     def _give_up(self, child: Child, status: int) -> None:
         if not self._failed.done():
-            lines = child.spec.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
-            tail = "\n".join(f"  {line}" for line in lines)
             self._failed.set_exception(
-                StartError(
-                    f"{child.spec.name} {_ended(status)}, {child.deaths} times. The end of {child.spec.log}:\n{tail}"
-                )
+                StartError(f"{child.spec.name} {_ended(status)}. The end of {child.spec.log}:\n{_log_tail(child)}")
             )
 
     def _tell(self, child: Child, what: str) -> None:
@@ -244,6 +245,14 @@ class Supervisor:
         }
         with suppress(OSError):  # a full disk makes the file stale; it must not end the mesh
             MeshState(self._ready, self._model, processes).save(self._state_file)
+
+
+def _log_tail(child: Child) -> str:
+    """Returns the last lines of the present life's log."""
+    with child.spec.log.open("rb") as log:
+        log.seek(child.log_start)
+        lines = log.read().decode(errors="replace").splitlines()[-15:]
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def _ended(status: int) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from forebay.config import ServiceConfig
+from forebay.config import ConfigError, ServiceConfig
+from forebay.metering.price_file import load_prices
 
 
 class MeteringConfig(ServiceConfig):
@@ -28,3 +29,12 @@ class MeteringConfig(ServiceConfig):
     provisional_seconds: float = Field(
         60.0, ge=0, le=86_400, description="how long a router's event waits for the worker's before it is recorded"
     )
+
+    @field_validator("prices_file")
+    @classmethod
+    def _usable_prices(cls, file: Path | None) -> Path | None:
+        try:
+            load_prices(file)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return file

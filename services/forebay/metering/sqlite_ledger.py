@@ -123,7 +123,7 @@ class SqliteLedger:
         def query(db: sqlite3.Connection) -> Page:
             # The head first: what is committed between the two queries lies beyond it and is left for the next page.
             head = _head(db)
-            where, values = _where(selection)
+            where, values = _where(selection, paging=True)
             rows = db.execute(
                 f"SELECT body, chain_hash FROM entries WHERE position > ? AND position <= ? AND {where}"  # noqa: S608
                 " ORDER BY position LIMIT ?",
@@ -138,7 +138,7 @@ class SqliteLedger:
         """See Ledger."""
 
         def query(db: sqlite3.Connection) -> list[Total]:
-            where, values = _where(selection)
+            where, values = _where(selection, paging=False)
             columns = [_COLUMN[dimension] for dimension in dimensions]
             sums = [f"COALESCE(SUM({measure}), 0)" for measure in _MEASURES]
             table = "totals" if selection.whole_days else "entries"
@@ -270,9 +270,22 @@ def _measures(entry: LedgerEntry) -> tuple[int, ...]:
     )
 
 
-def _where(selection: UsageFilter) -> tuple[str, list[object]]:
+def _where(selection: UsageFilter, *, paging: bool) -> tuple[str, list[object]]:
+    """Returns a condition and its values.
+
+    SQLite keeps no statistics here and would take an index that makes it sort every selected row for each page. A `+` before a
+    column keeps it from that column's index, so that pages come by request, by one tenant, or in order of position.
+    """
     conditions: list[str] = ["TRUE"]
     values: list[object] = []
+
+    def add(column: str, test: str, value: object) -> None:
+        by_request = column == "request_id"
+        by_tenant = column == "tenant_id" and len(selection.tenant_ids) == 1
+        useful = by_request if selection.request_ids else by_tenant or not paging
+        conditions.append(f"{'' if useful else '+'}{column} {test}")
+        values.append(value)
+
     chosen: tuple[tuple[str, Collection[str]], ...] = (
         ("tenant_id", selection.tenant_ids),
         ("key_id", selection.key_ids),
@@ -281,18 +294,16 @@ def _where(selection: UsageFilter) -> tuple[str, list[object]]:
         ("outcome", [outcome.value for outcome in selection.outcomes]),
     )
     for column, wanted in chosen:
-        if wanted:
-            # A single value lets the index give the rows in order of position, without sorting.
-            conditions.append(f"{column} = ?" if len(wanted) == 1 else f"{column} {_IN}")
-            values.append(next(iter(wanted)) if len(wanted) == 1 else _json(wanted))
+        if len(wanted) == 1:
+            add(column, "= ?", next(iter(wanted)))
+        elif wanted:
+            add(column, _IN, _json(wanted))
     # Totals have no times; where they are asked the bounds are whole days, and days sort as text.
-    column, value = ("day", day) if selection.whole_days else ("finished_at_ns", int)
+    column, of = ("day", day) if selection.whole_days and not paging else ("finished_at_ns", int)
     if selection.finished_from_ns is not None:
-        conditions.append(f"{column} >= ?")
-        values.append(value(selection.finished_from_ns))
+        add(column, ">= ?", of(selection.finished_from_ns))
     if selection.finished_before_ns is not None:
-        conditions.append(f"{column} < ?")
-        values.append(value(selection.finished_before_ns))
+        add(column, "< ?", of(selection.finished_before_ns))
     return " AND ".join(conditions), values
 
 

@@ -64,7 +64,9 @@ class Access:
         tenant = self._policies.cache.tenants.get(key.tenant_id) if key else None
         if key is None or tenant is None or not genuine or key.revoked or self._expired(key):
             raise MeshError(
-                Code.UNAUTHENTICATED, "UNKNOWN_KEY", "the key is not valid; send `authorization: Bearer fb_...` in the metadata"
+                Code.UNAUTHENTICATED,
+                "UNKNOWN_KEY",
+                "the key is not valid; send `authorization: Bearer fb_...` in the metadata",
             )
         if tenant.suspended:
             raise MeshError(Code.PERMISSION_DENIED, "TENANT_SUSPENDED", "the tenant is suspended; ask the operator")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator, model_validator
 
 from forebay.config import ServiceConfig, host_and_port
+
+MIN_PEPPER_BYTES = 16
 
 
 class ModelConfig(BaseModel):
@@ -29,18 +31,25 @@ class RouterConfig(ServiceConfig):
     quota_address: str = Field(description="host:port of quota")
     scheduler_address: str = Field(description="host:port of the scheduler")
     metering_address: str = Field(description="host:port of metering")
-    key_pepper: SecretStr = Field(min_length=16, description="what keys are hashed with; the same as where they are issued")
+    pepper: SecretStr | None = Field(
+        None, description="secret that goes into the hash of every key, the same as quota's; or name a pepper_file"
+    )
+    pepper_file: FilePath | None = Field(
+        None, description="file with the pepper; white space around it does not belong to it"
+    )
     models: tuple[ModelConfig, ...] = Field(min_length=1, description="the models that requests may name")
-    dependency_wait_s: float = Field(5.0, gt=0, le=60, description="how long a request waits for quota or scheduler to come back")
+    dependency_wait_s: float = Field(5.0, gt=0, le=60, description="how long quota or the scheduler may be away")
     policy_honour_s: float = Field(30.0, ge=0, le=3600, description="how long policies count while quota is away")
-    default_deadline_s: float = Field(600.0, gt=0, le=86_400, description="how long a request may take if its client does not say")
-    usage_wait_s: float = Field(5.0, gt=0, le=60, description="how long a cancelled request waits for its worker's last word")
+    default_deadline_s: float = Field(600.0, gt=0, le=86_400, description="a request's time if its client sets none")
+    usage_wait_s: float = Field(5.0, gt=0, le=60, description="wait for a cancelled request's usage")
     max_requests: int = Field(4096, ge=1, le=4096, description="requests at a time; further ones are UNAVAILABLE")
     max_prompt_bytes: int = Field(1 << 20, ge=1, le=8 << 20, description="the most text in one prompt")
     max_attempts: int = Field(4, ge=1, le=16, description="executions of one request before it is given up")
-    prefix_block_tokens: int = Field(32, ge=1, le=4096, description="tokens per prefix hash; best the engine's KV block")
+    prefix_block_tokens: int = Field(
+        32, ge=1, le=4096, description="tokens per prefix hash; best the engine's KV block"
+    )
     tokenizer_threads: int = Field(2, ge=1, le=64, description="threads that tokenise long prompts")
-    flushers: int = Field(4, ge=1, le=64, description="tasks that write to clients; a slow client is given one of its own")
+    flushers: int = Field(4, ge=1, le=64, description="tasks that write to clients")
 
     @field_validator("quota_address", "scheduler_address", "metering_address")
     @classmethod
@@ -48,8 +57,23 @@ class RouterConfig(ServiceConfig):
         return host_and_port(value)
 
     @model_validator(mode="after")
+    def _one_pepper(self) -> Self:
+        if (self.pepper is None) == (self.pepper_file is None):
+            raise ValueError("give either pepper or pepper_file")
+        if len(self.pepper_bytes()) < MIN_PEPPER_BYTES:
+            raise ValueError(f"the pepper must be at least {MIN_PEPPER_BYTES} bytes long")
+        return self
+
+    @model_validator(mode="after")
     def _names_differ(self) -> Self:
         names = [model.name for model in self.models]
         if len(set(names)) != len(names):
             raise ValueError("models: two models have one name")
         return self
+
+    def pepper_bytes(self) -> bytes:
+        """Returns the pepper."""
+        if self.pepper is not None:
+            return self.pepper.get_secret_value().encode()
+        assert self.pepper_file is not None
+        return self.pepper_file.read_bytes().strip()

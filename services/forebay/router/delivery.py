@@ -7,9 +7,9 @@ leave in each message: no timer decides, the load does.
 
 Each stream has one writer at a time, because it is either in the queue, or in one flusher's hands, or in neither.
 
-A client that does not read would hold a flusher for as long as its connection lasts. So a watchdog looks every 100 ms, and where
-a flusher has been in one write for longer it starts another in its place; the stuck one leaves when its write ends. Tasks are made
-for slow clients only, one each at most.
+A client that does not read would hold a flusher for as long as its connection lasts. So a watchdog looks every 100 ms, and
+where a flusher has been in one write for longer it starts another in its place; the stuck one leaves when its write ends. Tasks
+are made for slow clients only, one each at most.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+
 from forebay.clock import Clock
 from forebay.errors import MeshError
 from forebay.router.client import Client

@@ -46,7 +46,7 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
     policies = PolicyWatcher(quota_channel, me, quota_pb2.WATCHER_KIND_ROUTER, clock)
     access = Access(
         policies,
-        config.key_pepper.get_secret_value().encode(),
+        config.pepper_bytes(),
         clock,
         first_policies_s=config.dependency_wait_s,
         honour_cut_off_s=config.policy_honour_s,

@@ -1,8 +1,8 @@
 """The quota port over one batched session: reservations, settlements and renewals of all requests share its messages.
 
 What a session carried when it broke is said again on the next one, with the same numbers: reservations are idempotent for this
-router's incarnation, and so are settlements. A settlement is kept until quota acknowledges it, in a bounded queue whose oldest entry
-is dropped and counted (its lease then lapses, and it is charged by what was observed).
+router's incarnation, and so are settlements. A settlement is kept until quota acknowledges it, in a bounded queue whose oldest
+entry is dropped and counted (its lease then lapses, and it is charged by what was observed).
 """
 
 from __future__ import annotations

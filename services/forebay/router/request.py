@@ -58,8 +58,8 @@ class Request:
     """
 
     __slots__ = (
-        "admitted_at", "ask", "caller", "deadline_at", "decisions", "first_output_at", "id", "life", "outflow", "payload", "phase",
-        "queue_time_s", "queued_at", "start_at", "stopping_at", "tokens",
+        "admitted_at", "ask", "caller", "deadline_at", "decisions", "first_output_at", "id", "life", "outflow", "payload",
+        "phase", "queue_time_s", "queued_at", "start_at", "stopping_at", "tokens",
     )  # fmt: skip
 
     def __init__(

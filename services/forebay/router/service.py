@@ -18,8 +18,16 @@ from forebay.router.access import Caller
 from forebay.router.client import Client, Finished, Started
 from forebay.router.domain.ask import Ask, Chat, ModelCard, Prompt
 from forebay.router.domain.life import (
-    Cancel, Decline, End, Reserved, Start, Submit, UsageOverdue, Withdraw, deadline_exceeded,
-)  # fmt: skip
+    Cancel,
+    Decline,
+    End,
+    Reserved,
+    Start,
+    Submit,
+    UsageOverdue,
+    Withdraw,
+    deadline_exceeded,
+)
 from forebay.router.domain.prefix import prefix_hashes
 from forebay.router.domain.validation import check_ask, check_prompt, completion_bound
 from forebay.router.models import Model, Models
@@ -131,9 +139,15 @@ class Router:
             prompt_ids = await self._models.tokenise(model, prompt, caller.tenant.system_prompt)
             payload = self._payload(caller, ask, model, prompt_ids)
         request = Request(
-            request_id, caller, ask, payload, client,
-            admitted_at=admitted_at, deadline_at=deadline_at, max_attempts=self._bounds.max_attempts,
-        )  # fmt: skip
+            request_id,
+            caller,
+            ask,
+            payload,
+            client,
+            admitted_at=admitted_at,
+            deadline_at=deadline_at,
+            max_attempts=self._bounds.max_attempts,
+        )
         self._describe(request)
         with tracer().start_as_current_span("router.reserve"):
             reservation = await self._quota.reserve(request)
@@ -216,7 +230,9 @@ class Router:
         """
         model = self._models.resolve(caller, model_name)
         system_prompt = caller.tenant.system_prompt
-        checked = check_prompt(prompt, model.card, model.tokenizer.vocabulary, bool(system_prompt), self._bounds.max_prompt_bytes)
+        checked = check_prompt(
+            prompt, model.card, model.tokenizer.vocabulary, bool(system_prompt), self._bounds.max_prompt_bytes
+        )
         size = len(await self._models.tokenise(model, checked, system_prompt))
         return size, max(0, model.card.context_tokens - size)
 
@@ -228,10 +244,16 @@ class Router:
     def _check(self, caller: Caller, ask: Ask, model: Model) -> Prompt:
         """Returns the prompt of a request that is well formed and can be served; raises as `validation` says."""
         prompt = check_ask(
-            ask, model.card, model.tokenizer.vocabulary, bool(caller.tenant.system_prompt), self._bounds.max_prompt_bytes
+            ask,
+            model.card,
+            model.tokenizer.vocabulary,
+            bool(caller.tenant.system_prompt),
+            self._bounds.max_prompt_bytes,
         )
         if ask.adapter or caller.tenant.default_adapter:
-            raise MeshError(Code.UNIMPLEMENTED, "FEATURE_NOT_OFFERED", "adapters are not offered yet; leave `adapter` unset")
+            raise MeshError(
+                Code.UNIMPLEMENTED, "FEATURE_NOT_OFFERED", "adapters are not offered yet; leave `adapter` unset"
+            )
         return prompt
 
     def _payload(self, caller: Caller, ask: Ask, model: Model, prompt_ids: list[int]) -> Payload:

@@ -12,8 +12,14 @@ from forebay.router.access import Access, Caller
 from forebay.router.client import Client, Finished, GatheredAnswer, Started
 from forebay.router.domain.stream import Piece
 from forebay.router.messages import (
-    from_pb_ask, from_pb_prompt, to_pb_answer, to_pb_delta, to_pb_finished, to_pb_model, to_pb_started,
-)  # fmt: skip
+    from_pb_ask,
+    from_pb_prompt,
+    to_pb_answer,
+    to_pb_delta,
+    to_pb_finished,
+    to_pb_model,
+    to_pb_started,
+)
 from forebay.router.service import Router
 
 FULL_NAME = "forebay.api.router.v1.RouterService"
@@ -44,18 +50,24 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         """Answers as tokens come."""
         await self._answer(request.options, context, _StreamClient(context))
 
-    async def CountTokens(self, request: router_pb2.CountTokensRequest, context: Context) -> router_pb2.CountTokensResponse:
+    async def CountTokens(
+        self, request: router_pb2.CountTokensRequest, context: Context
+    ) -> router_pb2.CountTokensResponse:
         """Says how large a prompt is."""
         caller = await verify(self._access, context)
         size, room = await self._router.count_tokens(caller, request.model, from_pb_prompt(request.prompt))
         return router_pb2.CountTokensResponse(prompt_tokens=size, remaining_context=room)
 
-    async def ListModels(self, request: router_pb2.ListModelsRequest, context: Context) -> router_pb2.ListModelsResponse:
+    async def ListModels(
+        self, request: router_pb2.ListModelsRequest, context: Context
+    ) -> router_pb2.ListModelsResponse:
         """Lists the caller's models; a page's token is the name of its last model."""
         caller = await verify(self._access, context)
         if request.page_size > MAX_PAGE:
             violation = FieldViolation("page_size", f"must be at most {MAX_PAGE}")
-            raise MeshError(Code.INVALID_ARGUMENT, "BAD_REQUEST", "page_size is too large", field_violations=[violation])
+            raise MeshError(
+                Code.INVALID_ARGUMENT, "BAD_REQUEST", "page_size is too large", field_violations=[violation]
+            )
         cards, more = self._router.list_models(caller, request.page_token, request.page_size or DEFAULT_PAGE)
         return router_pb2.ListModelsResponse(
             models=[to_pb_model(card) for card in cards], next_page_token=cards[-1].name if more else ""

@@ -29,7 +29,7 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
         self._access = access
         self._metering = metering_pb2_grpc.MeteringServiceStub(metering)
 
-    async def StreamUsage(  # type: ignore[override]
+    async def StreamUsage(
         self, request: router_pb2.StreamUsageRequest, context: Context
     ) -> AsyncIterator[router_pb2.StreamUsageResponse]:
         """Forwards a stream of the caller's entries; a stream that follows has no deadline but the client's."""

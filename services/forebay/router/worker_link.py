@@ -3,8 +3,8 @@
 A session is opened with the first grant for a worker's life and kept. When it breaks, all of its attempts are over: each
 request's life decides how to go on, and nothing resumes a session (rule P1).
 
-`_Link.received` is the busiest function of the router: it runs for every step of every engine, and its loop for every token of every
-stream. It makes no object, awaits nothing and logs nothing on the way.
+`_Link.received` is the busiest function of the router: it runs for every step of every engine, and its loop for every token of
+every stream. It makes no object, awaits nothing and logs nothing on the way.
 """
 
 from __future__ import annotations

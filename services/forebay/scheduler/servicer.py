@@ -60,12 +60,14 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             self._service.router_opened(router, _RouterLink(session.outbox))
             session.outbox.message.welcome.CopyFrom(self._welcome)
             session.outbox.flush()
+            log.info("router connected", router=router)
             try:
                 self._hear_router(router, first, session.outbox)
                 async for message in messages:
                     self._hear_router(router, message, session.outbox)
             finally:
                 self._service.router_closed(router)
+                log.info("router gone", router=router)
 
     async def Attach(  # type: ignore[override]  # a session writes by itself instead of yielding
         self,
@@ -83,6 +85,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             self._service.worker_opened(info, link)
             session.outbox.message.welcome.CopyFrom(self._welcome)
             session.outbox.flush()
+            log.info("worker attached", worker=info.id, incarnation=info.incarnation, model=info.model, pool=info.pool)
             try:
                 self._hear_worker(info.id, first)
                 async for message in messages:
@@ -91,6 +94,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
                     self._hear_worker(info.id, message)
             finally:
                 self._service.worker_closed(info.id, link)
+                log.info("worker gone", worker=info.id, incarnation=info.incarnation)
 
     async def DescribePools(
         self,

@@ -16,7 +16,7 @@ from forebay.worker.service import WorkerService
 from forebay.worker.servicer import FULL_NAME
 
 TICK_S = 0.05
-LAST_WORDS_S = 0.5
+LAST_WORDS_S = 0.25
 LAST_EVENTS_S = 5.0
 
 log = get_logger("worker")
@@ -35,8 +35,9 @@ class WorkerServer(RpcServer):
         self._service.drain(grace_s)
         while self._service.running:
             await self._clock.sleep(TICK_S)
-        # Routers' sessions never end by themselves; they get the time to hear the handovers.
-        await super().drain(min(grace_s, LAST_WORDS_S))
+        # Routers' sessions never end by themselves: what was said last gets time to leave, then they are broken off.
+        await self._clock.sleep(LAST_WORDS_S)
+        await super().drain(0)
 
 
 async def serve_engine(

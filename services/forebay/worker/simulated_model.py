@@ -6,6 +6,7 @@ directory like a real model's, with a byte-level BPE tokenizer, which takes any 
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -119,6 +120,7 @@ def _row(follows: Mapping[str, int], ids: Mapping[str, Sequence[int]]) -> list[i
     return row
 
 
+@cache
 def word_chain() -> WordChain:
     """Returns the chain over this vocabulary; about one sentence in sixteen is the last."""
     ids = {kind: [_IDS[text.replace(" ", "Ġ")] for text in texts] for kind, texts in _spoken().items()}

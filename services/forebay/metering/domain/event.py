@@ -12,7 +12,7 @@ from forebay.errors import Code, FieldViolation, MeshError
 NANO = 1_000_000_000
 
 # Beyond these a report is a fault of the reporter, and its price would not be one that anybody meant.
-MAX_ATTEMPT = 10_000
+MAX_ATTEMPT = 1_000
 MAX_TOKENS = 100_000_000
 MAX_SPAN_NS = 1_000_000 * NANO
 MAX_TIME_NS = 9_223_372_036 * NANO  # the last second that ns in 64 bits can count, in 2262

@@ -123,11 +123,15 @@ class Posting:
         if known and believed == known.event:
             return Disposition.UNCHANGED
         events = {number: attempt.event for number, attempt in attempts.items()} | {report.attempt: believed}
-        for number in sorted(events):
-            clip = min((event.completion_from for later, event in events.items() if later > number), default=None)
-            usage = billed(events[number], clip)
-            if number == report.attempt or usage != attempts[number].usage:
-                self._write(attempts.get(number), events[number], usage)
+        usages: dict[int, Usage] = {}
+        clip: int | None = None
+        for number in sorted(events, reverse=True):
+            usages[number] = billed(events[number], clip)
+            start = events[number].completion_from
+            clip = start if clip is None else min(clip, start)
+        for number in sorted(usages):
+            if number == report.attempt or usages[number] != attempts[number].usage:
+                self._write(attempts.get(number), events[number], usages[number])
         return Disposition.CORRECTED if known else Disposition.RECORDED
 
     def _write(self, known: _Attempt | None, event: UsageEvent, usage: Usage) -> None:

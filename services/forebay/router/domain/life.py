@@ -11,9 +11,9 @@ ADMITTED ─ Reserved ─▶ QUEUED ─ Granted ─▶ GRANTED ─ FirstOutput �
 order, for the peers are other processes, and what comes too late changes nothing. Nothing here waits, so there is no moment at
 which two things could both believe that they end the request.
 
-Only the router starts a continuation (P1), and only a request whose next token depends on nothing but prompt, tokens so far, seed
-and position can be continued (P7): with penalties the engine would have to replay, which is still to come, so those fail if tokens
-were delivered. An attempt that a worker refused, or whose session broke, still used up its number: attempt ids are unique for ever.
+Only the router starts a continuation (P1), and only a request whose next token depends on nothing but prompt, tokens so far,
+seed and position can be continued (P7): with penalties the engine would have to replay, which is still to come, so those fail if
+tokens were delivered. An attempt that was refused or lost has used up its number: attempt ids are unique for ever.
 """
 
 from __future__ import annotations
@@ -372,7 +372,9 @@ class Life:
             return self._finish(End(FinishReason.LENGTH))
         if self.attempt >= self._max_attempts or (received and not self._continuable):
             message = f"{why}, and it cannot be continued on another; try again"
-            return self._finish(End(FinishReason.ERROR, MeshError(Code.UNAVAILABLE, "WORKER_LOST", message, retry_after=1)))
+            return self._finish(
+                End(FinishReason.ERROR, MeshError(Code.UNAVAILABLE, "WORKER_LOST", message, retry_after=1))
+            )
         return self._submit()
 
     def _submit(self) -> tuple[Decision, ...]:

@@ -52,7 +52,7 @@ class TokenStream:
             completion_tokens: the position after the last of these tokens, as the worker counts.
 
         Returns:
-            False, having changed nothing, when the tokens do not follow on the ones before (a gap or a repeat), or exceed `limit`.
+            False, having changed nothing, when the tokens do not follow on those before (a gap or a repeat) or exceed `limit`.
         """
         known = self.token_ids
         if len(known) + len(token_ids) != completion_tokens or completion_tokens > self.limit:

@@ -65,7 +65,9 @@ def completion_bound(prompt_tokens: int, sampling: Sampling, model: ModelCard) -
     room = model.context_tokens - prompt_tokens
     if room < 1:
         raise _invalid(
-            FieldViolation("prompt", f"has {prompt_tokens} tokens; the model's context of {model.context_tokens} has no room")
+            FieldViolation(
+                "prompt", f"has {prompt_tokens} tokens; the model's context of {model.context_tokens} has no room"
+            )
         )
     bound = sampling.max_tokens if sampling.max_tokens is not None else min(model.default_max_tokens, room)
     if bound > room:

@@ -219,6 +219,7 @@ class Scheduler:
         for attempt in reported.values():
             if (held := worker.in_flight.get(attempt.key)) is not None:
                 if attempt.started:
+                    self._timers.discard(held)
                     self._promises.progress(held, attempt.generated_tokens, prefilled=False)
             elif attempt.key in self._queued or self._promises.get(attempt.key) is not None:
                 self._withdrawals.append(Withdrawal(attempt.key, worker_id))
@@ -235,6 +236,8 @@ class Scheduler:
         worker = self._workers[worker_id]
         worker.attached, worker.reported = False, {}
         self._left(worker)
+        for entry in worker.in_flight.values():
+            self._timers.discard(entry)  # its return will tell
         self._timers.put(worker, now + self._limits.forget_worker_s)
 
     def worker_draining(self, worker_id: str) -> None:
