@@ -32,7 +32,7 @@ def test_bad_fields_are_named() -> None:
 
 def test_a_mesh_that_is_not_there_is_not_a_status_code() -> None:
     said = explain(MeshError(Code.UNAVAILABLE, "GRPC_UNAVAILABLE", "failed to connect to all addresses; ..."))
-    assert said.startswith("nothing answers there")
+    assert said.startswith("nothing answers at that address")
     assert "forebay up" in said
 
 

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from forebay.worker.config import VllmConfig
+from forebay.worker.vllm_config import VllmConfig
 from forebay.worker.vllm_engine import engine_arguments  # also sets the environment that vllm needs
 
 if __name__ == "__main__":

@@ -321,7 +321,7 @@ def expected_totals(reports: Sequence[UsageEvent]) -> dict[tuple[str, ...], tupl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("open_one", LEDGERS.values(), ids=LEDGERS)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data(), reports=histories())
 def test_order_and_repetition_do_not_matter(open_one: Open, data: st.DataObject, reports: list[UsageEvent]) -> None:
     repeated = data.draw(st.permutations(reports + data.draw(st.lists(st.sampled_from(reports), max_size=5))))

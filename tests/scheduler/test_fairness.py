@@ -38,7 +38,7 @@ def maker(prompt: int, length: int, weight_milli: int = 1000) -> Callable[[str],
     return make
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(weights, weights, shapes, shapes)
 def test_two_that_always_wait_get_service_by_weight_within_the_bound(
     weight_a: int, weight_b: int, shape_a: tuple[int, int], shape_b: tuple[int, int]
@@ -58,7 +58,7 @@ def test_two_that_always_wait_get_service_by_weight_within_the_bound(
 
 def test_weights_three_to_one_give_service_three_to_one() -> None:
     engine = Engine(scheduler(info(kv_tokens=KV)))
-    for _ in range(3500):
+    for _ in range(3200):
         engine.flood("a", 12, maker(20, 10, 3000))
         engine.flood("b", 12, maker(20, 10, 1000))
         engine.step()
@@ -83,7 +83,7 @@ def test_classes_weigh_fifty_to_thirty_to_twenty() -> None:
         assert abs(service[name] / total - share) < 0.02
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(5, 120), shapes, shapes)
 def test_idle_time_earns_nothing(idle_steps: int, shape_a: tuple[int, int], shape_b: tuple[int, int]) -> None:
     engine = Engine(scheduler(info(kv_tokens=KV)))

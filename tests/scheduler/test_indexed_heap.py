@@ -10,7 +10,7 @@ from forebay.scheduler.domain.indexed_heap import IndexedHeap
 operations = st.lists(st.tuples(st.integers(0, 12), st.none() | st.integers(0, 50)), max_size=60)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(operations)
 def test_the_least_rank_is_first_whatever_was_put_moved_and_discarded(steps: list[tuple[int, int | None]]) -> None:
     heap: IndexedHeap[int, tuple[int, int]] = IndexedHeap()

@@ -67,9 +67,13 @@ class FakePeer:
 
     async def fails(self) -> MeshError:
         """Returns the error that the scheduler ends the session with."""
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            while await soon(self._call.read()) is not grpc.aio.EOF:
+
+        async def read_on() -> None:
+            while await self._call.read() is not grpc.aio.EOF:
                 pass
+
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await soon(read_on())
         return from_rpc_error(caught.value)
 
     def leave(self) -> None:

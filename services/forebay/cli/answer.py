@@ -70,8 +70,11 @@ async def ledger_entry(client: ForebayClient, request_id: str) -> UsageEntry | N
 
 async def generate(address: str, key: str, prompt: str, system: str | None, options: Options) -> None:
     """Prints the answer to standard output, and a line about it to standard error, so that the answer can be piped."""
+    pieces = 0
 
     def write(text: str) -> None:
+        nonlocal pieces
+        pieces += 1
         sys.stdout.write(text)
         sys.stdout.flush()
 
@@ -80,7 +83,7 @@ async def generate(address: str, key: str, prompt: str, system: str | None, opti
         try:
             told = await tell(client, turns, options, write)
         finally:
-            sys.stdout.write("\n")
+            sys.stdout.write("\n" if pieces else "")
     terminal(stderr=True).print(summary(told), style="dim")
 
 

@@ -67,7 +67,6 @@ async def show_demo(console: Console, address: str, keys: Mapping[str, str]) -> 
         keys: the tenants' development keys.
     """
     asking = [_Asking(tenant, question, key) for (tenant, key), question in zip(keys.items(), QUESTIONS, strict=False)]
-    console.print()
     async with asyncio.TaskGroup() as group:
         for one in asking:
             group.create_task(one.ask(address))
@@ -82,6 +81,7 @@ async def show_demo(console: Console, address: str, keys: Mapping[str, str]) -> 
 
 async def _side_by_side(console: Console, asking: list[_Asking]) -> None:
     """Draws a panel for each tenant until all are answered."""
+    console.print()
     with Live(console=console, refresh_per_second=12) as live:
         while not all(one.over for one in asking):
             live.update(_panels(console, asking))

@@ -56,7 +56,7 @@ async def list_plans(quota: str) -> None:
     Raises:
         MeshError: quota cannot be reached, or refuses.
     """
-    table = _table("plan", "class", "weight", "limits", "per 1,000 tokens")
+    table = _table("plan", "class", "weight", "limits", "per 1,000 tokens, where priced by plan")
     async with connect(quota, caller="cli") as channel:
         stub = quota_pb2_grpc.TenantServiceStub(channel)
         async for page in _pages(quota_pb2.ListPlansRequest, stub.ListPlans):
@@ -66,7 +66,7 @@ async def list_plans(quota: str) -> None:
                     quota_pb2.ServiceClass.Name(plan.service_class).removeprefix("SERVICE_CLASS_").lower(),
                     f"{plan.weight_milli / 1000:g}",
                     figures.limits(from_pb_limits(plan.limits)),
-                    figures.usd(plan.nano_usd_per_million_tokens // 1000),
+                    figures.usd(plan.nano_usd_per_million_tokens // 1000) if plan.nano_usd_per_million_tokens else "–",
                 )
     terminal().print(table)
 
@@ -97,14 +97,13 @@ async def _pools(scheduler: str) -> Table:
         stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
         async for page in _pages(scheduler_pb2.DescribePoolsRequest, stub.DescribePools):
             for pool in page.pools:
+                place = (escape(pool.name) or "shared", escape(pool.model))
                 for worker in pool.workers:
                     promised = f"{worker.kv_tokens_promised:,} tokens"
                     name = worker.worker.id + (" (draining)" if worker.draining else "")
-                    table.add_row(escape(pool.name), escape(pool.model), name, str(worker.in_flight), "", promised)
+                    table.add_row(*place, name, str(worker.in_flight), "", promised)
                 for flow in pool.flows:
-                    table.add_row(
-                        escape(pool.name), escape(pool.model), flow.tenant_id, str(flow.in_flight), str(flow.queued), ""
-                    )
+                    table.add_row(*place, flow.tenant_id, str(flow.in_flight), str(flow.queued), "")
     return table
 
 

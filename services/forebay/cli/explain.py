@@ -21,7 +21,10 @@ def explain(error: MeshError) -> str:
     if error.retry_after is not None:
         lines.append(f"Try again in {duration(error.retry_after)}.")
     elif error.reason == "GRPC_UNAVAILABLE":
-        lines = ["nothing answers there", "Is the mesh running? See `forebay status`, or start one with `forebay up`."]
+        lines = [
+            "nothing answers at that address",
+            "Is the mesh running? See `forebay status`, or start one with `forebay up`.",
+        ]
     elif error.code in _ADVICE:
         lines.append(_ADVICE[error.code])
     return "\n".join(lines)

@@ -70,6 +70,7 @@ async def launch(data: DataDir, options: LaunchOptions) -> None:
     await asyncio.wait([work])
     if not work.cancelled():
         work.result()
+    launcher.say("stopped", style="dim")
 
 
 class _Launcher:
@@ -86,7 +87,7 @@ class _Launcher:
         """Stops the mesh at the first signal, and kills what has not stopped yet at the next."""
         if not self._interrupted:
             self._interrupted = True
-            self._say("\nstopping …; once more kills what is left", style="dim")
+            self.say("\nstopping …; once more kills what is left", style="dim")
             work.cancel()
         elif self._mesh is not None:
             self._mesh.kill()
@@ -94,6 +95,7 @@ class _Launcher:
     async def run(self) -> None:
         """From an empty folder to a mesh that serves, and back."""
         with self._data.locked():
+            self._data.mesh_file.unlink(missing_ok=True)  # of a launcher that was killed
             keys = prepare_tenants(self._data, self._options.tenants_file)
             ports = Ports(str(self._data.root))
             try:
@@ -101,14 +103,13 @@ class _Launcher:
                     plan = await self._plan(guardian)
                     specs = plan_processes(self._data, plan, ports.take)
                     model = ModelState(plan.model, str(plan.model_directory))
-                    mesh = self._mesh = Supervisor(guardian, specs, model, self._data.mesh_file, self._say)
+                    mesh = self._mesh = Supervisor(guardian, specs, model, self._data.mesh_file, self.say)
                     async with mesh:
                         await self._come_up(mesh)
                         await self._serve(mesh, keys)
-                        self._say("stopping …", style="dim")
+                        self.say("stopping …", style="dim")
             finally:
                 ports.release()
-        self._say("stopped", style="dim")
 
     async def _plan(self, guardian: Guardian) -> MeshPlan:
         """Makes the model ready, and says what is to run."""
@@ -136,7 +137,7 @@ class _Launcher:
                 if self._console.is_terminal:
                     status.update(escape(printed[-1]))
                 else:
-                    self._say(printed[-1])
+                    self.say(printed[-1])
             directory = (await process.stdout.read()).decode().strip().rpartition("\n")[2]
         if await process.wait() != 0:
             raise StartError("\n".join([f"model {reference} cannot be prepared:", *printed]))
@@ -163,7 +164,8 @@ class _Launcher:
             self._console.print(_hints(self._data, address, keys))
             await asyncio.Event().wait()
 
-    def _say(self, line: str, style: str | None = None) -> None:
+    def say(self, line: str, style: str | None = None) -> None:
+        """Prints a line as it is."""
         self._console.print(line, style=style, markup=False)
 
 

@@ -61,7 +61,7 @@ def from_pb_peer(message: common_pb2.Peer) -> tuple[str, int]:
 
 
 def from_pb_submission(message: scheduler_pb2.Submission) -> Request:
-    """Returns a request.
+    """Returns a request. Keys, prefix hashes and start_after are left: the flow tree, locality and pacing are still to come.
 
     Raises:
         MeshError: INVALID_ARGUMENT BAD_SUBMISSION with every field that is wrong.

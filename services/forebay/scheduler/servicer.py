@@ -62,9 +62,9 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             session.outbox.flush()
             log.info("router connected", router=router)
             try:
-                self._hear_router(router, first, session.outbox)
+                self._hear_router(router, first)
                 async for message in messages:
-                    self._hear_router(router, message, session.outbox)
+                    self._hear_router(router, message)
             finally:
                 self._service.router_closed(router)
                 log.info("router gone", router=router)
@@ -123,9 +123,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             next_page_token=f"{page[-1].name}/{page[-1].model}" if len(pools) > size else "",
         )
 
-    def _hear_router(
-        self, router: str, message: scheduler_pb2.ScheduleRequest, outbox: Outbox[scheduler_pb2.ScheduleResponse]
-    ) -> None:
+    def _hear_router(self, router: str, message: scheduler_pb2.ScheduleRequest) -> None:
         """Takes one message in, its parts in the order of their numbers."""
         core, now = self._core, self._service.now
         for submission in message.submissions:
@@ -133,8 +131,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             try:
                 core.submit(from_pb_submission(submission), router, now)
             except MeshError as error:
-                outbox.message.rejections.append(to_pb_rejection(key, error))
-                outbox.flush()
+                core.refuse(key, router, error)
         for ref in message.cancellations:
             core.cancel(from_pb_ref(ref))
         for ref in message.declines:

@@ -36,7 +36,7 @@ def model_directory(reference: str, cache: Path = DEFAULT_CACHE, progress: Progr
     if reference == "wheel:smollm2":
         return _made(cache / "smollm2-135m-instruct", lambda place: _convert_smollm2(place, progress))
     local = Path(reference).expanduser()
-    if local.is_dir():
+    if reference and local.is_dir():
         return local.resolve()
     if reference.startswith(("wheel:", "/", ".", "~")) or reference.count("/") != 1:
         raise MeshError(Code.NOT_FOUND, "MODEL_NOT_FOUND", f"there is no model {reference!r}")
@@ -85,10 +85,10 @@ def _convert_smollm2(place: Path, progress: Progress) -> None:
 
 def _downloaded(reference: str, cache: Path, progress: Progress) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     progress(f"{reference}: looking on the hub")
     try:
         return Path(snapshot_download(reference, cache_dir=cache, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise MeshError(Code.NOT_FOUND, "MODEL_NOT_FOUND", f"the hub does not give {reference!r}") from error

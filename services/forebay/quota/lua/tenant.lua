@@ -18,7 +18,7 @@
 -- negated by a minus alone: -0 prints as "-0", which HINCRBY refuses.
 
 local COUNTERS, RESERVATIONS, SETTLED, DUE = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local WINDOW_S = 59
+local WINDOW_S = 60
 -- Longer than any state lasts without being touched, so that a tenant that is gone leaves nothing behind.
 local KEEP_S = 7200
 

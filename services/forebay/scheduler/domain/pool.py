@@ -3,7 +3,8 @@
 The order is that of the virtual counters, the place the worker with the most free room. Where the two disagree, because the
 neediest flow's head fits nowhere, rule P8 decides: up to MAX_SKIPS others are served before it, or for MAX_SKIP_S, so
 that room does not lie idle; after that the freed room of one worker is kept for it, so that small requests cannot hold up a
-large one for ever. A draw looks at no more than MAX_SKIPS heads that do not fit, which bounds its cost.
+large one for ever. While its head is passed over a flow falls behind, by what MAX_SKIPS requests cost at most for each such head;
+law 4 leaves these intervals out. A draw looks at no more than MAX_SKIPS heads that do not fit, which bounds its cost.
 """
 
 from collections.abc import Iterator
@@ -71,14 +72,15 @@ class Pool:
         the next: that is what moves the draw on.
         """
         workers = [worker for worker in self.workers.values() if worker.present]
-        if not workers:
-            return
         for worker in workers:
             if worker.kept_for is not None and worker.has_room_for(worker.kept_for):
                 yield worker.kept_for, worker
         passed: list[Queued] = []
         try:
-            while len(passed) <= MAX_SKIPS and (flow := self.flows.neediest()) is not None:
+            while len(passed) <= MAX_SKIPS and not all(worker.full for worker in workers):
+                flow = self.flows.neediest()
+                if flow is None:
+                    break
                 head = flow.head
                 able = [worker for worker in workers if worker.may_run(head)]
                 if not able:

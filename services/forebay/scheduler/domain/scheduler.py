@@ -122,7 +122,7 @@ class Scheduler:
         self._claims.pop(request.key, None)
         pool = self._pool(request.model, request.pool)
         if (refusal := self._refusal(request, pool)) is not None:
-            self._rejections.append(Rejection(request.key, router, refusal))
+            self.refuse(request.key, router, refusal)
             return
         queued = Queued(
             request=request,
@@ -137,6 +137,10 @@ class Scheduler:
         self._queued_by_tenant[request.tenant_id] += 1
         pool.enqueue(queued)
         self._timers.put(queued, now + self._patience(request, pool))
+
+    def refuse(self, key: AttemptKey, router: str, error: MeshError) -> None:
+        """Answers a submission that could not even be understood."""
+        self._rejections.append(Rejection(key, router, error))
 
     def cancel(self, key: AttemptKey) -> None:
         """Drops an attempt that its router no longer wants. One that is known to run ends by its worker's word."""
@@ -389,7 +393,7 @@ class Scheduler:
 
     def _reject(self, queued: Queued, error: MeshError) -> None:
         self._dequeue(queued)
-        self._rejections.append(Rejection(queued.request.key, queued.router, error))
+        self.refuse(queued.request.key, queued.router, error)
 
     def _withdraw(self, entry: InFlight, *, refund: bool = True) -> None:
         self._withdrawals.append(Withdrawal(entry.key, entry.worker.info.id))

@@ -139,6 +139,12 @@ class Worker:
         """Whether it may be given work at all: what it holds is known, and it takes more."""
         return self.attached and self.reported is None and self.healthy and not self.draining
 
+    @property
+    def full(self) -> bool:
+        """Whether not even the smallest request fits."""
+        capacity = self.info.capacity
+        return len(self.in_flight) >= capacity.max_num_seqs or self.free_kv_tokens < capacity.block_tokens
+
     def may_run(self, queued: Queued) -> bool:
         """Whether it could take a request if it were empty."""
         return (
