@@ -14,7 +14,7 @@ import yaml
 from forebay.cli.data_dir import DataDir, write_file
 from forebay.cli.health import service_health, valkey_health
 from forebay.cli.supervisor import ProcessSpec
-from forebay.testing.valkey import valkey_binary
+from forebay.cli.valkey import valkey_binary
 
 TIERS = ("router", "worker", "scheduler", "quota", "metering", "valkey")
 # Long enough for most answers to end, short enough for someone who waits at a terminal; the others' callers are gone by then.

