@@ -13,7 +13,7 @@ venv   := .venv/bin
 setup   = PYTHON=$(strip $(PYTHON)) deploy/scripts/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools protos baseline lint check test test-system run demo bench-mesh clean
+.PHONY: help setup tools protos baseline lint format check test test-system run demo bench-mesh clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,9 +38,13 @@ protos: tools ## Generate services/forebay/api from protos/
 baseline: tools ## Take the present contracts as those that must not break
 	$(venv)/buf build protos -o protos/baseline.binpb
 
-lint: tools ## Format the code and mend what can be mended
-	$(venv)/ruff format
+lint: tools ## Style alone, in a second
+	$(venv)/ruff check
+	$(venv)/ruff format --check
+
+format: tools ## Mend what style can mend by itself
 	$(venv)/ruff check --fix
+	$(venv)/ruff format
 
 check: tools ## Style, types, import contracts, protobuf contracts, stubs, dependencies
 	@deploy/scripts/check.sh

@@ -17,7 +17,7 @@ from forebay.cli.health import service_health, valkey_health
 from forebay.cli.mesh_state import MeshState, ModelState
 from forebay.cli.ports import Ports
 from forebay.cli.restart import RestartPolicy
-from forebay.cli.supervisor import ProcessSpec, StartError, Supervisor
+from forebay.cli.supervisor import Phase, ProcessSpec, StartError, Supervisor
 from forebay.testing.valkey import valkey_binary
 
 pytestmark = pytest.mark.slow
@@ -139,6 +139,22 @@ async def test_what_a_dead_process_leaves_behind_dies_before_it_is_started_again
         await eventually(lambda: not alive(first))
         assert alive(second)
     await eventually(lambda: not alive(second))
+
+
+async def test_a_mesh_without_its_guardian_goes_on(tmp_path: Path) -> None:
+    spec = shell(tmp_path, "quota", "exec sleep 600")
+    async with (
+        Guardian() as guardian,
+        Supervisor(guardian, [spec], MODEL, tmp_path / "mesh.json", print, QUICK) as mesh,
+    ):
+        await mesh.wait_ready()
+        guardian._process.kill()
+        await guardian._process.wait()
+        first = mesh.children["quota"].pid
+        os.kill(first, signal.SIGKILL)
+        await eventually(lambda: mesh.children["quota"].pid != first and mesh.children["quota"].phase is Phase.READY)
+        second = mesh.children["quota"].pid
+    assert not alive(second)
 
 
 async def test_tiers_stop_one_after_the_other(tmp_path: Path) -> None:

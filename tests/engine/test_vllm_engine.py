@@ -112,17 +112,16 @@ async def test_its_tokens_and_text_are_those_of_async_llm_called_directly(bench:
     ]
     for one, prompt in zip(asked, prompts, strict=True):
         spoken = await bench.answer(one)
-        direct = None
+        direct = []
         stream = bench.engine._llm.generate(  # type: ignore[union-attr]
             tokens_input(prompt, cache_salt="same"),
             SamplingParams(max_tokens=16, temperature=temperature, seed=7),
             f"direct-{one.attempt_id}",
         )
-        async for direct in stream:
-            pass
-        assert direct is not None
-        assert list(direct.outputs[0].token_ids) == spoken.token_ids
-        assert direct.outputs[0].text == spoken.text
+        async for output in stream:
+            direct.append(output.outputs[0])
+        assert list(direct[-1].token_ids) == spoken.token_ids
+        assert direct[-1].text == spoken.text
 
 
 async def test_only_the_same_salt_hits_the_prefix_cache(bench: Bench) -> None:

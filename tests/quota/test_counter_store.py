@@ -47,6 +47,21 @@ async def test_a_settlement_replaces_the_worst_case_once(
     assert not await settle(store, "b", Usage(1, 1, 1))
 
 
+async def test_a_settlement_after_its_minute_changes_nothing_of_the_present_one(
+    store: CounterStore, tenant: TenantPolicy, reserve: Reserve, clock: FakeClock
+) -> None:
+    await reserve("a", 10, 80)
+    clock.advance(61)
+    await reserve("b", 10, 80)
+    assert await settle(store, "a", Usage(1, 10, 0))
+    assert await used(store, tenant) == {
+        "requests_per_minute": 1,
+        "tokens_per_minute": 90,
+        "concurrent_requests": 1,
+    }
+    assert (await reserve("c", 1, 10)).outcome is Outcome.REFUSED
+
+
 async def test_a_request_that_never_started_gives_everything_back(
     store: CounterStore, tenant: TenantPolicy, reserve: Reserve
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -26,6 +26,15 @@ from forebay.testing.clock import FakeClock
 from .samples import ACME, ACME_KEY, CALLER, CARD, HELLO_IDS, ask, models
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Lets the loop run until `condition` holds; a thousand turns are more than anything here takes."""
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it does not come about")
+
+
 class World:
     """A router over twins, running."""
 
@@ -45,15 +54,13 @@ class World:
 
     async def running(self) -> Request:
         """Returns the one request, once a worker has it."""
-        while not self.workers.running:
-            await asyncio.sleep(0)
+        await until(lambda: bool(self.workers.running))
         ((request, _),) = self.workers.running.values()
         return request
 
     async def settled(self) -> Settlement:
         """Returns the one settlement, once it is made."""
-        while not self.quota.settled:
-            await asyncio.sleep(0)
+        await until(lambda: bool(self.quota.settled))
         (settlement,) = self.quota.settled.values()
         assert not self.quota.held
         assert not self.live
@@ -142,6 +149,7 @@ async def test_a_worker_that_does_not_answer_the_cancel_is_waited_for_within_a_b
     request = await world.running()
     world.workers.yield_tokens(request.id, [0, 1])
     task.cancel()
+    await until(lambda: request.stopping_at is not None)
     await world.pass_time(4.8)
     assert not world.quota.settled
     await world.pass_time(0.3)
@@ -152,8 +160,7 @@ async def test_a_worker_that_does_not_answer_the_cancel_is_waited_for_within_a_b
 async def test_a_client_that_leaves_the_queue_pays_nothing(world: World) -> None:
     world.scheduler.workers.clear()
     task = world.begin()
-    while not world.scheduler.log:
-        await asyncio.sleep(0)
+    await until(lambda: bool(world.scheduler.log))
     (request_id,) = world.live
     task.cancel()
     assert not (await world.settled()).started
@@ -163,8 +170,7 @@ async def test_a_client_that_leaves_the_queue_pays_nothing(world: World) -> None
 async def test_a_request_out_of_time_is_ended(world: World) -> None:
     world.scheduler.workers.clear()
     task = world.begin(time_left_s=2.0)
-    while not world.scheduler.log:
-        await asyncio.sleep(0)
+    await until(lambda: bool(world.scheduler.log))
     await world.pass_time(2.1)
     with pytest.raises(MeshError, match="DEADLINE_EXCEEDED"):
         await task
@@ -183,8 +189,7 @@ async def test_no_time_and_no_room_are_refused_before_any_work(world: World) -> 
     with pytest.raises(MeshError, match="DEADLINE_TOO_SHORT"):
         await world.begin(time_left_s=0.05)
     running = [world.begin(), world.begin()]
-    while len(world.workers.running) < 2:
-        await asyncio.sleep(0)
+    await until(lambda: len(world.workers.running) == 2)
     with pytest.raises(MeshError, match="ROUTER_FULL"):
         await world.begin()
     for request_id in list(world.workers.running):
@@ -206,8 +211,7 @@ async def test_what_the_client_is_told_of_times(world: World) -> None:
     answer = GatheredAnswer()
     world.scheduler.workers.clear()
     task = world.begin(answer)
-    while not world.scheduler.log:
-        await asyncio.sleep(0)
+    await until(lambda: bool(world.scheduler.log))
     (request,) = world.live.values()
     await world.pass_time(1.5)
     world.scheduler.workers.append("w1")

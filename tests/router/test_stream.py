@@ -20,16 +20,30 @@ def test_any_partition_and_any_reading_speed_delivers_each_token_once_in_order(
     for cut in [*cuts, len(tokens)]:
         delta, left = left[:cut], left[cut:]
         assert stream.append(delta, "".join(f"<{t}>" for t in delta), "", len(tokens) - len(left))
-        if next(reads, False):
+        if next(reads, False) and stream.pending:
             position, piece, words = stream.take()
             assert position == len(seen)
             seen += piece
             text += words
-    position, piece, words = stream.take()
-    assert position == len(seen)
-    assert seen + piece == tokens
-    assert text + words == "".join(f"<{t}>" for t in tokens)
-    assert not stream.pending
+    while stream.pending:
+        position, piece, words = stream.take()
+        assert position == len(seen)
+        seen += piece
+        text += words
+    assert seen == tokens
+    assert text == "".join(f"<{t}>" for t in tokens)
+
+
+def test_a_piece_is_bounded() -> None:
+    stream = TokenStream(limit=10_000)
+    for token in range(10_000):
+        assert stream.append([token], "x", "", token + 1)
+    sizes = []
+    while stream.pending:
+        position, tokens, text = stream.take()
+        assert tokens == list(range(position, position + len(text)))
+        sizes.append(len(tokens))
+    assert sizes == [4096, 4096, 1808]
 
 
 def test_a_gap_a_repeat_and_too_much_change_nothing() -> None:

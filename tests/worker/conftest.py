@@ -26,6 +26,10 @@ from forebay.worker.simulated_engine import SimulatedEngine
 
 from .peers import Metering, Policies, Router, Scheduler, serve, within
 
+SCHEDULER = scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server
+METERING = metering_pb2_grpc.add_MeteringServiceServicer_to_server
+POLICIES = quota_pb2_grpc.add_PolicyServiceServicer_to_server
+
 # Ten milliseconds a step, whoever takes part.
 STEP = StepCost(fixed=0.01, per_sequence=0.0, per_context_token=0.0, per_prefill_token=0.0)
 
@@ -62,10 +66,17 @@ class Loopback:
     server: RpcServer
     scheduler: Scheduler
     metering: Metering
-    metering_server: RpcServer
     policies: Policies
     register: scheduler_pb2.AttachRequest.Register
     channel: grpc.aio.Channel
+    servers: dict[str, RpcServer]
+
+    async def restart_metering(self) -> None:
+        """Ends metering's server, and starts another at its address."""
+        address = self.servers["metering"].address
+        await self.servers["metering"].drain(0)
+        self.metering.acknowledging = True
+        self.servers["metering"] = await serve(METERING, self.metering, "metering", address)
 
     @property
     def peer(self) -> common_pb2.Peer:
@@ -93,21 +104,25 @@ def window_tokens() -> int:
 async def loopback(clock: FakeClock, window_tokens: int) -> AsyncIterator[Loopback]:
     scheduler, metering, policies = Scheduler(), Metering(), Policies("acme", "globex")
     async with AsyncExitStack() as stack:
-        servers = [
-            await serve(scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server, scheduler, "scheduler"),
-            await serve(metering_pb2_grpc.add_MeteringServiceServicer_to_server, metering, "metering"),
-            await serve(quota_pb2_grpc.add_PolicyServiceServicer_to_server, policies, "quota"),
-        ]
-        for server in servers:
-            stack.push_async_callback(server.drain, 0)
+        servers = {
+            "scheduler": await serve(SCHEDULER, scheduler, "scheduler"),
+            "metering": await serve(METERING, metering, "metering"),
+            "quota": await serve(POLICIES, policies, "quota"),
+        }
+
+        async def stop_servers() -> None:
+            for server in servers.values():
+                await server.drain(0)
+
+        stack.push_async_callback(stop_servers)
         config = WorkerConfig(
             id="worker-1",
             model="tiny",
             pool="gold",
             engine="simulated",
-            scheduler_address=servers[0].address,
-            metering_address=servers[1].address,
-            quota_address=servers[2].address,
+            scheduler_address=servers["scheduler"].address,
+            metering_address=servers["metering"].address,
+            quota_address=servers["quota"].address,
             max_unrecorded_events=8,
         )
         engine = WatchedEngine(clock, window_tokens)
@@ -116,4 +131,4 @@ async def loopback(clock: FakeClock, window_tokens: int) -> AsyncIterator[Loopba
         stack.push_async_callback(RpcServer.drain, worker, 0)
         channel = await stack.enter_async_context(connect(worker.address, caller="test"))
         register = await scheduler.heard("register")
-        yield Loopback(clock, engine, worker, scheduler, metering, servers[1], policies, register, channel)
+        yield Loopback(clock, engine, worker, scheduler, metering, policies, register, channel, servers)

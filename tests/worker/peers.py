@@ -177,30 +177,34 @@ class Router:
     def break_off(self) -> None:
         self._call.cancel()
 
-    def payload(
-        self, ref: int, tenant: str = "acme", *, attempt: int = 1, max_tokens: int = 20, trace: str = "", **grant: Any
-    ) -> worker_pb2.Start:
-        """A payload of 10 tokens with a grant that fits; its request's number is its ref."""
-        good = scheduler_pb2.Grant(
-            ref=scheduler_pb2.AttemptRef(request_id=f"{ref:032x}", attempt=attempt),
-            worker_id=self._worker.id,
-            worker_incarnation=self._worker.incarnation,
-            epoch=3,
-            batch_id=1,
-            tenant_id=tenant,
-            prompt_tokens=10,
-            max_tokens=max_tokens,
-            kv_tokens=30,
-        )
-        good.MergeFrom(scheduler_pb2.Grant(**grant))
-        return worker_pb2.Start(
-            ref=ref,
-            grant=good,
-            prompt_token_ids=range(300, 310),
-            sampling=common_pb2.Sampling(max_tokens=max_tokens, seed=1, temperature=0.0, ignore_eos=True),
-            attribution=worker_pb2.Attribution(tenant_id=tenant, key_id="key", model="tiny"),
-            trace=common_pb2.TraceContext(traceparent=trace),
-        )
+    def payload(self, ref: int, tenant: str = "acme", **rest: Any) -> worker_pb2.Start:
+        """As the function of that name, for this worker."""
+        return payload(self._worker, ref, tenant, **rest)
+
+
+def payload(
+    worker: common_pb2.Peer, ref: int, tenant: str = "acme", *, attempt: int = 1, max_tokens: int = 20, **grant: Any
+) -> worker_pb2.Start:
+    """A payload of 10 tokens with a grant that fits; its request's number is its ref."""
+    good = scheduler_pb2.Grant(
+        ref=scheduler_pb2.AttemptRef(request_id=f"{ref:032x}", attempt=attempt),
+        worker_id=worker.id,
+        worker_incarnation=worker.incarnation,
+        epoch=3,
+        batch_id=1,
+        tenant_id=tenant,
+        prompt_tokens=10,
+        max_tokens=max_tokens,
+        kv_tokens=30,
+    )
+    good.MergeFrom(scheduler_pb2.Grant(**grant))
+    return worker_pb2.Start(
+        ref=ref,
+        grant=good,
+        prompt_token_ids=range(300, 310),
+        sampling=common_pb2.Sampling(max_tokens=max_tokens, seed=1, temperature=0.0, ignore_eos=True),
+        attribution=worker_pb2.Attribution(tenant_id=tenant, key_id="key", model="tiny"),
+    )
 
 
 async def serve(add: Any, servicer: object, name: str, listen: str = "127.0.0.1:0") -> RpcServer:

@@ -1,7 +1,7 @@
 """What an attempt says it used."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forebay.worker.domain.attempt import Attempt
@@ -69,7 +69,8 @@ def test_an_attempt_without_a_step_used_nothing_but_its_place() -> None:
     assert (phases.scheduled_at, phases.first_token_at, phases.last_token_at) == (101.0, 101.0, 101.0)
 
 
-@given(st.lists(st.tuples(st.floats(0, 10), st.integers(0, 3)), max_size=10), st.floats(90, 120))
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 10), st.integers(0, 3)), max_size=5), st.floats(90, 120))
 def test_phases_never_go_back(steps: list[tuple[float, int]], ended_at: float) -> None:
     one, now, tokens = attempt(), 95.0, 0
     for seconds, new in steps:

@@ -1,11 +1,12 @@
 """Shares of a step's time sum to it exactly and differ by at most a nanosecond."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forebay.worker.domain.gpu_time import equal_shares
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**12), st.integers(1, 512))
 def test_parts_sum_to_the_whole_and_are_equal(total_ns: int, parts: int) -> None:
     shares = equal_shares(total_ns, parts)

@@ -12,14 +12,14 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from forebay.api.common.v1 import common_pb2
-from forebay.api.metering.v1 import metering_pb2, metering_pb2_grpc
+from forebay.api.metering.v1 import metering_pb2
 from forebay.api.scheduler.v1 import scheduler_pb2
 from forebay.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from forebay.worker.lifetime import LAST_WORDS_S, TICK_S
 from forebay.worker.servicer import FULL_NAME
 
 from .conftest import Loopback
-from .peers import serve, within
+from .peers import within
 
 Health = health_pb2.HealthCheckResponse
 
@@ -314,11 +314,7 @@ async def test_events_are_sent_again_to_a_metering_that_comes_back(loopback: Loo
     await loopback.started(router, router.payload(1, max_tokens=1), router.payload(2, max_tokens=1))
     loopback.engine.step()
     await metering.came(2)
-    address = loopback.metering_server.address
-    await loopback.metering_server.drain(0)
-    metering.acknowledging = True
-    add = metering_pb2_grpc.add_MeteringServiceServicer_to_server
-    loopback.metering_server = await serve(add, metering, "metering", address)
+    await loopback.restart_metering()
     await loopback.started(router, router.payload(3, max_tokens=1))
     loopback.engine.step()
     events = await metering.came(5)

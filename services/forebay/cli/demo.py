@@ -76,7 +76,7 @@ async def show_demo(console: Console, address: str, keys: Mapping[str, str]) -> 
     for one in asking:
         if one.error:
             console.print(f"{one.tenant}: {explain(one.error)}", style="red", markup=False)
-    return all(one.told for one in asking)
+    return bool(asking) and all(one.told for one in asking)
 
 
 async def _side_by_side(console: Console, asking: list[_Asking]) -> None:

@@ -15,11 +15,12 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO
 
-_ENROL = 'echo "+$$" >&0; exec "$@" </dev/null'
+# In a subshell, which alone dies of SIGPIPE where somebody has killed the guardian: a mesh that is unguarded goes on.
+_ENROL = '(echo "+$$" >&0); exec "$@" </dev/null'
 
 
 class Guardian:
@@ -41,12 +42,7 @@ class Guardian:
         await self._process.wait()
 
     async def spawn(
-        self,
-        argv: Sequence[str],
-        *,
-        stdout: int | IO[bytes],
-        stderr: int | IO[bytes],
-        environment: Mapping[str, str] | None = None,
+        self, argv: Sequence[str], *, stdout: int | IO[bytes], stderr: int | IO[bytes]
     ) -> asyncio.subprocess.Process:
         """Starts a process that leads a group of its own and ends with the launcher at the latest.
 
@@ -54,20 +50,19 @@ class Guardian:
             argv: the command; its process id is that of the process returned.
             stdout: as for subprocess.
             stderr: as for subprocess.
-            environment: the whole environment; the launcher's own by default.
 
         Raises:
             OSError: no process can be started.
         """
         return await asyncio.create_subprocess_exec(
             "/bin/sh", "-c", _ENROL, argv[0], *argv,
-            stdin=self._pipe, stdout=stdout, stderr=stderr, env=environment, start_new_session=True,
+            stdin=self._pipe, stdout=stdout, stderr=stderr, start_new_session=True,
         )  # fmt: skip
 
     def release(self, group: int) -> None:
         """Kills what a process that ended has left of its group, and forgets the group, whose number may be used again."""
         kill_group(group)
-        with suppress(BrokenPipeError):  # a guardian that somebody killed is no reason to stop serving
+        with suppress(BrokenPipeError):  # as above
             os.write(self._pipe, f"-{group}\n".encode())
 
 

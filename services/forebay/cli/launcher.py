@@ -153,13 +153,10 @@ class _Launcher:
         """Shows where everything is, runs the demonstration, and then only waits."""
         self._console.print(_endpoints(mesh))
         address = mesh.children["router-1"].spec.address
-        if (
-            self._options.demo
-            and keys
-            and not await show_demo(self._console, address, keys)
-            and not self._options.serve
-        ):
-            raise StartError(f"the demonstration failed; the logs are in {self._data.folder('logs')}")
+        if self._options.demo:
+            answered = await show_demo(self._console, address, keys)
+            if not answered and not self._options.serve:
+                raise StartError(f"the demonstration failed; the logs are in {self._data.folder('logs')}")
         if self._options.serve:
             self._console.print(_hints(self._data, address, keys))
             await asyncio.Event().wait()

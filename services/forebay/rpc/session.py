@@ -3,8 +3,8 @@
 Why one writer: two concurrent `write()` calls on one grpc.aio stream kill it (rule P12), so every session has exactly one task
 that writes. Why no queue of messages: while one write is awaited, whatever else there is to say gathers in the *next message* of
 the session, by appending to its repeated fields. A busy session so sends few large messages and an idle one sends at once; no
-timer and no fixed delay decides, it clocks itself. What one tick of the event loop produces leaves together, because the writer only
-runs again once the tick's callbacks have run.
+timer and no fixed delay decides, it clocks itself. What one tick of the event loop produces leaves together, because the writer
+only runs again once the tick's callbacks have run.
 
 The bound (law 8) counts items, not messages. A peer that reads too slowly makes the session overflow, and an overflown session
 ends: what it carried is then owned by whoever the rules of the protocol say (P1), and memory stays what it was.

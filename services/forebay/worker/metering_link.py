@@ -157,5 +157,5 @@ def to_pb_event(event: UsageEvent, worker: common_pb2.Peer, pool: str) -> meteri
 
 def _to_pb_timestamp(seconds: float) -> timestamp_pb2.Timestamp:
     timestamp = timestamp_pb2.Timestamp()
-    timestamp.FromNanoseconds(int(seconds * 1e9))
+    timestamp.FromMicroseconds(round(seconds * 1e6))  # a float of seconds has no finer parts
     return timestamp

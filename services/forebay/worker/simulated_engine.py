@@ -100,7 +100,7 @@ class SimulatedEngine:
         if self._loop is not None:
             self._loop.cancel()
             await asyncio.wait([self._loop])
-        self._batch.fail("closed")
+        self._batch.fail("closed")  # nobody hears of it
 
     def step(self) -> Step | None:
         """Computes one step now (`manual` only) and returns it; None when nothing can run."""

@@ -117,6 +117,8 @@ class VllmEngine:
         self._gathering = False
         self._ticks = 0
         self._llm: AsyncLLM | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._started = False
         self._tokenizer: Tokenizer | None = None
         self._vocabulary_tokens = 0
         self._sink: Sink = lambda step: None
@@ -125,7 +127,10 @@ class VllmEngine:
         """Loads the model; half a minute on a CPU."""
         self._sink = sink
         self._tokenizer = Tokenizer.from_file(str(self._model / "tokenizer.json"))
-        llm = await asyncio.to_thread(self._load)
+        self._loading = asyncio.create_task(asyncio.to_thread(self._load), name="vllm load")
+        await asyncio.shield(self._loading)
+        llm = self._llm
+        assert llm is not None
         await llm.get_supported_tasks()  # cached by vLLM: from here on a request is on its way in one tick
         config = llm.vllm_config
         block = config.cache_config.block_size
@@ -138,13 +143,15 @@ class VllmEngine:
             max_adapters=0,
         )
         self._vocabulary_tokens = config.model_config.get_vocab_size()
-        self._llm = llm
+        self._started = True
 
-    def _load(self) -> AsyncLLM:
+    def _load(self) -> None:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = engine_arguments(self._model, self._config)
-        return AsyncLLM.from_engine_args(arguments, stat_loggers=[lambda config, index=0: self._steps])
+        # Not returned: vLLM keeps an exception of its import, with it this call's frames and what they return, and an
+        # AsyncLLM that is still there when Python ends complains.
+        self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[lambda config, index=0: self._steps])
 
     def add(self, request: EngineRequest) -> None:
         """Queues an attempt."""
@@ -184,18 +191,23 @@ class VllmEngine:
         return EngineState(steps.running, steps.waiting, kv_tokens_used, steps.preemptions, self._healthy)
 
     async def close(self) -> None:
-        """Aborts everything first: vLLM takes 20 s to shut down with requests in flight, and 3 to 5 s without."""
-        llm, self._llm = self._llm, None
+        """Aborts everything first: vLLM takes 20 s to shut down with requests in flight, and 3 s without."""
+        self._started = False
         for attempt_id in list(self._attempts):
             self.abort(attempt_id)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CLOSE_SECONDS)
+        if self._loading is not None:
+            await asyncio.wait([self._loading])  # a thread cannot be broken off
+        llm, self._llm = self._llm, None
         if llm is not None:
+            if llm.output_handler is not None:
+                llm.output_handler.cancel()  # else it logs the end of the engine core as an error
             await asyncio.to_thread(llm.shutdown, timeout=_CLOSE_SECONDS)
 
     @property
     def _healthy(self) -> bool:
-        return self._llm is not None and not self._llm.errored
+        return self._started and self._llm is not None and not self._llm.errored
 
     def _forget(self, attempt_id: str) -> _Attempt | None:
         attempt = self._attempts.pop(attempt_id, None)

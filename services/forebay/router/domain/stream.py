@@ -1,7 +1,8 @@
 """The tokens of one answer between the engine and the client: each in its place, each passed on once.
 
-The engine appends, the client's writer takes; neither waits for the other. Whatever was appended between two takes leaves as one
-piece, so a client that keeps up gets a token per message and one that does not gets more per message.
+The engine appends, the client's writer takes; neither waits for the other. What was appended between two takes leaves as one
+piece, up to a bound that no client's largest message is near, so a client that keeps up gets a token per message and one that
+does not gets more per message.
 
 `append` runs once for every delta of every stream and is written for speed: it makes no object.
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 Piece = tuple[int, list[int], str]
+
+MOST_APPENDED_IN_A_PIECE = 4096
 
 
 class TokenStream:
@@ -23,14 +26,16 @@ class TokenStream:
         held_text: text of received tokens that the engine still holds back: half a character or the beginning of a stop string.
     """
 
-    __slots__ = ("_text", "held_text", "limit", "sent", "token_ids")
+    __slots__ = ("_ends", "_texts", "held_text", "limit", "sent", "token_ids")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.token_ids: list[int] = []
         self.sent = 0
         self.held_text = ""
-        self._text: list[str] = []
+        # What was appended and not taken: each time the position after its last token, and its text.
+        self._ends: list[int] = []
+        self._texts: list[str] = []
 
     @property
     def received(self) -> int:
@@ -40,7 +45,7 @@ class TokenStream:
     @property
     def pending(self) -> bool:
         """Whether there is something to take."""
-        return self.sent < len(self.token_ids) or bool(self._text)
+        return bool(self._ends)
 
     def append(self, token_ids: Sequence[int], text: str, held_text: str, completion_tokens: int) -> bool:
         """Adds what the engine yielded.
@@ -57,17 +62,16 @@ class TokenStream:
         known = self.token_ids
         if len(known) + len(token_ids) != completion_tokens or completion_tokens > self.limit:
             return False
-        known.extend(token_ids)
-        if text:
-            self._text.append(text)
+        if token_ids or text:
+            known.extend(token_ids)
+            self._ends.append(completion_tokens)
+            self._texts.append(text)
         self.held_text = held_text
         return True
 
     def take(self) -> Piece:
-        """Returns what has not been passed on yet: the position of its first token, the tokens, and their text."""
-        position = self.sent
-        tokens = self.token_ids[position:]
-        self.sent = len(self.token_ids)
-        text = "".join(self._text)
-        self._text.clear()
-        return position, tokens, text
+        """Returns the next piece: the position of its first token, the tokens, and their text. Something must be `pending`."""
+        position, texts = self.sent, self._texts[:MOST_APPENDED_IN_A_PIECE]
+        self.sent = self._ends[len(texts) - 1]
+        del self._ends[: len(texts)], self._texts[: len(texts)]
+        return position, self.token_ids[position : self.sent], "".join(texts)
