@@ -58,7 +58,7 @@ class RouterWorld:
         self.server = await build(config, self._stack)
         await self.server.start()
         self._stack.push_async_callback(self.server.drain, 0)
-        channel = grpc.aio.insecure_channel(self.server.address)
+        channel = grpc.aio.insecure_channel(self.server.address, options=[("grpc.max_receive_message_length", -1)])
         self._stack.push_async_callback(channel.close)
         self.channel = channel
         self.client = router_pb2_grpc.RouterServiceStub(channel)

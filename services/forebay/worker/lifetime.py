@@ -35,6 +35,7 @@ class WorkerServer(RpcServer):
         self._service.drain(grace_s)
         while self._service.running:
             await self._clock.sleep(TICK_S)
+            self._service.tick()  # here, too: a drain must end even if it began because whoever keeps the time has failed
         # Routers' sessions never end by themselves: what was said last gets time to leave, then they are broken off.
         await self._clock.sleep(LAST_WORDS_S)
         await super().drain(0)

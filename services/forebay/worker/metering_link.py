@@ -19,8 +19,8 @@ from forebay.rpc.session import Outbox, SessionClient
 from forebay.rpc.status import to_pb_duration
 from forebay.telemetry.logs import get_logger
 from forebay.worker.domain.usage import Outcome, UsageEvent
-from forebay.worker.engine_message import to_pb_nanoseconds
 from forebay.worker.event_log import EventLog
+from forebay.worker.messages import to_pb_nanoseconds
 
 log = get_logger("worker")
 

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import grpc
 
-from forebay.api.common.v1 import common_pb2
 from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from forebay.clock import Clock
 from forebay.errors import MeshError
 from forebay.rpc.session import Outbox, SessionClient
-from forebay.rpc.status import from_pb_duration
 from forebay.worker.domain.attempt_id import AttemptId
 from forebay.worker.domain.roster import Entry
 from forebay.worker.engine import Engine
-from forebay.worker.engine_message import to_pb_capacity, to_pb_engine_state
+from forebay.worker.messages import (
+    from_pb_attempt,
+    from_pb_expiry,
+    to_pb_attempt,
+    to_pb_capacity,
+    to_pb_engine_state,
+    to_pb_reason,
+)
 from forebay.worker.scheduler_reports import Departure
 from forebay.worker.service import WorkerService
-from forebay.worker.servicer import REASONS
-from forebay.worker.start_message import DEFAULT_EXPIRY_S, from_pb_attempt
 
 STATE_INTERVAL_S = 1.0
 
@@ -62,7 +65,7 @@ class SchedulerLink:
         message.register.capacity.CopyFrom(to_pb_capacity(self._engine.capacity))
         for holding in self._service.holdings():
             message.running.add(
-                ref=_to_pb_attempt(holding.id),
+                ref=to_pb_attempt(holding.id),
                 tenant_id=holding.tenant_id,
                 kv_tokens=holding.kv_tokens,
                 generated_tokens=holding.generated_tokens,
@@ -99,10 +102,10 @@ class SchedulerLink:
         """Says that an attempt has ended."""
         if self._outbox is not None:
             self._outbox.message.departures.add(
-                ref=_to_pb_attempt(departure.id),
+                ref=to_pb_attempt(departure.id),
                 generated_tokens=departure.generated_tokens,
                 cached_tokens=departure.cached_tokens,
-                reason=common_pb2.FINISH_REASON_UNSPECIFIED if departure.ending is None else REASONS[departure.ending],
+                reason=to_pb_reason(departure.ending),
                 started=departure.scheduled,
             )
             self._flush(self._outbox)
@@ -110,7 +113,7 @@ class SchedulerLink:
     def expired(self, id: AttemptId) -> None:
         """Says that an entry's payload did not come."""
         if self._outbox is not None:
-            self._outbox.message.expired.append(_to_pb_attempt(id))
+            self._outbox.message.expired.append(to_pb_attempt(id))
             self._flush(self._outbox)
 
     def draining(self) -> None:
@@ -126,7 +129,7 @@ class SchedulerLink:
         progress = self._service.take_progress()
         for item in progress:
             self._outbox.message.progress.add(
-                ref=_to_pb_attempt(item.id), generated_tokens=item.generated_tokens, prefilled=item.prefilled
+                ref=to_pb_attempt(item.id), generated_tokens=item.generated_tokens, prefilled=item.prefilled
             )
         now, healthy = self._clock.monotonic(), self._service.healthy
         state_due = now >= self._state_due or healthy != self._was_healthy
@@ -144,16 +147,11 @@ class SchedulerLink:
             pass  # SESSION_OVERFLOW: the session ends itself and the next one tells everything anew
 
 
-def _to_pb_attempt(id: AttemptId) -> scheduler_pb2.AttemptRef:
-    return scheduler_pb2.AttemptRef(request_id=id.request_id, attempt=id.attempt)
-
-
 def _from_pb_entry(entry: scheduler_pb2.Batch.Entry, batch: scheduler_pb2.Batch, now: float) -> Entry:
-    expires_in = from_pb_duration(entry.expires_in) if entry.HasField("expires_in") else DEFAULT_EXPIRY_S
     return Entry(
         id=from_pb_attempt(entry.ref),
         draw=(batch.epoch, batch.batch_id),
         tenant_id=entry.tenant_id,
         kv_tokens=entry.kv_tokens,
-        expires_at=now + expires_in,
+        expires_at=now + from_pb_expiry(entry),
     )

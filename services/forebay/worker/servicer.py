@@ -13,22 +13,13 @@ from forebay.rpc.session import Outbox, ServerSession
 from forebay.rpc.status import from_pb_duration, to_pb_duration, to_pb_error
 from forebay.worker.domain.usage import Ending
 from forebay.worker.engine import Engine, Output
-from forebay.worker.engine_message import to_pb_capacity, to_pb_engine_state, to_pb_nanoseconds
+from forebay.worker.messages import to_pb_capacity, to_pb_engine_state, to_pb_nanoseconds, to_pb_reason
 from forebay.worker.router_stream import Finish
 from forebay.worker.service import DRAIN_GRACE_S, WorkerService
 from forebay.worker.start_message import from_pb_start
 
 FULL_NAME = "forebay.api.worker.v1.WorkerService"
 MAX_GRACE_S = 3600.0
-
-REASONS = {
-    Ending.STOP: common_pb2.FINISH_REASON_STOP,
-    Ending.LENGTH: common_pb2.FINISH_REASON_LENGTH,
-    Ending.CANCELLED: common_pb2.FINISH_REASON_CANCELLED,
-    Ending.BUDGET: common_pb2.FINISH_REASON_BUDGET,
-    Ending.ERROR: common_pb2.FINISH_REASON_ERROR,
-    Ending.HANDED_OVER: common_pb2.FINISH_REASON_UNSPECIFIED,
-}
 
 
 class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
@@ -172,7 +163,7 @@ class ExecuteStream:
 def _to_pb_finish(finish: Finish) -> worker_pb2.Finish:
     phases = finish.phases
     return worker_pb2.Finish(
-        reason=REASONS[finish.ending],
+        reason=to_pb_reason(finish.ending),
         error=None if finish.error is None else to_pb_error(finish.error),
         usage=common_pb2.TokenUsage(
             prompt_tokens=finish.prompt_tokens,

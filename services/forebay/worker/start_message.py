@@ -15,13 +15,12 @@ from forebay.api.worker.v1 import worker_pb2
 from forebay.errors import Code, FieldViolation, MeshError
 from forebay.rpc.status import from_pb_duration
 from forebay.telemetry.tracing import from_pb_trace
-from forebay.worker.domain.attempt_id import AttemptId
 from forebay.worker.domain.grant import Grant
 from forebay.worker.domain.usage import Attribution
 from forebay.worker.engine import Sampling
+from forebay.worker.messages import from_pb_attempt, from_pb_expiry
 from forebay.worker.service import Start
 
-DEFAULT_EXPIRY_S = 2.0
 MAX_HELD_TEXT_BYTES = 16 << 10
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
@@ -48,11 +47,6 @@ _DEFAULTS: dict[_Real, float] = {
 }
 
 _NOT_OFFERED: tuple[Literal["logprobs", "structured_output"], ...] = ("logprobs", "structured_output")
-
-
-def from_pb_attempt(message: scheduler_pb2.AttemptRef) -> AttemptId:
-    """Returns the attempt that a message names."""
-    return AttemptId(message.request_id, message.attempt)
 
 
 def from_pb_start(message: worker_pb2.Start) -> Start:
@@ -105,7 +99,7 @@ def _from_pb_grant(message: scheduler_pb2.Grant) -> Grant:
         prompt_tokens=message.prompt_tokens,
         max_tokens=message.max_tokens,
         kv_tokens=message.kv_tokens,
-        expires_in=from_pb_duration(message.expires_in) if message.HasField("expires_in") else DEFAULT_EXPIRY_S,
+        expires_in=from_pb_expiry(message),
     )
 
 
