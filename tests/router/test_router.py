@@ -260,6 +260,7 @@ async def test_a_gap_in_the_stream_is_never_passed_on(world: RouterWorld) -> Non
     assert error.reason == "STREAM_OUT_OF_ORDER"
 
 
+@pytest.mark.slow
 async def test_a_client_that_does_not_read_holds_up_nobody(world: RouterWorld) -> None:
     await world.start(flushers=1)
     slow, quick = world.stream(), world.stream()

@@ -28,10 +28,12 @@ async def test_the_server_is_redis_7_and_not_valkey(redis_url: str) -> None:
 
 async def test_a_mesh_on_redis_holds_its_tenants_to_their_limits(tmp_path: Path, redis_url: str) -> None:
     tenants = {"seventh": {"plan": "standard", "limits": {"requests_per_minute": LIMIT, "concurrent_requests": LIMIT}}}
-    async with Mesh(tmp_path, redis_url, SimulatedEngine(cost=FREE), tenants) as mesh:
-        async with ForebayClient(mesh.address, mesh.keys["seventh"]) as client:
-            calls = (client.generate("Turn the wheel.", max_tokens=3) for _ in range(4 * LIMIT))
-            results = await asyncio.gather(*calls, return_exceptions=True)
+    async with (
+        Mesh(tmp_path, redis_url, SimulatedEngine(cost=FREE), tenants) as mesh,
+        ForebayClient(mesh.address, mesh.keys["seventh"]) as client,
+    ):
+        calls = (client.generate("Turn the wheel.", max_tokens=3) for _ in range(4 * LIMIT))
+        results = await asyncio.gather(*calls, return_exceptions=True)
     refused = [result for result in results if isinstance(result, MeshError)]
     assert len(results) - len(refused) == LIMIT
     assert {error.code for error in refused} == {Code.RESOURCE_EXHAUSTED}

@@ -107,6 +107,7 @@ class Metering(metering_pb2_grpc.MeteringServiceServicer):
     ) -> AsyncIterator[metering_pb2.RecordResponse]:
         numbers: list[int] = []
         self.sessions.append(numbers)
+        self._came.set()
         self._answers = answers = asyncio.Queue()
 
         async def read() -> None:
@@ -134,11 +135,18 @@ class Metering(metering_pb2_grpc.MeteringServiceServicer):
 
     async def came(self, count: int) -> list[metering_pb2.UsageEvent]:
         """Returns the events once there are `count`, repeats counted."""
+        return await self._at_least(count, self.events)
+
+    async def opened(self, count: int) -> None:
+        """Returns once there have been `count` sessions."""
+        await self._at_least(count, self.sessions)
+
+    async def _at_least(self, count: int, what: list[T]) -> list[T]:
         async with asyncio.timeout(5):
-            while len(self.events) < count:
+            while len(what) < count:
                 self._came.clear()
                 await self._came.wait()
-        return self.events
+        return what
 
 
 class Router:

@@ -325,11 +325,13 @@ async def test_events_are_sent_again_to_a_metering_that_comes_back(loopback: Loo
 async def test_no_more_events_are_under_way_than_metering_allows(loopback: Loopback) -> None:
     loopback.metering.window = 1
     loopback.metering.acknowledging = False
+    await loopback.metering.opened(1)
     loopback.metering.end_session()
+    await loopback.metering.opened(2)
     router = await loopback.router()
     await loopback.started(router, router.payload(1, max_tokens=1), router.payload(2, max_tokens=1))
     loopback.engine.step()
-    await loopback.metering.came(1)
+    assert len(await loopback.metering.came(1)) == 1
     loopback.metering.acknowledging = True
     loopback.metering.acknowledge(1)
     await loopback.metering.came(2)

@@ -123,6 +123,9 @@ async def test_the_scheduler_can_drain_the_worker(bench: Bench) -> None:
     bench.link.received(scheduler_pb2.AttachResponse(drain=True))
     assert bench.service.draining
     assert bench.said().draining
+    assert not bench.said().draining
+    bench.open()
+    assert bench.said().draining, "a new session is told again"
 
 
 async def test_what_happens_without_a_session_is_not_kept(bench: Bench) -> None:

@@ -11,7 +11,7 @@ from forebay.testing.clock import FakeClock
 from forebay.worker.domain.roster import Entry, Roster
 from forebay.worker.domain.salt import cache_salt
 from forebay.worker.domain.usage import Ending, Outcome, UsageEvent
-from forebay.worker.engine import FinishReason
+from forebay.worker.engine import FinishReason, Step
 from forebay.worker.event_log import MemoryEventLog
 from forebay.worker.router_stream import Finish
 from forebay.worker.service import WorkerService
@@ -97,6 +97,11 @@ def test_output_that_comes_after_the_end_is_dropped_and_its_time_goes_to_the_mes
     stream.flush(0)
     bench.engine.step(ONE, seconds=0.01)
     assert [item[0] for item in stream.said] == ["finished"]
+    assert bench.service.unattributed_ns == bench.service.busy_ns == 10_000_000
+
+
+def test_a_step_of_nobody_is_the_meshs(bench: Bench) -> None:
+    bench.service.step(Step(1, 0.0, 0.01, [], []))
     assert bench.service.unattributed_ns == bench.service.busy_ns == 10_000_000
 
 

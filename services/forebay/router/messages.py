@@ -70,11 +70,12 @@ def to_pb_started(started: Started) -> router_pb2.StreamGenerateResponse:
 
 
 def to_pb_delta(piece: Piece) -> router_pb2.StreamGenerateResponse:
-    """Returns an event with tokens."""
-    position, token_ids, text = piece
-    return router_pb2.StreamGenerateResponse(
-        delta=router_pb2.StreamGenerateResponse.Delta(position=position, token_ids=token_ids, text=text)
-    )
+    """Returns an event with tokens; filled in place, which takes half the time, for it is done for every message."""
+    event = router_pb2.StreamGenerateResponse()
+    delta = event.delta
+    delta.position, token_ids, delta.text = piece
+    delta.token_ids.extend(token_ids)
+    return event
 
 
 def to_pb_finished(finished: Finished) -> router_pb2.StreamGenerateResponse:
