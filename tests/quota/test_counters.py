@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +25,8 @@ acts = st.sampled_from(["reserve", "reserve", "reserve", "settle", "sweep", "ren
 histories = st.lists(st.tuples(pauses, acts, tokens, tokens), max_size=60)
 
 
-@settings(max_examples=50, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
 @given(histories)
 def test_no_minute_and_no_moment_exceeds_a_limit(history: list[tuple[int, str, int, int]]) -> None:
     counters = TenantCounters(TERMS)

@@ -14,7 +14,7 @@ from forebay.errors import Code, MeshError
 from forebay.policy.model import ServiceClass, TenantPolicy
 from forebay.quota.domain.limits import Usage, rows_of
 from forebay.quota.domain.reservations import Order, Outcome, Router, Terms
-from forebay.quota.redis_counters import _SWEEP, MAX_PIPELINE, MAX_WAITING, RedisCounters
+from forebay.quota.redis_counters import _SWEEP, MAX_PIPELINE, RedisCounters
 from forebay.testing.valkey import ValkeyServer
 
 ROWS = rows_of(TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500), Usage(1, 10, 10))
@@ -78,9 +78,10 @@ async def test_zero_is_the_servers_own_time(empty_redis_url: str) -> None:
     await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_the_number_of_waiting_calls_is_bounded(empty_redis_url: str) -> None:
+async def test_the_number_of_waiting_calls_is_bounded(empty_redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forebay.quota.redis_counters.MAX_WAITING", 3)
     counters = RedisCounters(empty_redis_url, Terms())  # nobody sends
-    for _ in range(MAX_WAITING):
+    for _ in range(3):
         counters._call(_SWEEP, "acme")
     with pytest.raises(MeshError) as caught:
         await counters.settle("acme", order(1).request_id, {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forebay.errors import Code, MeshError
@@ -92,6 +92,7 @@ EVENTS = st.one_of(
 )
 
 
+@settings(deadline=None, max_examples=60)
 @given(events=st.lists(EVENTS, max_size=40), continuable=st.booleans(), reserved=st.booleans())
 def test_any_order_of_events_ends_exactly_once(events: list[Event | int], continuable: bool, reserved: bool) -> None:
     story = Story(*([Reserved()] if reserved else []), continuable=continuable)

@@ -116,6 +116,15 @@ async def test_a_settlement_that_quota_could_not_make_is_repeated(quota: QuotaWo
     await soon(quota.link.all_settled())
 
 
+async def test_a_settlement_that_quota_will_never_make_is_not_repeated(quota: QuotaWorld) -> None:
+    await quota.start()
+    await quota.connect()
+    quota.fake.settle_error = MeshError(Code.INVALID_ARGUMENT, "BAD_REQUEST", "no")
+    quota.link.settle(request(), SETTLEMENT)
+    await soon(quota.fake.settles.get())
+    await soon(quota.link.all_settled())
+
+
 async def test_settlements_wait_for_quota_in_a_bounded_queue(quota: QuotaWorld) -> None:
     await quota.start(max_unsettled=3)
     requests = [request() for _ in range(5)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forebay.router.domain.prefix import MAX_HASHES, prefix_hashes
@@ -12,6 +12,7 @@ from forebay.router.domain.prefix import MAX_HASHES, prefix_hashes
 KEY = bytes(range(32))
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     first=st.lists(st.integers(0, 2**32 - 1), max_size=40),
     second=st.lists(st.integers(0, 2**32 - 1), max_size=40),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forebay.router.domain.stream import TokenStream
@@ -10,6 +10,7 @@ from forebay.router.domain.stream import TokenStream
 TOKENS = st.lists(st.integers(0, 50_000), max_size=60)
 
 
+@settings(deadline=None, max_examples=60)
 @given(tokens=TOKENS, cuts=st.lists(st.integers(0, 5)), takes=st.lists(st.booleans()))
 def test_any_partition_and_any_reading_speed_delivers_each_token_once_in_order(
     tokens: list[int], cuts: list[int], takes: list[bool]

@@ -213,6 +213,44 @@ async def test_a_session_reconnects_and_greets_again(servicer: Servicer, channel
     assert client.outbox is None or not client.connected
 
 
+async def test_a_peer_that_stops_reading_loses_its_session(servicer: Servicer, channel: grpc.aio.Channel) -> None:
+    ended: asyncio.Queue[MeshError] = asyncio.Queue()
+
+    async def flood(session: ServerSession[Any, Any]) -> None:
+        try:
+            while True:  # until the peer's flow control holds the writer up, and what gathers overflows
+                session.outbox.message.handovers.add(reason="x" * 1_000)
+                session.outbox.flush()
+                await asyncio.sleep(0)
+        except MeshError as error:
+            ended.put_nowait(error)
+        # As owners do that swallow the overflow: the session has to end all the same.
+        async for _ in session:
+            pass
+
+    servicer.execute = flood
+    call = worker_pb2_grpc.WorkerServiceStub(channel).Execute()
+    await call.write(worker_pb2.ExecuteRequest())
+    assert (await ended.get()).reason == "SESSION_OVERFLOW"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        while await call.read() is not grpc.aio.EOF:
+            pass
+    assert from_rpc_error(caught.value).reason == "SESSION_OVERFLOW"
+
+
+async def test_a_bad_first_message_gets_its_status_at_once(servicer: Servicer, channel: grpc.aio.Channel) -> None:
+    async def refuse(session: ServerSession[Any, Any]) -> None:
+        raise MeshError(Code.INVALID_ARGUMENT, "HELLO_MISSING", "say hello first")
+
+    servicer.execute = refuse
+    call = worker_pb2_grpc.WorkerServiceStub(channel).Execute()
+    await call.write(worker_pb2.ExecuteRequest())
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        while await call.read() is not grpc.aio.EOF:
+            pass
+    assert from_rpc_error(caught.value).reason == "HELLO_MISSING"
+
+
 async def test_a_session_that_overflows_ends_with_a_typed_error(servicer: Servicer, channel: grpc.aio.Channel) -> None:
     servicer.limit = 10
 

@@ -13,7 +13,7 @@ from forebay.worker.domain.usage import Attribution
 from forebay.worker.engine import Capacity, EngineRequest, EngineState, FinishReason, Output, Sampling, Sink, Step
 from forebay.worker.router_stream import Finish
 from forebay.worker.scheduler_reports import Departure
-from forebay.worker.service import Start
+from forebay.worker.start import Start
 
 WORKER, INCARNATION, EPOCH = "worker-1", 7, 3
 

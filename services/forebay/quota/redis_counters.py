@@ -22,7 +22,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from forebay.errors import Code, MeshError
 from forebay.quota.domain.counters import HOLD_RETRY_MS
@@ -55,6 +55,7 @@ class _Script:
     """One operation's text and its name on the server."""
 
     def __init__(self, name: str) -> None:
+        self.name = name
         folder = Path(__file__).parent / "lua"
         self.text = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in ("tenant", name))
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
@@ -205,13 +206,12 @@ class RedisCounters:
                     replies[at] = reply
         except (RedisError, OSError) as error:
             replies = [error] * len(batch)
-        failures = [reply for reply in replies if isinstance(reply, Exception)]
-        if failures:
-            log.warning("counters failed", calls=len(failures), error=f"{type(failures[0]).__name__}: {failures[0]}")
         for call, reply in zip(batch, replies, strict=True):
             if call.reply.done():  # its caller was cancelled
                 continue
             if isinstance(reply, Exception):
+                if isinstance(reply, ResponseError):  # the server is there and refuses: a fault that somebody must see
+                    log.error("script failed", script=call.script.name, error=str(reply))
                 call.reply.set_exception(_unavailable(reply))
             else:
                 call.reply.set_result(reply)

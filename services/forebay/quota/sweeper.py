@@ -44,17 +44,21 @@ class Sweeper:
     async def run(self) -> None:
         """Looks after the counters until cancelled."""
         next_sweep = self._clock.monotonic() + self._lease_s
+        trouble = ""
         while True:
+            before = trouble
             try:
                 await self._counters.ping()
                 if self._clock.monotonic() >= next_sweep:
                     await self._sweep()
                     next_sweep = self._clock.monotonic() + self._lease_s / ROUNDS_PER_LEASE
-                self._reachable(True)
+                trouble = ""
             except MeshError as error:
-                log.warning("counters unreachable", error=error.message)
                 next_sweep = self._clock.monotonic() + self._lease_s
-                self._reachable(False)
+                trouble = error.message
+            if trouble != before:
+                log.warning("counters", trouble=trouble or "over")
+            self._reachable(not trouble)
             await self._clock.sleep(PING_S)
 
     async def _sweep(self) -> None:

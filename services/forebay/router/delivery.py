@@ -57,7 +57,7 @@ class Outflow:
             self._drained = asyncio.Event()
             await self._drained.wait()
 
-    def rest(self) -> None:
+    def let_go(self) -> None:
         """Takes note that a flusher is done with it for now."""
         self.queued = self.gone
         if self._drained is not None:
@@ -65,14 +65,13 @@ class Outflow:
 
 
 class _Flusher:
-    """One task; `writing_since` is None while it is in no write."""
+    """What is known of one flushing task; `writing_since` is None while it is in no write."""
 
-    __slots__ = ("retired", "task", "writing_since")
+    __slots__ = ("retired", "writing_since")
 
     def __init__(self) -> None:
         self.retired = False
         self.writing_since: float | None = None
-        self.task: asyncio.Task[None] | None = None
 
 
 class Delivery:
@@ -102,7 +101,7 @@ class Delivery:
 
     def _hire(self, group: asyncio.TaskGroup) -> _Flusher:
         flusher = _Flusher()
-        flusher.task = group.create_task(self._flush(flusher))
+        group.create_task(self._flush(flusher))
         return flusher
 
     def _replace_stuck(self, group: asyncio.TaskGroup) -> None:
@@ -116,7 +115,7 @@ class Delivery:
         ready = self._ready
         while not me.retired:
             if not ready:
-                await self._rest()
+                await self._wait()
                 continue
             outflow = ready.popleft()
             me.writing_since = self._clock.monotonic()
@@ -133,7 +132,7 @@ class Delivery:
             if outflow.tokens.pending and not outflow.gone:
                 ready.append(outflow)
             else:
-                outflow.rest()
+                outflow.let_go()
         if ready:
             self._wake()
 
@@ -144,7 +143,7 @@ class Delivery:
                 waiting.set_result(None)
                 return
 
-    async def _rest(self) -> None:
+    async def _wait(self) -> None:
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._idle.append(waiting)
         await waiting

@@ -160,6 +160,9 @@ class QuotaLink:
         for settled in response.settles:
             if settled.WhichOneof("result") == "settled":
                 self._settles.pop(settled.seq, None)
+            elif settled.error.code == common_pb2.ERROR_CODE_INVALID_ARGUMENT:
+                log.error("settlement refused", seq=settled.seq, message=settled.error.message)
+                self._settles.pop(settled.seq, None)
             elif settled.seq in self._settles:
                 self._to_repeat[settled.seq] = None
         if not self._settles:

@@ -154,7 +154,7 @@ class Router:
         self._live[request_id] = request
         try:
             await client.started(Started(request_id, payload.model, len(prompt_ids), trace_id()))
-            request.start_at += reservation.start_after_s
+            request.start_at = self._clock.monotonic() + reservation.start_after_s
 
             # 3. Its sizes are submitted. 4, 5. The scheduler grants it. 6. Payload and grant go to the worker.
             # 7. The engine runs it. 8. Its tokens go to the client as they come (`delivery`).
@@ -288,12 +288,12 @@ class Router:
             )
 
     def _record(self, request: Request, end: End) -> None:
-        """Puts how the request ended onto the call's span, while there is one, and into the log if the mesh is at fault."""
+        """Puts how the request ended onto the call's span, while there is one, and into the log if something is broken."""
         span = trace.get_current_span()
         if span.is_recording():
             span.set_attribute("gen_ai.usage.output_tokens", request.life.usage.completion_tokens)
             span.set_attribute("gen_ai.response.finish_reasons", [end.reason.name.lower()])
-        if end.error is not None and end.error.code in (Code.INTERNAL, Code.UNAVAILABLE):
+        if end.error is not None and end.error.code is Code.INTERNAL:
             log.warning(
                 "request failed",
                 request_id=request.id,

@@ -28,6 +28,8 @@ from forebay.telemetry.tracing import to_pb_trace
 WorkerOutbox = Outbox[worker_pb2.ExecuteRequest]
 WorkerSession = SessionClient[worker_pb2.ExecuteRequest, worker_pb2.ExecuteResponse]
 
+_REASONS: dict[int, FinishReason] = {reason.value: reason for reason in FinishReason}
+
 
 class WorkerLinks:
     """All workers that this router has sent requests to; run `run` beside everything else."""
@@ -198,7 +200,7 @@ class _Link:
             if lane is None:
                 continue  # it has ended here, and the worker did not know yet
             tokens, outflow = lane.tokens, lane.outflow
-            if tokens.append(delta.token_ids, delta.text, delta.held_text, delta.completion_tokens):
+            if tokens.append(delta.token_ids[:], delta.text, delta.held_text, delta.completion_tokens):
                 if lane.silent and tokens.received > lane.base:
                     lane.silent = False
                     lane.request.first_output(lane.attempt, self._links.clock.monotonic())
@@ -233,7 +235,7 @@ class _Link:
         lane.request.tell(
             Finished(
                 lane.attempt,
-                FinishReason(finish.reason) if finish.reason else FinishReason.ERROR,
+                _REASONS.get(finish.reason, FinishReason.ERROR),
                 Usage(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens),
                 from_pb_duration(finish.gpu_time),
                 from_pb_error(finish.error) if finish.HasField("error") else None,

@@ -54,6 +54,7 @@ class Outbox(Generic[M]):
         self._wake = asyncio.Event()
         self._closing = False
         self._overflow: MeshError | None = None
+        self._writer: asyncio.Task[Any] | None = None
 
     def flush(self, items: int = 1) -> None:
         """Marks the message as ready; it leaves with whatever else this tick adds to it.
@@ -71,7 +72,8 @@ class Outbox(Generic[M]):
                 "SESSION_OVERFLOW",
                 f"more than {self._limit} items wait for a peer that reads too slowly",
             )
-            self._wake.set()
+            if self._writer is not None:
+                self._writer.cancel()  # it is most likely in a write that the peer never takes
             raise self._overflow
         self._wake.set()
 
@@ -87,16 +89,20 @@ class Outbox(Generic[M]):
             MeshError: SESSION_OVERFLOW.
             grpc.aio.AioRpcError: the stream broke under a write.
         """
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
+        self._writer = asyncio.current_task()
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                if self._items:
+                    message, self.message, self._items = self.message, self._new(), 0
+                    await self._write(message)
+                if self._closing and not self._items:
+                    return
+        except asyncio.CancelledError:
             if self._overflow is not None:
-                raise self._overflow
-            if self._items:
-                message, self.message, self._items = self.message, self._new(), 0
-                await self._write(message)
-            if self._closing and not self._items:
-                return
+                raise self._overflow from None
+            raise
 
 
 class ServerSession(Generic[Req, Resp]):
@@ -118,11 +124,14 @@ class ServerSession(Generic[Req, Resp]):
         limit: int = DEFAULT_LIMIT,
     ) -> None:
         self._requests = requests
+        self._context = context
         self.outbox: Outbox[Resp] = Outbox(new_response, context.write, limit)
         self._reader: asyncio.Task[Any] | None = None
         self._failure: BaseException | None = None
 
     async def __aenter__(self) -> Self:
+        # Else the first write would send them, and while it is under way the stream could not be ended with a status.
+        await self._context.send_initial_metadata(())
         self._reader = asyncio.current_task()
         self._writer = asyncio.create_task(self.outbox.run())
         self._writer.add_done_callback(self._writer_done)

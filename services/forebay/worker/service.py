@@ -12,23 +12,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from opentelemetry.context import Context
-
 from forebay.clock import Clock
 from forebay.errors import Code, MeshError
 from forebay.telemetry.logs import get_logger
 from forebay.worker.domain.attempt import Attempt
 from forebay.worker.domain.attempt_id import AttemptId
 from forebay.worker.domain.gpu_time import equal_shares
-from forebay.worker.domain.grant import Grant, Payload
+from forebay.worker.domain.grant import Payload
 from forebay.worker.domain.roster import Entry, Roster
 from forebay.worker.domain.salt import cache_salt
-from forebay.worker.domain.usage import Attribution, Ending
-from forebay.worker.engine import Engine, EngineRequest, FinishReason, Output, Sampling, Step
+from forebay.worker.domain.usage import Ending
+from forebay.worker.engine import Engine, EngineRequest, FinishReason, Output, Step
 from forebay.worker.event_log import EventLog
 from forebay.worker.router_stream import Finish, RouterStream
 from forebay.worker.scheduler_reports import Departure, Holding, Progress, SchedulerReports, Unheard
 from forebay.worker.spans import record_attempt
+from forebay.worker.start import Start
 
 DRAIN_GRACE_S = 30.0
 
@@ -40,29 +39,6 @@ _ENDINGS = {
     FinishReason.CANCELLED: Ending.CANCELLED,
     FinishReason.ERROR: Ending.ERROR,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """A payload and its grant, as a router brings them.
-
-    Attributes:
-        ref: the attempt's number within the router's session.
-        completion_from: positions before it are billed by earlier attempts.
-        remaining: seconds until the client's deadline; None for none.
-        trace: the request's context.
-    """
-
-    ref: int
-    grant: Grant
-    attribution: Attribution
-    prompt_token_ids: Sequence[int]
-    delivered_token_ids: Sequence[int]
-    held_text: str
-    completion_from: int
-    sampling: Sampling
-    remaining: float | None
-    trace: Context
 
 
 @dataclass(slots=True, eq=False)

@@ -19,7 +19,7 @@ from forebay.worker.domain.grant import Grant
 from forebay.worker.domain.usage import Attribution
 from forebay.worker.engine import Sampling
 from forebay.worker.messages import from_pb_attempt, from_pb_expiry
-from forebay.worker.service import Start
+from forebay.worker.start import Start
 
 MAX_HELD_TEXT_BYTES = 16 << 10
 MAX_STOPS = 16
