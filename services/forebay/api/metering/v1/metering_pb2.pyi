@@ -203,7 +203,7 @@ class UsageEvent(_message.Message):
     pool: _builtins.str
     """The pool it ran in."""
     prompt_tokens: _builtins.int
-    """Prompt tokens of the request; billed by attempt 1 alone."""
+    """Prompt tokens of the request; billed once, by the first of its attempts that reached an engine."""
     cached_tokens: _builtins.int
     """Those of prompt_tokens that came from the prefix cache."""
     completion_from: _builtins.int
@@ -745,7 +745,7 @@ class UsageTotal(_message.Message):
     GPU_TIME_FIELD_NUMBER: _builtins.int
     COST_NANO_USD_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
-    """Requests: attempts numbered 1."""
+    """Requests: first attempts."""
     attempts: _builtins.int
     """Attempts."""
     prompt_tokens: _builtins.int

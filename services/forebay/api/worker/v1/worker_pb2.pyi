@@ -179,7 +179,7 @@ class Start(_message.Message):
 
     @_builtins.property
     def continuation(self) -> Global___Start.Continuation:
-        """What earlier attempts delivered; unset for attempt 1."""
+        """What earlier attempts delivered; unset when none of them can have reached an engine."""
 
     @_builtins.property
     def attribution(self) -> Global___Attribution:
