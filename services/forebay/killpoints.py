@@ -1,9 +1,9 @@
 """Named places in the code at which a test can have the process die, as kill -9 does.
 
 A crash between two particular lines is too rare to be met by chance, so those where it would matter have a name:
-`killpoints.reached("worker.after_add")`. Without FOREBAY_KILL_POINTS that does nothing. With it, the variable names a directory, and a
-file in it by the point's name arms the point: the first process that comes there removes the file and dies. A file is removed by one
-process only, so one file is one death, whoever else passes.
+`killpoints.reached("worker.after_add")`. Without FOREBAY_KILL_POINTS that does nothing. With it, the variable names a
+directory, and a file in it by the point's name arms the point: the first process that comes there removes the file
+and dies. A file is removed by one process only, so one file is one death, whoever else passes.
 
 `POINTS` lists every point there is, so that a suite can see that it has tripped each.
 """

@@ -1,12 +1,13 @@
 """Mutual TLS between services: who may be believed to be which service, and certificates that change without a restart.
 
-Every service has a certificate of the mesh's own authority, with one DNS name `<service>.forebay.internal`. The name does not say where
-the service runs but what it is, and both ends check it: a client knows which service it means to talk to, whatever its address, and a
-server learns from it who calls. A worker's certificate is so of no use to pose as quota. The common name is the replica's, for
-logs.
+Every service has a certificate of the mesh's own authority, with one DNS name `<service>.forebay.internal`. The name
+does not say where the service runs but what it is, and both ends check it: a client knows which service it means to
+talk to, whatever its address, and a server learns from it who calls. A worker's certificate is so of no use to pose
+as quota. The common name is the replica's, for logs.
 
-Files are looked at again when a connection is made, at most once a second; a certificate that was replaced in its file is so used by
-the next connection. Connections that stand go on: TLS proves who is there once, at their beginning.
+Files are looked at again when a connection is made, at most once a second; a certificate that was replaced in its
+file is so used by the next connection. Connections that stand go on: TLS proves who is there once, at their
+beginning.
 """
 
 from __future__ import annotations
