@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 _NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
@@ -18,6 +18,35 @@ _NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 
 class ConfigError(Exception):
     """The configuration cannot be used; the message names every problem, one a line."""
+
+
+class TlsConfig(BaseModel):
+    """A service's certificate and the authority of its peers, as PEM files."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ca_file: FilePath = Field(description="certificates of the authorities that peers must be vouched for by")
+    certificate_file: FilePath = Field(description="this service's certificate chain, leaf first")
+    key_file: FilePath = Field(description="its private key")
+
+    @property
+    def files(self) -> tuple[Path, Path, Path]:
+        """The three files."""
+        return self.ca_file, self.certificate_file, self.key_file
+
+
+class PublicTlsConfig(BaseModel):
+    """A certificate that the public sees; its clients have none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    certificate_file: FilePath = Field(description="the certificate chain, leaf first")
+    key_file: FilePath = Field(description="its private key")
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """The two files."""
+        return self.certificate_file, self.key_file
 
 
 class ServiceConfig(BaseSettings):
@@ -39,6 +68,7 @@ class ServiceConfig(BaseSettings):
         1.0, ge=0, le=1, description="share of requests traced that bring no decision of their own"
     )
     drain_seconds: float = Field(10.0, ge=0, le=3600, description="how long running calls may go on after SIGTERM")
+    tls: TlsConfig | None = Field(None, description="mutual TLS with the other services; none is for development alone")
     channelz: bool = Field(False, description="offer grpc.channelz.v1 for debugging")
 
     @field_validator("listen", "metrics_listen")

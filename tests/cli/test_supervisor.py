@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from forebay.cli.data_dir import DataDir
 from forebay.cli.guardian import Guardian
 from forebay.cli.health import service_health, valkey_health
 from forebay.cli.mesh_state import MeshState, ModelState
+from forebay.cli.operator import operator_certificate
 from forebay.cli.ports import Ports
 from forebay.cli.restart import RestartPolicy
 from forebay.cli.supervisor import Phase, ProcessSpec, StartError, Supervisor
@@ -199,9 +201,10 @@ asyncio.run(main())
     asyncio.run(started_then_gone())
 
 
-async def test_health_of_nobody_is_unreachable() -> None:
+async def test_health_of_nobody_is_unreachable(tmp_path: Path) -> None:
     ports = Ports("nobody")
     address = f"127.0.0.1:{ports.take('nobody')}"
-    assert await service_health(address) == "UNREACHABLE"
+    certificate = operator_certificate(DataDir(tmp_path))
+    assert await service_health("quota", address, certificate) == "UNREACHABLE"
     assert await valkey_health(address) == "UNREACHABLE"
     ports.release()

@@ -156,12 +156,10 @@ def test_a_generic_client_finds_and_calls_the_router(mesh: MeshProcesses) -> Non
         assert [model.name for model in response.models] == ["simulated"]
 
 
-def test_every_service_answers_health(mesh: MeshProcesses) -> None:
-    for name, process in mesh.state()["processes"].items():
-        if name.startswith("valkey"):
-            continue
-        with grpc.insecure_channel(process["address"]) as channel:
-            response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+async def test_every_service_answers_health(mesh: MeshProcesses) -> None:
+    for name in set(mesh.state()["processes"]) - {"valkey"}:
+        async with mesh.channel(name) as channel:
+            response = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
         assert response.status == health_pb2.HealthCheckResponse.SERVING, name
 
 

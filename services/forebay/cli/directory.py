@@ -13,11 +13,12 @@ from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc
 from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from forebay.cli import figures
 from forebay.cli.health import service_health, valkey_health
-from forebay.cli.mesh_state import MeshState, ProcessState
+from forebay.cli.mesh_state import ProcessState
+from forebay.cli.operator import Operator
 from forebay.cli.terminal import terminal
 from forebay.client.client import mesh_errors
+from forebay.config import TlsConfig
 from forebay.policy.messages import from_pb_limits, from_pb_tenant
-from forebay.rpc.client import connect
 
 CALL_WITHIN_S = 10.0
 _HEALTH_STYLE = {
@@ -27,14 +28,14 @@ _HEALTH_STYLE = {
 }
 
 
-async def list_tenants(quota: str) -> None:
+async def list_tenants(operator: Operator) -> None:
     """Prints the tenants that quota knows.
 
     Raises:
         MeshError: quota cannot be reached, or refuses.
     """
     table = _table("tenant", "name", "plan", "class", "weight", "limits", "models")
-    async with connect(quota, caller="cli") as channel:
+    async with operator.channel("quota") as channel:
         stub = quota_pb2_grpc.TenantServiceStub(channel)
         async for page in _pages(quota_pb2.ListTenantsRequest, stub.ListTenants):
             for tenant in map(from_pb_tenant, page.tenants):
@@ -50,14 +51,14 @@ async def list_tenants(quota: str) -> None:
     terminal().print(table)
 
 
-async def list_plans(quota: str) -> None:
+async def list_plans(operator: Operator) -> None:
     """Prints the plans that quota knows.
 
     Raises:
         MeshError: quota cannot be reached, or refuses.
     """
     table = _table("plan", "class", "weight", "limits", "per 1,000 tokens, where priced by plan")
-    async with connect(quota, caller="cli") as channel:
+    async with operator.channel("quota") as channel:
         stub = quota_pb2_grpc.TenantServiceStub(channel)
         async for page in _pages(quota_pb2.ListPlansRequest, stub.ListPlans):
             for plan in page.plans:
@@ -71,10 +72,11 @@ async def list_plans(quota: str) -> None:
     terminal().print(table)
 
 
-async def show_status(mesh: MeshState) -> bool:
+async def show_status(operator: Operator) -> bool:
     """Prints every process with its health, and the scheduler's pools; returns whether all are healthy."""
     console = terminal()
-    health = await asyncio.gather(*(_health(name, process) for name, process in mesh.processes.items()))
+    mesh = operator.mesh
+    health = await asyncio.gather(*(_health(name, process, operator.tls) for name, process in mesh.processes.items()))
     table = _table("process", "address", "pid", "restarts", "health")
     for (name, process), state in zip(mesh.processes.items(), health, strict=True):
         table.add_row(
@@ -83,17 +85,17 @@ async def show_status(mesh: MeshState) -> bool:
     console.print(table)
     if dict(zip(mesh.processes, health, strict=True)).get("scheduler") == "SERVING":
         console.print()
-        console.print(await _pools(mesh.address("scheduler")))
+        console.print(await _pools(operator))
     return all(state == "SERVING" for state in health)
 
 
-async def _health(name: str, process: ProcessState) -> str:
-    return await (valkey_health if name == "valkey" else service_health)(process.address)
+async def _health(name: str, process: ProcessState, tls: TlsConfig) -> str:
+    return await (valkey_health(process.address) if name == "valkey" else service_health(name, process.address, tls))
 
 
-async def _pools(scheduler: str) -> Table:
+async def _pools(operator: Operator) -> Table:
     table = _table("pool", "model", "worker / tenant", "in flight", "queued", "KV promised")
-    async with connect(scheduler, caller="cli") as channel:
+    async with operator.channel("scheduler") as channel:
         stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
         async for page in _pages(scheduler_pb2.DescribePoolsRequest, stub.DescribePools):
             for pool in page.pools:

@@ -8,15 +8,16 @@ from contextlib import suppress
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from forebay.rpc.client import connect
+from forebay.cli.operator import connect_to
+from forebay.config import TlsConfig
 
 _PATIENCE_S = 2.0
 
 
-async def service_health(address: str) -> str:
+async def service_health(name: str, address: str, tls: TlsConfig) -> str:
     """Returns what grpc.health.v1 says of the whole server: SERVING, NOT_SERVING, or UNREACHABLE when it says nothing in time."""
     # A channel for each question: one that is kept remembers its last failure and waits before it dials again.
-    async with connect(address, caller="launcher") as channel:
+    async with connect_to(name, address, tls) as channel:
         try:
             answer = await health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=_PATIENCE_S

@@ -13,11 +13,11 @@ from rich.table import Table
 
 from forebay.api.metering.v1 import metering_pb2, metering_pb2_grpc
 from forebay.cli.figures import duration, moment, usd
+from forebay.cli.operator import Operator
 from forebay.cli.terminal import terminal
 from forebay.client import Code, ForebayClient, MeshError, UsageEntry, UsagePage, UsageTotal
 from forebay.client.client import mesh_errors
 from forebay.client.messages import from_pb_entry, from_pb_total, to_pb_dimensions
-from forebay.rpc.client import connect
 
 AGAIN_AFTER_S = 1.0
 CALL_WITHIN_S = 10.0
@@ -53,11 +53,11 @@ def tenant_pages(client: ForebayClient, follow: bool) -> Pages:
     return lambda cursor: client.usage(cursor, follow=follow)
 
 
-def operator_pages(address: str, follow: bool) -> Pages:
+def operator_pages(operator: Operator, follow: bool) -> Pages:
     """Returns the rows of all tenants, from metering itself."""
 
     async def pages(cursor: str) -> AsyncIterator[UsagePage]:
-        async with connect(address, caller="cli") as channel:
+        async with operator.channel("metering") as channel:
             call = metering_pb2_grpc.MeteringServiceStub(channel).StreamUsage(
                 metering_pb2.StreamUsageRequest(cursor=cursor, follow=follow)
             )
@@ -68,13 +68,13 @@ def operator_pages(address: str, follow: bool) -> Pages:
     return pages
 
 
-async def operator_sum(address: str, by: Sequence[str]) -> list[UsageTotal]:
+async def operator_sum(operator: Operator, by: Sequence[str]) -> list[UsageTotal]:
     """Returns the whole ledger added up, from metering itself.
 
     Raises:
         MeshError: metering cannot be reached, or refuses.
     """
-    async with connect(address, caller="cli") as channel:
+    async with operator.channel("metering") as channel:
         request = metering_pb2.SumUsageRequest(group_by=to_pb_dimensions(by))
         with mesh_errors():
             response = await metering_pb2_grpc.MeteringServiceStub(channel).SumUsage(request, timeout=CALL_WITHIN_S)

@@ -14,7 +14,7 @@ import typer
 from forebay.cli import access, answer, directory, launcher, ledger
 from forebay.cli.data_dir import DEFAULT_DATA, DataDir, DataDirError
 from forebay.cli.explain import explain
-from forebay.cli.mesh_state import MeshState
+from forebay.cli.operator import Operator
 from forebay.cli.supervisor import StartError
 from forebay.client import ForebayClient, MeshError, Options, UsageTotal
 from forebay.client.messages import to_pb_dimensions
@@ -121,7 +121,7 @@ def usage_tail(
     """Follows the usage stream."""
     cursor = "" if start == "beginning" else start
     if everyone:
-        pages = ledger.operator_pages(MeshState.load(DataDir(data).mesh_file).address("metering"), follow)
+        pages = ledger.operator_pages(Operator.load(DataDir(data)), follow)
         _run(ledger.tail(pages, cursor, follow, as_json))
     else:
         address, secret = _access(DataDir(data), router, key, tenant)
@@ -147,7 +147,7 @@ def usage_sum(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--by") from None
     if everyone:
-        work = ledger.operator_sum(MeshState.load(DataDir(data).mesh_file).address("metering"), dimensions)
+        work = ledger.operator_sum(Operator.load(DataDir(data)), dimensions)
     else:
         work = _sum_of_tenant(*_access(DataDir(data), router, key, tenant), dimensions)
     ledger.print_totals(dimensions, _run(work), as_json)
@@ -156,19 +156,19 @@ def usage_sum(
 @tenants.command("list")
 def tenants_list(data: Data = DEFAULT_DATA) -> None:
     """Lists tenants with their plans and limits."""
-    _run(directory.list_tenants(MeshState.load(DataDir(data).mesh_file).address("quota")))
+    _run(directory.list_tenants(Operator.load(DataDir(data))))
 
 
 @plans.command("list")
 def plans_list(data: Data = DEFAULT_DATA) -> None:
     """Lists plans with their limits and prices."""
-    _run(directory.list_plans(MeshState.load(DataDir(data).mesh_file).address("quota")))
+    _run(directory.list_plans(Operator.load(DataDir(data))))
 
 
 @app.command()
 def status(data: Data = DEFAULT_DATA) -> None:
     """Shows the running mesh; the exit status is 1 when a part of it is not healthy."""
-    if not _run(directory.show_status(MeshState.load(DataDir(data).mesh_file))):
+    if not _run(directory.show_status(Operator.load(DataDir(data)))):
         raise typer.Exit(1)
 
 

@@ -11,10 +11,13 @@ from typing import Any
 
 import yaml
 
+from forebay.cli.certificates import certify
 from forebay.cli.data_dir import DataDir, write_file
 from forebay.cli.health import service_health, valkey_health
+from forebay.cli.operator import operator_certificate
 from forebay.cli.supervisor import ProcessSpec
 from forebay.cli.valkey import valkey_binary
+from forebay.config import TlsConfig
 
 TIERS = ("router", "worker", "scheduler", "quota", "metering", "valkey")
 # Long enough for most answers to end, short enough for someone who waits at a terminal; the others' callers are gone by then.
@@ -106,14 +109,21 @@ def plan_processes(data: DataDir, plan: MeshPlan, take_port: Callable[[str], int
         },
     }
     specs = [_valkey(data, addresses["valkey"])]
+    operator = operator_certificate(data)
     for name in names[1:]:
         service = name.rstrip("-0123456789")
-        common = {"id": name, "listen": addresses[name], "drain_seconds": DRAIN_S.get(service, DRAIN_DEFAULT_S)}
+        tls = certify(data.folder("certificates"), service, name)
+        common = {
+            "id": name,
+            "tls": tls,
+            "listen": addresses[name],
+            "drain_seconds": DRAIN_S.get(service, DRAIN_DEFAULT_S),
+        }
         if plan.otlp_endpoint:
             common["otlp_endpoint"] = plan.otlp_endpoint
         else:
             common["trace_file"] = str(data.folder("traces") / f"{service}-{{pid}}.jsonl")
-        specs.append(_service(data, name, service, addresses[name], common | fields[service]))
+        specs.append(_service(data, name, service, addresses[name], common | fields[service], operator))
     return specs
 
 
@@ -125,12 +135,14 @@ def _engine(plan: MeshPlan) -> dict[str, Any]:
     return section
 
 
-def _service(data: DataDir, name: str, service: str, address: str, fields: dict[str, Any]) -> ProcessSpec:
+def _service(
+    data: DataDir, name: str, service: str, address: str, fields: dict[str, Any], operator: TlsConfig
+) -> ProcessSpec:
     file = data.folder("config") / f"{name}.yaml"
     write_file(file, "# Written by `forebay up` at each start.\n" + yaml.safe_dump(fields, sort_keys=False), 0o600)
 
     async def healthy() -> bool:
-        return await service_health(address) == "SERVING"
+        return await service_health(name, address, operator) == "SERVING"
 
     return ProcessSpec(
         name=name,

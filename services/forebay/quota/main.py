@@ -30,7 +30,7 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     feed = PolicyFeed(files.load(), clock)
     counters = RedisCounters(config.redis_url, config.terms())
 
-    server = RpcServer(config.listen, channelz=config.channelz)
+    server = RpcServer(config.listen, tls=config.tls, channelz=config.channelz)
     quota = QuotaServicer(Quota(feed, counters), clock, config.lease_seconds)
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, QUOTA)
     server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyServicer(feed), POLICY)

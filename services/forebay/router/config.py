@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator, model_validator
 
-from forebay.config import ServiceConfig, host_and_port
+from forebay.config import PublicTlsConfig, ServiceConfig, host_and_port
 
 MIN_PEPPER_BYTES = 16
 
@@ -49,6 +49,7 @@ class RouterConfig(ServiceConfig):
         32, ge=1, le=4096, description="tokens per prefix hash; best the engine's KV block"
     )
     tokenizer_threads: int = Field(2, ge=1, le=64, description="threads that tokenise long prompts")
+    public_tls: PublicTlsConfig | None = Field(None, description="TLS for clients; none leaves it to what stands in front")
     flushers: int = Field(4, ge=1, le=64, description="tasks that write to clients")
 
     @field_validator("quota_address", "scheduler_address", "metering_address")

@@ -35,13 +35,13 @@ _LAST_SETTLEMENTS_S = 2.0
 
 async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
     """Returns the router's server, not yet started; what runs beside it ends with `stack`."""
-    server = RpcServer(config.listen, channelz=config.channelz)
+    server = RpcServer(config.listen, tls=config.public_tls, channelz=config.channelz)
     clock = SystemClock()
     me = common_pb2.Peer(id=config.id, incarnation=int(clock.now() * 1e6))
     live: LiveRequests = {}
 
     # What a request needs, in the order in which it needs it.
-    quota_channel = connect(config.quota_address, caller=config.id)
+    quota_channel = connect(config.quota_address, caller=config.id, service="quota", tls=config.tls)
     stack.push_async_callback(quota_channel.close)
     policies = PolicyWatcher(quota_channel, me, quota_pb2.WATCHER_KIND_ROUTER, clock)
     access = Access(
@@ -57,12 +57,12 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
 
     quota = QuotaLink(quota_channel, me, live, clock, config.dependency_wait_s)
 
-    scheduler_channel = connect(config.scheduler_address, caller=config.id)
+    scheduler_channel = connect(config.scheduler_address, caller=config.id, service="scheduler", tls=config.tls)
     stack.push_async_callback(scheduler_channel.close)
     scheduler = SchedulerLink(scheduler_channel, me, live, clock, config.dependency_wait_s)
 
     delivery = Delivery(clock, config.flushers)
-    workers = WorkerLinks(me, delivery, clock)
+    workers = WorkerLinks(me, delivery, clock, config.tls)
 
     bounds = Bounds(
         max_requests=config.max_requests,
@@ -74,7 +74,7 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
     )
     router = Router(models, quota, scheduler, workers, live, clock, bounds)
 
-    metering_channel = connect(config.metering_address, caller=config.id)
+    metering_channel = connect(config.metering_address, caller=config.id, service="metering", tls=config.tls)
     stack.push_async_callback(metering_channel.close)
 
     # What the public reaches.

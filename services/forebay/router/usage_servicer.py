@@ -11,8 +11,8 @@ from forebay.api.metering.v1 import metering_pb2, metering_pb2_grpc
 from forebay.api.router.v1 import router_pb2, router_pb2_grpc
 from forebay.router.access import Access, Caller
 from forebay.router.servicer import verify
-from forebay.rpc.client import trace_metadata
 from forebay.rpc.status import from_rpc_error
+from forebay.telemetry.tracing import to_headers
 
 FULL_NAME = "forebay.api.router.v1.UsageService"
 
@@ -39,7 +39,7 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
                 cursor=request.cursor, filter=_own(request.filter, caller), follow=request.follow
             ),
             timeout=context.time_remaining(),
-            metadata=trace_metadata(),
+            metadata=to_headers(),
         )
         try:
             async for response in call:
@@ -57,7 +57,7 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
             response = await self._metering.SumUsage(
                 metering_pb2.SumUsageRequest(filter=_own(request.filter, caller), group_by=request.group_by),
                 timeout=DEFAULT_DEADLINE_S if remaining is None else remaining,
-                metadata=trace_metadata(),
+                metadata=to_headers(),
             )
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None

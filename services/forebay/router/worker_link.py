@@ -15,6 +15,7 @@ import itertools
 from forebay.api.common.v1 import common_pb2
 from forebay.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from forebay.clock import Clock
+from forebay.config import TlsConfig
 from forebay.errors import MeshError
 from forebay.router.delivery import Delivery
 from forebay.router.domain.ask import Sampling
@@ -34,14 +35,18 @@ _REASONS: dict[int, FinishReason] = {reason.value: reason for reason in FinishRe
 class WorkerLinks:
     """All workers that this router has sent requests to; run `run` beside everything else."""
 
-    def __init__(self, router: common_pb2.Peer, delivery: Delivery, clock: Clock) -> None:
+    def __init__(
+        self, router: common_pb2.Peer, delivery: Delivery, clock: Clock, tls: TlsConfig | None = None
+    ) -> None:
         """Prepares; nothing is sent before `run`.
 
         Args:
             router: this router.
             delivery: told of streams with something to send.
             clock: for times to first token and remaining times.
+            tls: the router's certificate; None for plaintext.
         """
+        self._tls = tls
         self.router = router
         self.delivery = delivery
         self.clock = clock
@@ -78,7 +83,7 @@ class WorkerLinks:
                 link.task = group.create_task(self._keep(link))
 
     async def _keep(self, link: _Link) -> None:
-        channel = connect(link.address, caller=self.router.id)
+        channel = connect(link.address, caller=self.router.id, service="worker", tls=self._tls)
         stub = worker_pb2_grpc.WorkerServiceStub(channel)
         link.session = SessionClient(f"worker {link.address}", lambda: stub.Execute(), worker_pb2.ExecuteRequest, link)
         try:

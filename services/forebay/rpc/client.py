@@ -6,8 +6,9 @@ from typing import Any
 
 import grpc
 
+from forebay.config import TlsConfig
 from forebay.rpc.server import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
-from forebay.telemetry.tracing import to_headers
+from forebay.rpc.tls import ReloadingChannel, service_name
 
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -28,20 +29,21 @@ OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
-def connect(address: str, *, caller: str) -> grpc.aio.Channel:
+def connect(address: str, *, caller: str, service: str = "", tls: TlsConfig | None = None) -> grpc.aio.Channel:
     """Returns a channel to host:port that connects by itself when first used and again whenever it must.
 
     Args:
         address: host:port.
         caller: this replica's name, for the peer's logs; proves nothing.
+        service: what must be there, by its certificate; not looked at in plaintext.
+        tls: this service's certificate; None for plaintext.
     """
-    return grpc.aio.insecure_channel(
-        address,
-        options=[*OPTIONS, ("grpc.primary_user_agent", f"forebay/{caller}")],
-        compression=grpc.Compression.NoCompression,
+    options = [*OPTIONS, ("grpc.primary_user_agent", f"forebay/{caller}")]
+    compression = grpc.Compression.NoCompression
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=options, compression=compression)
+    # The peer is checked for what it is, not for where it is: addresses change, and loopback says nothing.
+    options.append(("grpc.ssl_target_name_override", service_name(service)))
+    return ReloadingChannel(
+        tls, lambda credentials: grpc.aio.secure_channel(address, credentials, options=options, compression=compression)
     )
-
-
-def trace_metadata() -> list[tuple[str, str]]:
-    """Returns the current trace context as metadata for a unary call."""
-    return to_headers()

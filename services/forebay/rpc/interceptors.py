@@ -24,7 +24,9 @@ from grpc_status import rpc_status
 from opentelemetry.trace import SpanKind, StatusCode
 
 from forebay.errors import Code, MeshError
+from forebay.rpc.allowlist import PUBLIC, allowed
 from forebay.rpc.status import to_status
+from forebay.rpc.tls import service_of
 from forebay.telemetry import metrics
 from forebay.telemetry.logs import get_logger
 from forebay.telemetry.tracing import from_headers, tracer
@@ -44,18 +46,20 @@ class Call:
 
     Attributes:
         method: the full name, such as /forebay.api.router.v1.RouterService/Generate.
+        mutual: whether the server's callers must show a certificate.
         metadata: the client's metadata, keys in lower case.
         outcome: OK, or the reason of the error; set by the errors interceptor.
     """
 
     method: str
+    mutual: bool
     metadata: dict[str, str]
     context: grpc.aio.ServicerContext[Any, Any]
     outcome: str = "OK"
     code: str = "OK"
 
 
-# Who is calling, as the connection proves it: the certificate's common name, or empty on a plaintext connection.
+# Which service is calling, as its certificate proves; empty for the public and on a plaintext connection.
 caller: ContextVar[str] = ContextVar("caller", default="")
 
 Interceptor = Callable[[Call], AbstractAsyncContextManager[None]]
@@ -119,10 +123,26 @@ async def _abort(call: Call, error: MeshError) -> None:
 
 @asynccontextmanager
 async def identity(call: Call) -> AsyncIterator[None]:
-    """Makes the caller known to the handler by the connection's certificate; a header proves nothing and is not looked at."""
-    names = list(call.context.auth_context().get("x509_common_name", ()))
-    caller.set(names[0].decode() if names else "")  # each call has a context of its own, so nothing is to be reset
+    """Makes the calling service known to the handler, and refuses it what the allowlist does not give it.
+
+    Who is calling, the connection's certificate alone says; no header proves anything. In plaintext nobody is known: that
+    is for development, and even then a tenant's key opens nothing but the public API.
+    """
+    if call.method not in PUBLIC:
+        names = call.context.auth_context().get("x509_subject_alternative_name", ())
+        service = service_of(list(names)) if call.mutual else ""
+        if "authorization" in call.metadata and not call.method.startswith("/grpc."):
+            raise _refused(call, service, "TENANT_KEY_REFUSED", "a tenant's key opens the public API and nothing else")
+        if call.mutual and service not in allowed(call.method):
+            message = f"{service or 'a certificate without a service'} may not call this rpc"
+            raise _refused(call, service, "CALLER_NOT_ALLOWED", message)
+        caller.set(service)  # each call has a context of its own, so nothing is to be reset
     yield
+
+
+def _refused(call: Call, service: str, reason: str, message: str) -> MeshError:
+    log.warning("call refused", caller=service or "unknown", peer=call.context.peer(), rpc=call.method, reason=reason)
+    return MeshError(Code.PERMISSION_DENIED, reason, message)
 
 
 @asynccontextmanager
@@ -142,6 +162,10 @@ ORDER: tuple[Interceptor, ...] = (telemetry, errors, identity, deadline)
 class Interceptors(grpc.aio.ServerInterceptor):
     """Puts `ORDER` around every handler of a server."""
 
+    def __init__(self, *, mutual: bool) -> None:
+        """Prepares; with `mutual` the allowlist holds."""
+        self._mutual = mutual
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
@@ -154,17 +178,17 @@ class Interceptors(grpc.aio.ServerInterceptor):
         method: str = handler_call_details.method
         kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
         (kind,) = (kind for kind in kinds if getattr(handler, kind))
-        wrapped = _wrap(getattr(handler, kind), method, kind.endswith("stream"))
+        wrapped = _wrap(getattr(handler, kind), method, self._mutual, kind.endswith("stream"))
         return getattr(grpc, f"{kind}_rpc_method_handler")(  # type: ignore[no-any-return]
             wrapped, handler.request_deserializer, handler.response_serializer
         )
 
 
-def _wrap(behaviour: Any, method: str, streams: bool) -> Any:
+def _wrap(behaviour: Any, method: str, mutual: bool, streams: bool) -> Any:
     @asynccontextmanager
     async def around(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        call = Call(method, metadata, context)
+        call = Call(method, mutual, metadata, context)
         async with AsyncExitStack() as stack:
             for interceptor in ORDER:
                 await stack.enter_async_context(interceptor(call))

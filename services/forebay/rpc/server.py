@@ -11,8 +11,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from forebay.config import ConfigError
+from forebay.config import ConfigError, PublicTlsConfig, TlsConfig
 from forebay.rpc.interceptors import Interceptors
+from forebay.rpc.tls import server_credentials
 
 MAX_MESSAGE_BYTES = 16 << 20
 MAX_METADATA_BYTES = 16 << 10
@@ -41,14 +42,22 @@ class RpcServer:
         port: the bound port, known once it was made.
     """
 
-    def __init__(self, listen: str, *, channelz: bool = False) -> None:
+    def __init__(self, listen: str, *, tls: TlsConfig | PublicTlsConfig | None = None, channelz: bool = False) -> None:
         """Binds `listen` (host:port, port 0 for a free one).
+
+        Args:
+            listen: where.
+            tls: with a `TlsConfig` callers must show a certificate, and call what the allowlist gives them; with a
+                `PublicTlsConfig` they check the server's alone; without one the connection is in plaintext.
+            channelz: whether to offer grpc.channelz.v1.
 
         Raises:
             ConfigError: the address cannot be bound; the message says what to change.
         """
         self._server = grpc.aio.server(
-            interceptors=[Interceptors()], options=OPTIONS, compression=grpc.Compression.NoCompression
+            interceptors=[Interceptors(mutual=isinstance(tls, TlsConfig))],
+            options=OPTIONS,
+            compression=grpc.Compression.NoCompression,
         )
         self._health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -56,7 +65,10 @@ class RpcServer:
         self._publishing: set[asyncio.Task[None]] = set()
         self.host = listen.rpartition(":")[0]
         try:
-            self.port = self._server.add_insecure_port(listen)
+            if tls is None:
+                self.port = self._server.add_insecure_port(listen)
+            else:
+                self.port = self._server.add_secure_port(listen, server_credentials(tls))
         except RuntimeError:
             self.port = 0
         if self.port == 0:

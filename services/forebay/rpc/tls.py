@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from pydantic import BaseModel, ConfigDict, Field, FilePath
 
+from forebay.config import PublicTlsConfig, TlsConfig
 from forebay.telemetry.logs import get_logger
 
 DOMAIN = "forebay.internal"
@@ -29,35 +29,6 @@ LOOK_EVERY_S = 1.0
 OLD_CHANNEL_GRACE_S = 3600.0
 
 log = get_logger("tls")
-
-
-class TlsConfig(BaseModel):
-    """A service's certificate and the authority of its peers, as PEM files."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    ca_file: FilePath = Field(description="certificates of the authorities that peers must be vouched for by")
-    certificate_file: FilePath = Field(description="this service's certificate chain, leaf first")
-    key_file: FilePath = Field(description="its private key")
-
-    @property
-    def files(self) -> tuple[Path, Path, Path]:
-        """The three files."""
-        return self.ca_file, self.certificate_file, self.key_file
-
-
-class PublicTlsConfig(BaseModel):
-    """A certificate that the public sees; its clients have none."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    certificate_file: FilePath = Field(description="the certificate chain, leaf first")
-    key_file: FilePath = Field(description="its private key")
-
-    @property
-    def files(self) -> tuple[Path, Path]:
-        """The two files."""
-        return self.certificate_file, self.key_file
 
 
 def service_name(service: str) -> str:

@@ -13,6 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import grpc
+
+from forebay.cli.certificates import certify
+from forebay.cli.operator import connect_to
+from forebay.config import TlsConfig
+from forebay.rpc.allowlist import ADMIN
+
 
 class MeshProcesses:
     """Runs `forebay up` on a data directory; as a context manager it returns once the mesh is ready and leaves nothing running.
@@ -80,6 +87,12 @@ class MeshProcesses:
     def pid(self, name: str) -> int:
         """Returns the present process id of one process, such as router-1."""
         return int(self.state()["processes"][name]["pid"])
+
+    def channel(self, name: str, service: str = ADMIN) -> grpc.aio.Channel:
+        """Returns a channel to one process, such as quota, as the operator or as another service of the mesh."""
+        process = self.state()["processes"][name]
+        certificate = TlsConfig.model_validate(certify(self.data / "certificates", service, f"test-{service}"))
+        return connect_to(name, process["address"], certificate)
 
     def router_address(self, number: int = 0) -> str:
         """Returns a router's host:port."""

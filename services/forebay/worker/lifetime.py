@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from forebay.clock import Clock
+from forebay.config import TlsConfig
 from forebay.errors import Code, MeshError
 from forebay.policy.watcher import PolicyWatcher
 from forebay.rpc.server import RpcServer
@@ -25,8 +26,8 @@ log = get_logger("worker")
 class WorkerServer(RpcServer):
     """An `RpcServer` that hands over what still runs before it stops."""
 
-    def __init__(self, listen: str, service: WorkerService, clock: Clock, *, channelz: bool = False) -> None:
-        super().__init__(listen, channelz=channelz)
+    def __init__(self, listen: str, service: WorkerService, clock: Clock, *, tls: TlsConfig | None = None, channelz: bool = False) -> None:
+        super().__init__(listen, tls=tls, channelz=channelz)
         self._service = service
         self._clock = clock
 

@@ -38,9 +38,15 @@ async def build_around(engine: Engine, config: WorkerConfig, stack: AsyncExitSta
     """
     peer = common_pb2.Peer(id=config.id, incarnation=int(clock.now() * 1e6))
     stack.push_async_callback(engine.close)
-    quota = await stack.enter_async_context(connect(config.quota_address, caller=config.id))
-    metering = await stack.enter_async_context(connect(config.metering_address, caller=config.id))
-    scheduler = await stack.enter_async_context(connect(config.scheduler_address, caller=config.id))
+    quota = await stack.enter_async_context(
+        connect(config.quota_address, caller=config.id, service="quota", tls=config.tls)
+    )
+    metering = await stack.enter_async_context(
+        connect(config.metering_address, caller=config.id, service="metering", tls=config.tls)
+    )
+    scheduler = await stack.enter_async_context(
+        connect(config.scheduler_address, caller=config.id, service="scheduler", tls=config.tls)
+    )
 
     event_log = MemoryEventLog(config.max_unrecorded_events)
 
@@ -52,7 +58,7 @@ async def build_around(engine: Engine, config: WorkerConfig, stack: AsyncExitSta
         quota, peer, quota_pb2.WATCHER_KIND_WORKER, clock, changed=lambda: service.policies_changed()
     )
     service = WorkerService(engine, event_log, Roster(peer.id, peer.incarnation), clock, isolation_key)
-    server = WorkerServer(config.listen, service, clock, channelz=config.channelz)
+    server = WorkerServer(config.listen, service, clock, tls=config.tls, channelz=config.channelz)
     servicer = WorkerServicer(service, engine, peer, config.model, config.pool)
     server.add(worker_pb2_grpc.add_WorkerServiceServicer_to_server, servicer, FULL_NAME)
 
