@@ -17,6 +17,7 @@ from forebay.metering.domain.posting import Disposition
 from forebay.metering.domain.prices import PriceTable
 from forebay.metering.ledger import MemoryLedger, ledger_unavailable
 from forebay.metering.messages import to_pb_event
+from forebay.metering.sqlite_ledger import SqliteLedger
 from forebay.rpc.status import from_rpc_error
 
 REPORTER = common_pb2.Peer(id="worker-1", incarnation=7)
@@ -40,6 +41,11 @@ class GatedLedger(MemoryLedger):
             raise ledger_unavailable()
         self.commits.append(len(reports))
         return await super().append(reports, prices, now_ns)
+
+
+def limit_pages(ledger: SqliteLedger, pages: int) -> None:
+    """Stands in for a disk with so many pages of room; no commit may be running."""
+    ledger._db.execute(f"PRAGMA max_page_count = {pages}")
 
 
 async def settle() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.metering.domain.charge import PriceLine, Usage, billed, changes, charge, net
-from forebay.metering.domain.event import NANO
+from forebay.metering.domain.event import NANO, Source, UsageEvent
 from forebay.metering.domain.prices import Item, Price, PriceTable, problems
 
 from .samples import NOON_NS, TABLE, usage_event
@@ -47,10 +47,10 @@ def test_half_a_nano_dollar_is_rounded_up() -> None:
     assert PriceLine(Item.PROMPT_TOKENS, -1, 500_000, "default").amount_nano_usd == -1
 
 
-@given(events, st.none() | st.integers(0, 10**6))
-def test_the_lines_hold_all_that_is_billed(event: object, clip: int | None) -> None:
-    usage = billed(event, clip)  # type: ignore[arg-type]
-    by_item = {line.item: line.quantity for line in charge(event, usage, TABLE)}  # type: ignore[arg-type]
+@given(events, events)
+def test_the_lines_hold_all_that_is_billed(event: UsageEvent, other: UsageEvent) -> None:
+    usage = billed({other.attempt: other, event.attempt: event})[event.attempt]
+    by_item = {line.item: line.quantity for line in charge(event, usage, TABLE)}
     assert by_item.get(Item.PROMPT_TOKENS, 0) + by_item.get(Item.CACHED_TOKENS, 0) == usage.prompt_tokens
     assert by_item.get(Item.CACHED_TOKENS, 0) == usage.cached_tokens
     assert by_item.get(Item.COMPLETION_TOKENS, 0) == usage.completion_tokens
@@ -66,25 +66,32 @@ def test_changes_lead_from_old_lines_to_new_ones(old: list[PriceLine], new: list
     assert difference == sum(line.amount_nano_usd for line in after) - sum(line.amount_nano_usd for line in before)
 
 
-@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=5))
-def test_every_position_is_billed_at_most_once(spans: list[tuple[int, int]]) -> None:
-    attempts = [
-        usage_event(attempt=number, completion_from=start, completion_to=start + length)
-        for number, (start, length) in enumerate(spans, start=1)
-    ]
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50), st.sampled_from(Source)), min_size=1, max_size=5))
+def test_every_position_is_billed_at_most_once(spans: list[tuple[int, int, Source]]) -> None:
+    attempts = {
+        number: usage_event(attempt=number, source=source, completion_from=start, completion_to=start + length)
+        for number, (start, length, source) in enumerate(spans, start=1)
+    }
     positions: list[int] = []
-    for n, attempt in enumerate(attempts):
-        clip = min((later.completion_from for later in attempts[n + 1 :]), default=None)
-        tokens = billed(attempt, clip).completion_tokens
-        positions += range(attempt.completion_from, attempt.completion_from + tokens)
+    for number, usage in billed(attempts).items():
+        start = attempts[number].completion_from
+        positions += range(start, start + usage.completion_tokens)
     assert len(positions) == len(set(positions))
 
 
-def test_attempt_one_alone_bills_the_prompt_and_the_request() -> None:
-    first = billed(usage_event(attempt=1, completion_to=30, recomputed_gpu_time_ns=10_000_000), clip=20)
-    assert first == Usage(1, 1, 100, 40, 20, 40_000_000)
-    second = billed(usage_event(attempt=2, completion_from=20, completion_to=50), clip=None)
-    assert second == Usage(1, 0, 0, 0, 30, 50_000_000)
+def test_the_first_attempt_there_is_bills_the_prompt_and_the_request() -> None:
+    attempts = {
+        3: usage_event(attempt=3, completion_from=20, completion_to=50),
+        2: usage_event(attempt=2, completion_to=30, recomputed_gpu_time_ns=10_000_000),
+    }
+    assert billed(attempts) == {2: Usage(1, 1, 100, 40, 20, 40_000_000), 3: Usage(1, 0, 0, 0, 30, 50_000_000)}
+
+
+def test_a_checkpoint_behind_the_client_bills_up_to_where_the_next_attempt_went_on() -> None:
+    lost = usage_event(attempt=1, source=Source.WORKER_RECOVERY, completion_to=10)
+    going_on = usage_event(attempt=2, completion_from=15, completion_to=40)
+    assert [usage.completion_tokens for usage in billed({1: lost}).values()] == [10]
+    assert {n: usage.completion_tokens for n, usage in billed({1: lost, 2: going_on}).items()} == {1: 15, 2: 25}
 
 
 def table(*prices: Price) -> PriceTable:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from forebay.config import ConfigError
 from forebay.errors import Code, MeshError
-from forebay.metering.domain.charge import Usage, billed, charge
+from forebay.metering.domain.charge import Usage, charge
 from forebay.metering.domain.entry import GENESIS, LedgerEntry
 from forebay.metering.domain.event import NANO, AttemptKey, Outcome, Source, UsageEvent
 from forebay.metering.domain.posting import Disposition
@@ -27,6 +27,7 @@ from forebay.metering.domain.selection import DAY_NS, Dimension, Total, UsageFil
 from forebay.metering.ledger import Ledger, MemoryLedger
 from forebay.metering.sqlite_ledger import open_ledger
 
+from .doubles import limit_pages
 from .samples import NOON_NS, TABLE, request_id, usage_event
 
 Open = Callable[[], AbstractAsyncContextManager[Ledger]]
@@ -128,6 +129,38 @@ async def test_a_later_attempt_clips_the_earlier_one(ledger: Ledger) -> None:
     assert (second.corrects, second.usage.completion_tokens, second.usage.prompt_tokens) == (0, 25, 0)
     total = await grand_total(ledger)
     assert (total.usage.attempts, total.usage.requests, total.usage.completion_tokens) == (2, 1, 40)
+
+
+async def test_an_earlier_attempt_that_comes_late_takes_over_the_prompt(ledger: Ledger) -> None:
+    second = usage_event(attempt=2, completion_from=5, completion_to=20)
+    await append(ledger, second, usage_event(attempt=1, source=Source.ROUTER, cached_tokens=0, completion_to=5))
+    assert (await grand_total(ledger)).usage == Usage(1, 1, 100, 40, 15, 50_000_000)
+    await ledger.confirm(NOON_NS, TABLE, NOON_NS, 10)
+    alone, first, moved = (entry.row for entry in await entries(ledger))
+    assert (alone.event, alone.corrects) == (second, 0)
+    assert (first.event.attempt, first.corrects) == (1, 0)
+    assert first.usage == Usage(1, 1, 100, 0, 5, 50_000_000)
+    assert (moved.event, moved.corrects) == (second, alone.position)
+    assert moved.usage == Usage(0, -1, -100, -40, 0, 0)
+    assert {line.item: line.quantity for line in moved.lines} == {
+        Item.PROMPT_TOKENS: -60,
+        Item.CACHED_TOKENS: -40,
+        Item.REQUESTS: -1,
+    }
+    assert (await grand_total(ledger)).usage == Usage(2, 1, 100, 0, 20, 100_000_000)
+
+
+async def test_a_lost_attempt_bills_the_larger_of_checkpoint_and_delivered(ledger: Ledger) -> None:
+    recovery = usage_event(1, source=Source.WORKER_RECOVERY, completion_to=12, outcome=Outcome.LOST)
+    await append(ledger, usage_event(1, source=Source.ROUTER, completion_to=17), recovery)
+    (held_before,) = await entries(ledger)
+    assert (held_before.row.event.outcome, held_before.row.usage.completion_tokens) == (Outcome.LOST, 17)
+    behind, ahead = (usage_event(1, source=Source.ROUTER, completion_to=to) for to in (15, 19))
+    assert await append(ledger, behind, ahead) == [Disposition.UNCHANGED, Disposition.CORRECTED]
+    # The next attempt went on where the client was, and that the router knew exactly.
+    await append(ledger, usage_event(1, attempt=2, completion_from=18, completion_to=30))
+    assert (await grand_total(ledger)).usage.completion_tokens == 30
+    assert (await entries(ledger))[-2].row.usage.completion_tokens == -1
 
 
 async def test_a_correction_of_the_outcome_moves_the_row_to_its_group(ledger: Ledger) -> None:
@@ -275,10 +308,10 @@ async def test_a_changed_price_does_not_touch_what_is_booked(ledger: Ledger) -> 
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[UsageEvent]:
-    """Reports of a few requests: several attempts each, of each attempt what some of the three sources say."""
+    """Reports of a few requests: some attempts each, of each attempt what some of the three sources say."""
     reports = []
     for request in range(draw(st.integers(1, 3))):
-        for attempt in range(1, draw(st.integers(1, 3)) + 1):
+        for attempt in draw(st.sets(st.integers(1, 4), min_size=1, max_size=3)):
             start = draw(st.integers(0, 8))
             for source in draw(st.sets(st.sampled_from(Source), min_size=1)):
                 report = usage_event(
@@ -286,6 +319,7 @@ def histories(draw: st.DrawFn) -> list[UsageEvent]:
                     attempt,
                     source,
                     tenant_id=("acme", "globex")[request % 2],
+                    prompt_tokens=draw(st.integers(100, 103)),
                     cached_tokens=draw(st.integers(0, 100)),
                     completion_from=start,
                     completion_to=start + draw(st.integers(0, 8)),
@@ -299,7 +333,7 @@ def histories(draw: st.DrawFn) -> list[UsageEvent]:
 
 
 def expected_totals(reports: Sequence[UsageEvent]) -> dict[tuple[str, ...], tuple[Usage, int]]:
-    """What the best event of each attempt bills, by day, tenant and outcome."""
+    """What the best event of each attempt bills, by day, tenant and outcome; worked out from all events at once."""
     best: dict[AttemptKey, UsageEvent] = {}
     for key in {report.key for report in reports}:
         said = {report.source: report for report in reports if report.key == key}
@@ -307,11 +341,21 @@ def expected_totals(reports: Sequence[UsageEvent]) -> dict[tuple[str, ...], tupl
         if min(said) is Source.WORKER_RECOVERY:
             best[key] = replace(best[key], completion_to=max(report.completion_to for report in said.values()))
     totals: dict[tuple[str, ...], tuple[Usage, int]] = {}
-    for key, event in best.items():
-        later = [
-            e.completion_from for k, e in best.items() if k.request_id == key.request_id and k.attempt > key.attempt
-        ]
-        usage = billed(event, min(later, default=None))
+    for event in best.values():
+        others = [other for other in best.values() if other.request_id == event.request_id]
+        first = event.attempt == min(other.attempt for other in others)
+        later = [other.completion_from for other in others if other.attempt > event.attempt]
+        until = min([event.completion_to, *later])
+        if later and event.source is Source.WORKER_RECOVERY:
+            until = min(later)
+        usage = Usage(
+            attempts=1,
+            requests=int(first),
+            prompt_tokens=event.prompt_tokens * first,
+            cached_tokens=event.cached_tokens * first,
+            completion_tokens=max(0, until - event.completion_from),
+            gpu_time_ns=event.gpu_time_ns - event.recomputed_gpu_time_ns,
+        )
         group = tuple(dimension.of(event) for dimension in (Dimension.DAY, Dimension.TENANT, Dimension.OUTCOME))
         before, cost = totals.get(group, (Usage(), 0))
         lines = charge(event, usage, TABLE)
@@ -393,6 +437,27 @@ async def test_a_full_disk_loses_nothing_that_was_committed(tmp_path: Path) -> N
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "LEDGER_UNAVAILABLE")
         assert await append(ledger, usage_event(1), usage_event(2)) == [Disposition.UNCHANGED, Disposition.RECORDED]
+        assert_whole(await entries(ledger))
+
+
+async def test_a_file_that_may_not_grow_recovers_by_itself_once_it_may(tmp_path: Path) -> None:
+    async with open_ledger(tmp_path / "ledger.db") as ledger:
+        await append(ledger, usage_event(0, source=Source.ROUTER))
+        limit_pages(ledger, 30)
+        recorded = 0
+        with pytest.raises(MeshError) as caught:
+            while True:
+                await append(ledger, usage_event(recorded + 1))
+                recorded += 1
+        assert recorded
+        assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "LEDGER_UNAVAILABLE")
+        assert await ledger.head() == recorded
+        limit_pages(ledger, 1_000)
+        assert await append(ledger, usage_event(recorded), usage_event(recorded + 1)) == [
+            Disposition.UNCHANGED,
+            Disposition.RECORDED,
+        ]
+        assert await ledger.confirm(NOON_NS, TABLE, NOON_NS, 10) == [Disposition.RECORDED]
         assert_whole(await entries(ledger))
 
 

@@ -26,10 +26,12 @@ EVERYTHING = UsageFilter()
 class Bench:
     """A service at work on a gated ledger."""
 
-    def __init__(self, clock: FakeClock, max_waiting: int = 10_000) -> None:
-        self.ledger = GatedLedger()
+    def __init__(
+        self, clock: FakeClock, ledger: GatedLedger | None = None, hold_s: float = 60.0, max_waiting: int = 10_000
+    ) -> None:
+        self.ledger = ledger or GatedLedger()
         self.clock = clock
-        self.metering = Metering(self.ledger, PriceBook(TABLE, 1), clock, hold_s=60.0, max_waiting=max_waiting)
+        self.metering = Metering(self.ledger, PriceBook(TABLE, 1), clock, hold_s=hold_s, max_waiting=max_waiting)
 
     async def record(self, *reports: UsageEvent) -> list[Disposition]:
         results: list[asyncio.Future[Disposition]] = []
@@ -107,6 +109,29 @@ async def test_a_routers_report_enters_after_its_wait(bench: Bench) -> None:
     bench.clock.advance(CONFIRM_EVERY_S)
     await settle()
     assert await bench.metering.head() == 1
+
+
+async def test_a_short_wait_is_kept_too(clock: FakeClock) -> None:
+    async with working(Bench(clock, hold_s=2)) as bench:
+        await settle()
+        clock.advance(1)
+        await bench.record(usage_event(source=Source.ROUTER))
+        for head in (0, 0, 1):
+            assert await bench.metering.head() == head
+            clock.advance(2)
+            await settle()
+
+
+async def test_a_restart_gives_held_reports_their_whole_wait_again(clock: FakeClock) -> None:
+    ledger = GatedLedger()
+    async with working(Bench(clock, ledger)) as bench:
+        await bench.record(usage_event(source=Source.ROUTER))
+    clock.advance(600)
+    async with working(Bench(clock, ledger)) as bench:
+        for seconds, head in ((0, 0), (59, 0), (1, 1)):
+            clock.advance(seconds)
+            await settle()
+            assert await bench.metering.head() == head
 
 
 async def test_a_reader_that_does_not_follow_gets_all_and_ends(bench: Bench) -> None:

@@ -49,8 +49,8 @@ async def stub(tmp_path: Path) -> AsyncIterator[Any]:
 class Gated:
     """The service on a ledger that can be held up and broken."""
 
-    def __init__(self) -> None:
-        self.ledger = GatedLedger()
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
         self.prices = PriceBook(TABLE, 1)
         self.metering = Metering(self.ledger, self.prices, SystemClock(), hold_s=60, max_waiting=100)
         peer = common_pb2.Peer(id="metering-1", incarnation=1)
@@ -213,6 +213,26 @@ async def test_a_broken_ledger_ends_sessions_and_loses_nothing(gated: Gated) -> 
     gated.ledger.broken = False
     assert (await record(gated.stub, usage_event(2))).acknowledged == 1
     assert len(await ledger_of(gated.stub)) == 2
+
+
+async def test_a_full_disk_ends_sessions_loses_nothing_and_recovers(full: Gated) -> None:
+    assert isinstance(full.ledger, SqliteLedger)
+    reporter = Reporter(full.stub)
+    await reporter.hello()
+    limit_pages(full.ledger, 30)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        for number in range(100):
+            await reporter.send(usage_event(number))
+            await reporter.all_acknowledged()
+    error = from_rpc_error(caught.value)
+    assert (error.code, error.reason) == (Code.UNAVAILABLE, "LEDGER_UNAVAILABLE")
+    safe = reporter.acknowledged
+    assert safe
+    assert [entry.event.request_id for entry in await ledger_of(full.stub)] == [*map(request_id, range(safe))]
+    limit_pages(full.ledger, 1_000)
+    assert (await record(full.stub, *(usage_event(number) for number in range(9)))).acknowledged == 9
+    found = [entry.event.request_id for entry in await ledger_of(full.stub)]
+    assert found == [*map(request_id, range(max(safe, 9)))]
 
 
 async def test_recording_is_a_span_of_the_request(gated: Gated, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ class MeteringConfig(ServiceConfig):
         20_000, ge=1, le=1_000_000, description="events of all sessions that may wait for the ledger"
     )
     provisional_seconds: float = Field(
-        60.0, ge=0, le=86_400, description="how long a router's event waits for the worker's before it is recorded"
+        60.0, ge=1, le=86_400, description="how long a router's event waits for the worker's before it is recorded"
     )
 
     @field_validator("prices_file")

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from forebay.clock import Clock
 from forebay.errors import Code, MeshError
+from forebay.killpoints import reached
 from forebay.metering.domain.event import NANO, UsageEvent
 from forebay.metering.domain.posting import Disposition
 from forebay.metering.domain.selection import Dimension, Total, UsageFilter
@@ -77,6 +78,7 @@ class Metering:
             if not self._waiting:
                 self._submitted.clear()
             results: Sequence[Disposition | MeshError]
+            reached("metering.before_commit")
             try:
                 results = await self._ledger.append(
                     [report for report, _ in batch], self._prices.current.table, self._now_ns()
@@ -84,19 +86,24 @@ class Metering:
             except MeshError as error:
                 results = [error] * len(batch)
             else:
+                reached("metering.after_commit")
                 self._wake_readers()
             for (_, done), result in zip(batch, results, strict=True):
                 done(result)
 
     async def confirm_held(self) -> None:
-        """Every few seconds books the routers' reports that no worker's report took up in time, until cancelled."""
+        """Every few seconds books the routers' reports that no worker's report took up in time, until cancelled.
+
+        Reports held before a restart have their whole wait again: while this service was away, no worker could report.
+        """
+        await self._clock.sleep(self._hold_s)
         while True:
-            await self._clock.sleep(CONFIRM_EVERY_S)
             try:
                 while await self._confirm_some() == MAX_COMMIT:
                     pass
             except MeshError as error:
                 log.warning("held reports not confirmed", reason=error.reason)
+            await self._clock.sleep(min(CONFIRM_EVERY_S, self._hold_s))
 
     async def _confirm_some(self) -> int:
         now_ns = self._now_ns()

@@ -94,6 +94,8 @@ class Outbox(Generic[M]):
             while True:
                 await self._wake.wait()
                 self._wake.clear()
+                if self._overflow is not None:
+                    raise self._overflow
                 if self._items:
                     message, self.message, self._items = self.message, self._new(), 0
                     await self._write(message)

@@ -6,10 +6,10 @@ line that it takes back, and the sum over an attempt's rows is always that of it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from forebay.metering.domain.event import NANO, UsageEvent
+from forebay.metering.domain.event import NANO, Source, UsageEvent
 from forebay.metering.domain.prices import Item, PriceTable
 
 MILLION = 1_000_000
@@ -20,7 +20,7 @@ class Usage:
     """What is billed, or by how much a correction changes it.
 
     Attributes:
-        requests: attempts numbered 1.
+        requests: 1 for the attempt that bills its request's prompt.
         prompt_tokens: cached ones included.
         gpu_time_ns: recomputation left out; that is the mesh's own account.
     """
@@ -77,15 +77,30 @@ class PriceLine:
         return -amount if self.quantity < 0 else amount
 
 
-def billed(event: UsageEvent, clip: int | None) -> Usage:
-    """Returns what an attempt bills (rule P6).
+def billed(attempts: Mapping[int, UsageEvent]) -> dict[int, Usage]:
+    """Returns what each attempt of one request bills, by its number (rule P6).
+
+    The first of them bills the prompt and the request; it need not be attempt 1, which may have been refused before it
+    reached an engine. Each bills its completion up to where a later one begins. That all follows from the attempts alone,
+    whatever the order in which they became known.
 
     Args:
-        event: what is believed of the attempt.
-        clip: the first position that a later attempt of the request bills; None without one.
+        attempts: what is believed of each attempt, by its number; at least one.
     """
-    first = event.attempt == 1
-    until = event.completion_to if clip is None else min(event.completion_to, clip)
+    usages: dict[int, Usage] = {}
+    first, clip = min(attempts), None
+    for number in sorted(attempts, reverse=True):
+        event = attempts[number]
+        usages[number] = _billed(event, clip, first=number == first)
+        clip = event.completion_from if clip is None else min(clip, event.completion_from)
+    return usages
+
+
+def _billed(event: UsageEvent, clip: int | None, *, first: bool) -> Usage:
+    until = event.completion_to
+    if clip is not None:
+        # A checkpoint may be behind what the client was given, which is where a later attempt went on.
+        until = clip if event.source is Source.WORKER_RECOVERY else min(until, clip)
     return Usage(
         attempts=1,
         requests=int(first),

@@ -56,7 +56,8 @@ class UsageEvent:
     """What one attempt used; the fields are those of the contract, times in ns since the epoch, spans in ns.
 
     Attributes:
-        prompt_tokens: of the request; billed by attempt 1 alone. cached_tokens are those of them that came from the prefix cache.
+        prompt_tokens: of the request; billed by the first of its attempts that has an event.
+        cached_tokens: those of prompt_tokens that came from the prefix cache.
         completion_from, completion_to: the completion positions that this attempt bills, the last excluded.
         recomputed_tokens: computed again for a continuation; never billed.
         gpu_time_ns: recomputation included; recomputed_gpu_time_ns is that part of it and never billed.

@@ -8,7 +8,8 @@ and `released` in one commit with the new heads. The rules:
   matter (law 2).
 - A router's report of an attempt without a row is held, since the worker knows better and is likely to report yet. A
   worker's report takes up what is held; what nobody took up is confirmed after a while (rule P5).
-- A later attempt clips the earlier ones of its request, by correction rows (rule P6).
+- What an attempt bills depends on the others of its request (rule P6): a later one clips it, and the first of them bills
+  the prompt. What one more attempt changes in the others becomes correction rows.
 - A correction that moves an attempt to another group of the totals (its outcome or its day, say) takes the old row
   back whole in one row and books it anew in the next: each group of rows sums to what stands in it.
 - A request belongs to the tenant of its first row; another tenant's report of it is not recorded.
@@ -123,12 +124,7 @@ class Posting:
         if known and believed == known.event:
             return Disposition.UNCHANGED
         events = {number: attempt.event for number, attempt in attempts.items()} | {report.attempt: believed}
-        usages: dict[int, Usage] = {}
-        clip: int | None = None
-        for number in sorted(events, reverse=True):
-            usages[number] = billed(events[number], clip)
-            start = events[number].completion_from
-            clip = start if clip is None else min(clip, start)
+        usages = billed(events)
         for number in sorted(usages):
             if number == report.attempt or usages[number] != attempts[number].usage:
                 self._write(attempts.get(number), events[number], usages[number])
