@@ -14,7 +14,7 @@ import pytest
 from forebay.client import ForebayClient
 from forebay.testing.processes import MeshProcesses
 
-pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.xdist_group("vllm")]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow, pytest.mark.vllm, pytest.mark.xdist_group("vllm")]
 
 QUESTIONS = [
     "What is the capital of France?",

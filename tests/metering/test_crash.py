@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import yaml
 
@@ -28,10 +31,12 @@ UNACKNOWLEDGED = 500
 
 
 @asynccontextmanager
-async def metering(config: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, Any]]:
+async def metering(config: Path, **environment: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, Any]]:
     """A real process, killed with -9 at the end, and a stub for it."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "forebay.metering", "--config", str(config), stderr=asyncio.subprocess.PIPE
+        *(sys.executable, "-m", "forebay.metering", "--config", str(config)),
+        env=os.environ | environment,
+        stderr=asyncio.subprocess.PIPE,
     )
     try:
         assert process.stderr is not None
@@ -80,3 +85,28 @@ async def test_kill_9_loses_and_doubles_nothing(tmp_path: Path) -> None:
             await reporter.send(*EVENTS[first : first + UNACKNOWLEDGED])
             await reporter.all_acknowledged()
     assert [entry.row.event for entry in await rows(ledger)] == EVENTS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("point", "durable"), [("metering.before_commit", 0), ("metering.after_commit", 1)])
+async def test_dying_around_a_commit_acknowledges_nothing_and_the_event_comes_again(
+    tmp_path: Path, point: str, durable: int
+) -> None:
+    ledger, config, armed = tmp_path / "ledger.db", tmp_path / "metering.yaml", tmp_path / point
+    config.write_text(yaml.safe_dump({"id": "metering-1", "ledger_path": str(ledger)}))
+    armed.touch()
+    async with metering(config, FOREBAY_KILL_POINTS=str(tmp_path)) as (process, stub):
+        reporter = Reporter(stub)
+        await reporter.hello()
+        await reporter.send(EVENTS[0])
+        with pytest.raises(grpc.aio.AioRpcError):
+            await reporter.all_acknowledged()
+        assert await process.wait() == -signal.SIGKILL
+    assert not armed.exists()
+    assert len(await rows(ledger)) == durable
+    async with metering(config) as (_, stub):
+        reporter = Reporter(stub)
+        await reporter.hello()
+        await reporter.send(EVENTS[0])
+        await reporter.all_acknowledged()
+    assert [entry.row.event for entry in await rows(ledger)] == EVENTS[:1]

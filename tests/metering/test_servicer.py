@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -20,18 +21,23 @@ from forebay.metering import record_session
 from forebay.metering.config import MeteringConfig
 from forebay.metering.domain.event import Source, UsageEvent
 from forebay.metering.domain.prices import Item, Price, PriceTable
+from forebay.metering.ledger import Ledger
 from forebay.metering.main import SERVICE, build
 from forebay.metering.messages import from_pb_event, to_pb_event
 from forebay.metering.price_book import PriceBook
 from forebay.metering.service import Metering
 from forebay.metering.servicer import MeteringServicer
+from forebay.metering.sqlite_ledger import open_ledger
 from forebay.rpc.client import connect
 from forebay.rpc.server import RpcServer
+from forebay.rpc.status import from_rpc_error
 
-from .doubles import GatedLedger, Reporter, refusal, settle
+from .doubles import GatedLedger, Reporter, limit_pages, refusal, settle
 from .samples import TABLE, request_id, usage_event
 
 WINDOW = 10
+
+L = TypeVar("L", bound=Ledger)
 
 
 @pytest.fixture
@@ -46,10 +52,10 @@ async def stub(tmp_path: Path) -> AsyncIterator[Any]:
         yield metering_pb2_grpc.MeteringServiceStub(channel)
 
 
-class Gated:
-    """The service on a ledger that can be held up and broken."""
+class Bench(Generic[L]):
+    """The service on a ledger that a test has its hands on."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: L) -> None:
         self.ledger = ledger
         self.prices = PriceBook(TABLE, 1)
         self.metering = Metering(self.ledger, self.prices, SystemClock(), hold_s=60, max_waiting=100)
@@ -60,16 +66,22 @@ class Gated:
         self.stub: Any = None
 
 
-@pytest.fixture
-async def gated() -> AsyncIterator[Gated]:
+@asynccontextmanager
+async def serving(ledger: L) -> AsyncIterator[Bench[L]]:
     async with AsyncExitStack() as stack:
-        gated = Gated()
-        await stack.enter_async_context(background(gated.metering.commit_reports(), "commit-reports"))
-        await gated.server.start()
-        stack.push_async_callback(gated.server.drain, 0)
-        channel = await stack.enter_async_context(connect(gated.server.address, caller="test"))
-        gated.stub = metering_pb2_grpc.MeteringServiceStub(channel)
-        yield gated
+        bench = Bench(ledger)
+        await stack.enter_async_context(background(bench.metering.commit_reports(), "commit-reports"))
+        await bench.server.start()
+        stack.push_async_callback(bench.server.drain, 0)
+        channel = await stack.enter_async_context(connect(bench.server.address, caller="test"))
+        bench.stub = metering_pb2_grpc.MeteringServiceStub(channel)
+        yield bench
+
+
+@pytest.fixture
+async def gated() -> AsyncIterator[Bench[GatedLedger]]:
+    async with serving(GatedLedger()) as bench:
+        yield bench
 
 
 async def record(stub: Any, *events: UsageEvent) -> Reporter:
@@ -124,7 +136,7 @@ async def test_a_recorded_event_shows_with_its_price(stub: Any) -> None:
     assert entry.recorded_at.seconds > 0
 
 
-async def test_the_welcome_says_how_much_may_be_unacknowledged(gated: Gated) -> None:
+async def test_the_welcome_says_how_much_may_be_unacknowledged(gated: Bench[GatedLedger]) -> None:
     welcome = await Reporter(gated.stub).hello()
     assert (welcome.metering.id, welcome.max_unacknowledged) == ("metering-1", WINDOW)
 
@@ -148,7 +160,7 @@ async def test_another_tenants_claim_on_a_request_is_turned_away(stub: Any) -> N
     assert reporter.rejections == {2: "TENANT_CONFLICT"}
 
 
-async def test_a_session_must_begin_with_hello_and_count_by_one(gated: Gated) -> None:
+async def test_a_session_must_begin_with_hello_and_count_by_one(gated: Bench[GatedLedger]) -> None:
     stranger = Reporter(gated.stub)
     await stranger.send(usage_event())
     assert (await stranger.error()).reason == "BAD_HELLO"
@@ -162,7 +174,7 @@ async def test_a_session_must_begin_with_hello_and_count_by_one(gated: Gated) ->
     assert (await skipping.error()).reason == "BAD_SEQUENCE"
 
 
-async def test_too_much_unacknowledged_ends_the_session(gated: Gated) -> None:
+async def test_too_much_unacknowledged_ends_the_session(gated: Bench[GatedLedger]) -> None:
     gated.ledger.gate.clear()
     reporter = Reporter(gated.stub)
     await reporter.hello()
@@ -172,7 +184,7 @@ async def test_too_much_unacknowledged_ends_the_session(gated: Gated) -> None:
     assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "TOO_MANY_UNACKNOWLEDGED")
 
 
-async def test_nothing_is_acknowledged_before_its_commit(gated: Gated) -> None:
+async def test_nothing_is_acknowledged_before_its_commit(gated: Bench[GatedLedger]) -> None:
     gated.ledger.gate.clear()
     reporter = Reporter(gated.stub)
     await reporter.hello()
@@ -185,7 +197,7 @@ async def test_nothing_is_acknowledged_before_its_commit(gated: Gated) -> None:
     assert await gated.ledger.head() == 2
 
 
-async def test_a_reporter_cut_off_sends_again_without_duplicates(gated: Gated) -> None:
+async def test_a_reporter_cut_off_sends_again_without_duplicates(gated: Bench[GatedLedger]) -> None:
     events = [usage_event(n) for n in range(5)]
     gated.ledger.gate.clear()
     cut_off = Reporter(gated.stub)
@@ -199,7 +211,7 @@ async def test_a_reporter_cut_off_sends_again_without_duplicates(gated: Gated) -
     assert sorted(entry.event.request_id for entry in await ledger_of(gated.stub)) == [*map(request_id, (*range(5), 9))]
 
 
-async def test_a_broken_ledger_ends_sessions_and_loses_nothing(gated: Gated) -> None:
+async def test_a_broken_ledger_ends_sessions_and_loses_nothing(gated: Bench[GatedLedger]) -> None:
     reporter = Reporter(gated.stub)
     await reporter.hello()
     await reporter.send(usage_event(1))
@@ -215,27 +227,30 @@ async def test_a_broken_ledger_ends_sessions_and_loses_nothing(gated: Gated) -> 
     assert len(await ledger_of(gated.stub)) == 2
 
 
-async def test_a_full_disk_ends_sessions_loses_nothing_and_recovers(full: Gated) -> None:
-    assert isinstance(full.ledger, SqliteLedger)
-    reporter = Reporter(full.stub)
-    await reporter.hello()
-    limit_pages(full.ledger, 30)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        for number in range(100):
-            await reporter.send(usage_event(number))
-            await reporter.all_acknowledged()
-    error = from_rpc_error(caught.value)
-    assert (error.code, error.reason) == (Code.UNAVAILABLE, "LEDGER_UNAVAILABLE")
-    safe = reporter.acknowledged
-    assert safe
-    assert [entry.event.request_id for entry in await ledger_of(full.stub)] == [*map(request_id, range(safe))]
-    limit_pages(full.ledger, 1_000)
-    assert (await record(full.stub, *(usage_event(number) for number in range(9)))).acknowledged == 9
-    found = [entry.event.request_id for entry in await ledger_of(full.stub)]
-    assert found == [*map(request_id, range(max(safe, 9)))]
+async def test_a_full_disk_ends_sessions_loses_nothing_and_recovers(tmp_path: Path) -> None:
+    async with open_ledger(tmp_path / "ledger.db") as ledger, serving(ledger) as full:
+
+        async def recorded() -> list[str]:
+            return [entry.event.request_id for entry in await ledger_of(full.stub)]
+
+        limit_pages(ledger, 30)
+        reporter = Reporter(full.stub)
+        await reporter.hello()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            for number in range(100):
+                await reporter.send(usage_event(number))
+                await reporter.all_acknowledged()
+        error = from_rpc_error(caught.value)
+        assert (error.code, error.reason) == (Code.UNAVAILABLE, "LEDGER_UNAVAILABLE")
+        safe = reporter.acknowledged
+        assert safe
+        assert await recorded() == [*map(request_id, range(safe))]
+        limit_pages(ledger, 1_000)
+        await record(full.stub, usage_event(safe))
+        assert await recorded() == [*map(request_id, range(safe + 1))]
 
 
-async def test_recording_is_a_span_of_the_request(gated: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_recording_is_a_span_of_the_request(gated: Bench[GatedLedger], monkeypatch: pytest.MonkeyPatch) -> None:
     spans: list[tuple[Any, ...]] = []
     monkeypatch.setattr(record_session, "record_span", lambda *arguments: spans.append(arguments))
     reporter = Reporter(gated.stub)
@@ -300,7 +315,7 @@ async def test_a_tenants_filter_and_a_cursor_hold_together(stub: Any) -> None:
 
 
 @pytest.mark.parametrize("cursor", ["v1:2", "v2:0", "v1:-1", "v1:007", "1", "NOW", "v1:" + "9" * 30])
-async def test_a_cursor_of_no_ledger_is_refused(gated: Gated, cursor: str) -> None:
+async def test_a_cursor_of_no_ledger_is_refused(gated: Bench[GatedLedger], cursor: str) -> None:
     await record(gated.stub, usage_event())
     error = await refusal(gated.stub.StreamUsage(metering_pb2.StreamUsageRequest(cursor=cursor)).read())
     assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "BAD_CURSOR")
@@ -332,12 +347,14 @@ async def test_sums_carry_their_groups(stub: Any) -> None:
         ({"filter": metering_pb2.UsageFilter(finished_from={"seconds": 10**12})}, "BAD_FILTER"),
     ],
 )
-async def test_a_sum_out_of_bounds_is_refused(gated: Gated, request_fields: dict[str, Any], reason: str) -> None:
+async def test_a_sum_out_of_bounds_is_refused(
+    gated: Bench[GatedLedger], request_fields: dict[str, Any], reason: str
+) -> None:
     error = await refusal(gated.stub.SumUsage(metering_pb2.SumUsageRequest(**request_fields)))
     assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, reason)
 
 
-async def test_prices_are_shown_and_so_is_their_change(gated: Gated) -> None:
+async def test_prices_are_shown_and_so_is_their_change(gated: Bench[GatedLedger]) -> None:
     call = gated.stub.WatchPrices(metering_pb2.WatchPricesRequest())
     first = await call.read()
     assert (first.version, len(first.prices)) == (1, len(Item))
