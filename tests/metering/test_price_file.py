@@ -29,7 +29,7 @@ prices:
 )
 def test_shipped_plans_cost_what_is_promised(plan: str, nano_usd_per_token: int) -> None:
     event = usage_event(plan=plan, priced_by_plan=True, prompt_tokens=1_000, cached_tokens=300, completion_to=500)
-    lines = charge(event, billed(event, None), load_prices(None))
+    lines = charge(event, billed({1: event})[1], load_prices(None))
     assert sum(line.amount_nano_usd for line in lines) == 1_500 * nano_usd_per_token
 
 

@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -30,7 +29,6 @@ from forebay.metering.servicer import MeteringServicer
 from forebay.metering.sqlite_ledger import open_ledger
 from forebay.rpc.client import connect
 from forebay.rpc.server import RpcServer
-from forebay.rpc.status import from_rpc_error
 
 from .doubles import GatedLedger, Reporter, limit_pages, refusal, settle
 from .samples import TABLE, request_id, usage_event
@@ -236,11 +234,13 @@ async def test_a_full_disk_ends_sessions_loses_nothing_and_recovers(tmp_path: Pa
         limit_pages(ledger, 30)
         reporter = Reporter(full.stub)
         await reporter.hello()
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
+
+        async def fill() -> None:
             for number in range(100):
                 await reporter.send(usage_event(number))
                 await reporter.all_acknowledged()
-        error = from_rpc_error(caught.value)
+
+        error = await refusal(fill())
         assert (error.code, error.reason) == (Code.UNAVAILABLE, "LEDGER_UNAVAILABLE")
         safe = reporter.acknowledged
         assert safe
