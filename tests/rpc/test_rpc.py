@@ -130,6 +130,22 @@ async def test_a_call_without_time_is_refused_before_the_handler(servicer: Servi
     assert error.code is Code.DEADLINE_EXCEEDED
 
 
+async def test_malformed_messages_are_bad_input(servicer: Servicer, channel: grpc.aio.Channel) -> None:
+    async def read(session: ServerSession[Any, Any]) -> None:
+        async for _ in session:
+            pass
+
+    servicer.execute = read
+    unary = channel.unary_unary(f"/{NAME}/DescribeWorker", request_serializer=None, response_deserializer=None)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await unary(b"\xff\xff\xff")
+    assert from_rpc_error(caught.value).reason == "MALFORMED_MESSAGE"
+    stream = channel.stream_stream(f"/{NAME}/Execute", request_serializer=None, response_deserializer=None)()
+    await stream.write(b"")
+    await stream.write(b"\xff\xff\xff")
+    assert (await end_of(stream)).reason == "MALFORMED_MESSAGE"
+
+
 async def test_health_follows_the_service(server: RpcServer, channel: grpc.aio.Channel) -> None:
     health = health_pb2_grpc.HealthStub(channel)
     watch = health.Watch(health_pb2.HealthCheckRequest(service=NAME))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Self
 
-from pydantic import Field, FilePath, SecretStr, model_validator
+from pydantic import Field, FilePath, SecretStr, field_validator, model_validator
 
-from forebay.config import ServiceConfig
+from forebay.config import ServiceConfig, host_and_port
 from forebay.quota.domain.reservations import Terms
 from forebay.quota.policy_files import SHIPPED_PLANS
 
@@ -34,6 +34,17 @@ class QuotaConfig(ServiceConfig):
     lease_seconds: float = Field(
         30.0, ge=1, le=600, description="how long a reservation holds unless its router renews it"
     )
+    provisional_seconds: float = Field(
+        3_600.0, ge=1, le=3_600, description="how long one that no longer holds waits for its usage, then charged nothing"
+    )
+    metering_address: str | None = Field(
+        None, description="host:port of metering, whose ledger tells what was used where a router did not settle"
+    )
+
+    @field_validator("metering_address")
+    @classmethod
+    def _host_and_port(cls, value: str | None) -> str | None:
+        return value if value is None else host_and_port(value)
 
     @model_validator(mode="after")
     def _one_pepper(self) -> Self:
@@ -52,4 +63,4 @@ class QuotaConfig(ServiceConfig):
 
     def terms(self) -> Terms:
         """Returns how long reservations last."""
-        return Terms(lease_ms=round(self.lease_seconds * 1000))
+        return Terms(lease_ms=round(self.lease_seconds * 1000), provisional_ms=round(self.provisional_seconds * 1000))

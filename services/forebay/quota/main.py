@@ -8,6 +8,7 @@ from forebay.api.quota.v1 import quota_pb2_grpc
 from forebay.clock import SystemClock
 from forebay.lifecycle import background, run_service
 from forebay.quota.config import QuotaConfig
+from forebay.quota.metering_link import MeteringLink
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.policy_files import PolicyFiles
 from forebay.quota.policy_servicer import PolicyServicer
@@ -16,6 +17,7 @@ from forebay.quota.service import Quota
 from forebay.quota.servicer import QuotaServicer
 from forebay.quota.sweeper import Sweeper
 from forebay.quota.tenant_servicer import TenantServicer
+from forebay.rpc.client import connect
 from forebay.rpc.server import RpcServer
 
 QUOTA = "forebay.api.quota.v1.QuotaService"
@@ -41,10 +43,15 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     def counters_reachable(reachable: bool) -> None:
         server.set_serving(QUOTA, reachable)
 
-    sweeper = Sweeper(feed, counters, clock, config.lease_seconds, counters_reachable)
+    sweeper = Sweeper(counters, clock, config.lease_seconds, counters_reachable)
     await stack.enter_async_context(background(counters.run(), "counters"))
     await stack.enter_async_context(background(files.follow(feed, clock), "policy files"))
     await stack.enter_async_context(background(sweeper.run(), "sweeper"))
+    if config.metering_address is not None:
+        metering = connect(config.metering_address, caller=config.id, service="metering", tls=config.tls)
+        stack.push_async_callback(metering.close)
+        link = MeteringLink(metering, counters, clock)
+        await stack.enter_async_context(background(link.run(), "usage"))
     return server
 
 

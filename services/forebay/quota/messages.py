@@ -6,12 +6,13 @@ import re
 from collections.abc import Sequence
 
 from forebay.api.common.v1 import common_pb2
+from forebay.api.metering.v1 import metering_pb2
 from forebay.api.quota.v1 import quota_pb2
 from forebay.errors import Code, FieldViolation, MeshError
 from forebay.policy.messages import to_pb_limits
-from forebay.quota.domain.limits import Usage
+from forebay.quota.domain.limits import Usage, amounts_of
 from forebay.quota.domain.plans import Plan
-from forebay.quota.domain.reservations import LimitState, Order, Reservation, Router, State
+from forebay.quota.domain.reservations import LimitState, Observation, Order, Reservation, Router, State
 from forebay.rpc.status import to_pb_duration
 
 MAX_LEASES = 10_000
@@ -24,6 +25,13 @@ _ID = re.compile("[a-z0-9-]{1,63}")
 _REQUEST_ID = re.compile("[0-9a-f]{32}")
 _ID_RULE = "must be 1 to 63 of a-z, 0-9 and -"
 _REQUEST_ID_RULE = "must be 32 lower-case hexadecimal digits"
+# Another attempt may follow one that ended otherwise.
+_FINAL = {
+    metering_pb2.OUTCOME_COMPLETED,
+    metering_pb2.OUTCOME_CANCELLED,
+    metering_pb2.OUTCOME_FAILED,
+    metering_pb2.OUTCOME_BUDGET_STOPPED,
+}
 _TOKENS_RULE = f"must be from 0 to {MAX_TOKENS}"
 
 
@@ -67,6 +75,13 @@ def from_pb_leases(leases: Sequence[quota_pb2.RenewRequest.Lease]) -> list[tuple
             (_ID.fullmatch(lease.tenant_id), f"leases[{number}].tenant_id", _ID_RULE),
         )
     return [(lease.tenant_id, lease.request_id) for lease in leases]
+
+
+def from_pb_entry(entry: metering_pb2.LedgerEntry) -> Observation:
+    """Returns what a row of the ledger says of its request."""
+    event = entry.event
+    amounts = amounts_of(Usage(1, event.prompt_tokens, event.completion_to))
+    return Observation(event.request_id, event.attempt, entry.position, amounts, event.outcome in _FINAL)
 
 
 def from_pb_tenant_id(tenant_id: str) -> str:

@@ -13,6 +13,7 @@ from forebay.quota.domain.policies import Change, Policies, difference
 
 # Changes that may wait for one watcher. They are made by hand, so a watcher with this many open does not read at all.
 MAX_WAITING = 64
+MAX_WATCHES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,18 @@ class PolicyFeed:
 
     @contextmanager
     def watch(self) -> Iterator[Watch]:
-        """Watches from the edition in force on, until the end of the block."""
+        """Watches from the edition in force on, until the end of the block.
+
+        Raises:
+            MeshError: RESOURCE_EXHAUSTED; there are too many watches.
+        """
+        if len(self._watches) >= MAX_WATCHES:
+            raise MeshError(
+                Code.RESOURCE_EXHAUSTED,
+                "TOO_MANY_WATCHES",
+                f"{MAX_WATCHES} watch the policies already; try again later",
+                retry_after=1.0,
+            )
         watch = Watch(self.edition)
         self._watches.add(watch)
         try:

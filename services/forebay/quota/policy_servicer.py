@@ -11,6 +11,7 @@ from forebay.errors import Code, MeshError
 from forebay.policy.messages import to_pb_key, to_pb_tenant
 from forebay.policy.model import TenantPolicy
 from forebay.quota.policies import Edition, PolicyFeed
+from forebay.rpc.interceptors import caller
 
 # Tenants, and keys, in one message.
 PAGE = 200
@@ -33,6 +34,7 @@ class PolicyServicer(quota_pb2_grpc.PolicyServiceServicer):
         kind = request.kind
         if kind not in quota_pb2.WatcherKind.values()[1:]:
             raise MeshError(Code.INVALID_ARGUMENT, "WATCHER_KIND_UNKNOWN", "name the kind of service that watches")
+        _require_kind_of_caller(kind)
         with self._feed.watch() as watch:
             edition = watch.first
             if request.known_version == edition.version:
@@ -44,6 +46,15 @@ class PolicyServicer(quota_pb2_grpc.PolicyServiceServicer):
             while True:
                 for message in _change(await watch.next(), kind):
                     await context.write(message)
+
+
+def _require_kind_of_caller(kind: quota_pb2.WatcherKind.ValueType) -> None:
+    """Refuses a watcher whose certificate says another kind; on a plaintext connection nothing says any."""
+    name = quota_pb2.WatcherKind.Name(kind).removeprefix("WATCHER_KIND_").lower()
+    if caller.get() not in ("", name):
+        raise MeshError(
+            Code.PERMISSION_DENIED, "KIND_MISMATCH", f"a {caller.get()} is not sent what a {name} may know"
+        )
 
 
 def _snapshot(edition: Edition, kind: quota_pb2.WatcherKind.ValueType) -> Iterator[quota_pb2.WatchPoliciesResponse]:

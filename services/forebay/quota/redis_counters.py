@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ from forebay.quota.domain.limits import Row
 from forebay.quota.domain.reservations import (
     Decision,
     LimitState,
+    Observation,
     Order,
     Outcome,
     Reservation,
@@ -44,7 +46,10 @@ FLUSHERS = 2
 MAX_WAITING = 20_000
 MAX_PIPELINE = 500
 # A script runs for as long as it has ids: so many at once keep every other tenant waiting for a few ms at most.
-MAX_RENEWED = 500
+MAX_IDS = 500
+USAGE_CURSOR = "forebay:usage_cursor"
+# Keys that one step of a scan looks at.
+SCANNED = 1_000
 TIMEOUT_S = 2.0
 RETRY_AFTER_S = 1.0
 
@@ -61,7 +66,9 @@ class _Script:
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-_RESERVE, _SETTLE, _RENEW, _SWEEP, _PEEK, _LIST = map(_Script, ("reserve", "settle", "renew", "sweep", "peek", "list"))
+_RESERVE, _SETTLE, _RENEW, _OBSERVE, _SWEEP, _PEEK, _LIST = map(
+    _Script, ("reserve", "settle", "renew", "observe", "sweep", "peek", "list")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +146,36 @@ class RedisCounters:
         values = [field for row in rows for field in (row.name, _text(row.value))]
         fixed = (self._terms.lease_ms, router.id, router.incarnation, len(rows), *values)
         calls = [
-            self._call(_RENEW, tenant_id, *fixed, *request_ids[at : at + MAX_RENEWED])
-            for at in range(0, len(request_ids), MAX_RENEWED)
+            self._call(_RENEW, tenant_id, *fixed, *request_ids[at : at + MAX_IDS])
+            for at in range(0, len(request_ids), MAX_IDS)
         ]
         return [request_id for lost in await asyncio.gather(*calls) for request_id in lost]
 
+    async def observe(self, tenant_id: str, observations: Sequence[Observation]) -> int:
+        """Keeps what the ledger says of live reservations; returns how many observations were news."""
+        texts = [(observation.request_id, _to_json(observation)) for observation in observations]
+        calls = [
+            self._call(_OBSERVE, tenant_id, self._terms.lease_ms, *itertools.chain(*texts[at : at + MAX_IDS]))
+            for at in range(0, len(texts), MAX_IDS)
+        ]
+        return sum(await asyncio.gather(*calls))
+
     async def sweep(self, tenant_id: str, most: int) -> Swept:
         """Moves at most so many reservations on whose time has come."""
-        return Swept(*await self._call(_SWEEP, tenant_id, self._terms.provisional_ms, self._terms.remembered_ms, most))
+        terms = self._terms
+        fixed = (terms.lease_ms, terms.provisional_ms, terms.remembered_ms)
+        return Swept(*await self._call(_SWEEP, tenant_id, *fixed, most))
+
+    async def tenants(self) -> Sequence[str]:
+        """Returns every tenant with something for the sweep, now or later."""
+        before, after = _key("*", "due").split("*")
+        try:
+            return [
+                key.removeprefix(before).removesuffix(after)
+                async for key in self._redis.scan_iter(f"{before}*{after}", count=SCANNED)
+            ]
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from None
 
     async def peek(self, tenant_id: str, rows: Sequence[Row]) -> Sequence[LimitState]:
         """Returns the state of the limits that exist."""
@@ -165,12 +194,28 @@ class RedisCounters:
             for request_id, text, due in zip(reply[::3], reply[1::3], reply[2::3], strict=True)
         ]
 
-    async def ping(self) -> None:
-        """Returns if the store can be reached."""
+    async def usage_cursor(self) -> str:
+        """Returns the ledger's cursor as last kept; empty at first."""
         try:
-            await self._redis.ping()
+            return await self._redis.get(USAGE_CURSOR) or ""
         except (RedisError, OSError) as error:
             raise _unavailable(error) from None
+
+    async def keep_usage_cursor(self, cursor: str) -> None:
+        """Keeps the cursor."""
+        try:
+            await self._redis.set(USAGE_CURSOR, cursor)
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from None
+
+    async def ping(self) -> str:
+        """Returns the name of the server's present life if it can be reached."""
+        try:
+            # A server that still loads its data refuses a ping, though not to tell of itself.
+            _, server = await self._redis.pipeline(transaction=False).ping().info("server").execute()
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from None
+        return str(server["run_id"])
 
     def _call(self, script: _Script, tenant_id: str, *arguments: str | int) -> asyncio.Future[Any]:
         if len(self._waiting) >= MAX_WAITING:
@@ -180,7 +225,7 @@ class RedisCounters:
                 f"{MAX_WAITING} calls wait for the counters; try again",
                 retry_after=RETRY_AFTER_S,
             )
-        keys = (f"forebay:{{{tenant_id}}}:{part}" for part in ("counters", "reservations", "settled", "due"))
+        keys = (_key(tenant_id, part) for part in ("counters", "reservations", "settled", "due"))
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Call(script, (4, *keys, self._now(), *arguments), reply))
         self._wake.set()
@@ -222,6 +267,21 @@ class RedisCounters:
             pipeline.evalsha(call.script.sha, *call.arguments)
         replies: list[Any] = await pipeline.execute(raise_on_error=False)
         return replies
+
+
+def _key(tenant_id: str, part: str) -> str:
+    return f"forebay:{{{tenant_id}}}:{part}"
+
+
+def _to_json(observation: Observation) -> str:
+    return json.dumps(
+        {
+            "attempt": observation.attempt,
+            "position": observation.position,
+            "amounts": observation.amounts,
+            "final": observation.final,
+        }
+    )
 
 
 def _text(value: int | None) -> str | int:

@@ -10,6 +10,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from forebay import killpoints
 from forebay.errors import Code, FieldViolation, MeshError
 from forebay.policy.model import TenantPolicy
 from forebay.quota.counters import CounterStore
@@ -50,13 +51,16 @@ class Quota:
                 "REQUEST_ID_TAKEN",
                 f"request {order.request_id} was reserved by another router, or by an earlier life of this one",
             )
+        killpoints.reached("quota.after_reserve")
 
     async def settle(self, tenant_id: str, request_id: str, used: Usage) -> bool:
         """Replaces a reservation by what was used; returns whether this settlement was the one that counted.
 
         The tenant may be gone by now: what it holds is settled all the same.
         """
-        return await self._counters.settle(tenant_id, request_id, amounts_of(used))
+        applied = await self._counters.settle(tenant_id, request_id, amounts_of(used))
+        killpoints.reached("quota.after_settle")
+        return applied
 
     async def renew(self, router: Router, leases: Iterable[tuple[str, str]]) -> list[str]:
         """Extends leases, each given as tenant and request id; returns the request ids of those that are lost.

@@ -32,6 +32,8 @@ from forebay.telemetry.tracing import from_pb_trace, record_span
 
 # Calls of one session that may be under way. A session that has more is not read from until some are answered.
 MAX_CALLS = 4_096
+# Messages of one session whose renewals may be under way; each has up to MAX_LEASES.
+MAX_RENEWALS = 1
 
 _Session = ServerSession[quota_pb2.SessionRequest, quota_pb2.SessionResponse]
 
@@ -88,7 +90,7 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
         """Carries many calls of one router in each message."""
         async with ServerSession(request_iterator, context, quota_pb2.SessionResponse) as session:
             router: Router | None = None
-            slots = asyncio.Semaphore(MAX_CALLS)
+            slots, renewing = asyncio.Semaphore(MAX_CALLS), asyncio.Semaphore(MAX_RENEWALS)
             async for request in session:
                 if router is None:
                     require((request.HasField("hello"), "hello", "must be in the first message"))
@@ -102,7 +104,7 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
                     await self._start(slots, self._answer_settle(session, settle))
                 if request.renewals:
                     leases = from_pb_leases(request.renewals)
-                    await self._start(slots, self._answer_renewals(session, leases, router))
+                    await self._start(renewing, self._answer_renewals(session, leases, router))
 
     async def _start(self, slots: asyncio.Semaphore, call: Coroutine[Any, Any, None]) -> None:
         await slots.acquire()

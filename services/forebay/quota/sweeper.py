@@ -1,7 +1,8 @@
 """Ends what nobody ends, and knows whether the counters can be reached.
 
 While quota or the counters were away no router could renew, and leases lapsed through no fault of theirs: after either has come
-back nothing is swept for one lease, in which every living router renews what it holds (rule P4).
+back nothing is swept for one lease, in which every living router renews what it holds (rule P4). A short absence of the counters
+falls between two looks at them and is known by their new life.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Callable
 from forebay.clock import Clock
 from forebay.errors import MeshError
 from forebay.quota.counters import CounterStore
-from forebay.quota.policies import PolicyFeed
 from forebay.telemetry.logs import get_logger
 
 PING_S = 1.0
@@ -25,17 +25,11 @@ log = get_logger("sweeper")
 
 
 class Sweeper:
-    """Visits every tenant now and then, quiet ones too; `reachable` is told after each look at the counters."""
+    """Visits every tenant that holds something, quiet ones and former ones too; `reachable` is told after each look."""
 
     def __init__(
-        self,
-        feed: PolicyFeed,
-        counters: CounterStore,
-        clock: Clock,
-        lease_s: float,
-        reachable: Callable[[bool], None],
+        self, counters: CounterStore, clock: Clock, lease_s: float, reachable: Callable[[bool], None]
     ) -> None:
-        self._feed = feed
         self._counters = counters
         self._clock = clock
         self._lease_s = lease_s
@@ -43,33 +37,34 @@ class Sweeper:
 
     async def run(self) -> None:
         """Looks after the counters until cancelled."""
-        next_sweep = self._clock.monotonic() + self._lease_s
-        trouble = ""
+        life = trouble = ""
+        next_sweep = 0.0
         while True:
             before = trouble
             try:
-                await self._counters.ping()
-                if self._clock.monotonic() >= next_sweep:
+                known, life = life, await self._counters.ping()
+                if life != known:
+                    next_sweep = self._clock.monotonic() + self._lease_s
+                elif self._clock.monotonic() >= next_sweep:
                     await self._sweep()
                     next_sweep = self._clock.monotonic() + self._lease_s / ROUNDS_PER_LEASE
                 trouble = ""
             except MeshError as error:
-                next_sweep = self._clock.monotonic() + self._lease_s
-                trouble = error.message
+                life, trouble = "", error.message
             if trouble != before:
                 log.warning("counters", trouble=trouble or "over")
             self._reachable(not trouble)
             await self._clock.sleep(PING_S)
 
     async def _sweep(self) -> None:
-        tenants = list(self._feed.policies.tenants)
+        tenants = await self._counters.tenants()
         for at in range(0, len(tenants), TENANTS_AT_ONCE):
             await asyncio.gather(*map(self._sweep_tenant, tenants[at : at + TENANTS_AT_ONCE]))
 
     async def _sweep_tenant(self, tenant_id: str) -> None:
-        while True:
-            swept = await self._counters.sweep(tenant_id, MOST_AT_ONCE)
-            if swept.expired:
-                log.warning("leases expired", tenant=tenant_id, reservations=swept.expired)
-            if swept.total < MOST_AT_ONCE:
-                return
+        # Until nothing moves: what has just expired is due again at once if its usage is known.
+        while (swept := await self._counters.sweep(tenant_id, MOST_AT_ONCE)).total:
+            if swept.expired or swept.settled:
+                log.warning(
+                    "reservations swept", tenant=tenant_id, expired=swept.expired, settled=swept.settled
+                )

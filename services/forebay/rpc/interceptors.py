@@ -178,13 +178,43 @@ class Interceptors(grpc.aio.ServerInterceptor):
         method: str = handler_call_details.method
         kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
         (kind,) = (kind for kind in kinds if getattr(handler, kind))
-        wrapped = _wrap(getattr(handler, kind), method, self._mutual, kind.endswith("stream"))
+        wrapped = _wrap(getattr(handler, kind), method, self._mutual, kind)
         return getattr(grpc, f"{kind}_rpc_method_handler")(  # type: ignore[no-any-return]
-            wrapped, handler.request_deserializer, handler.response_serializer
+            wrapped, _forgiving(handler.request_deserializer), handler.response_serializer
         )
 
 
-def _wrap(behaviour: Any, method: str, mutual: bool, streams: bool) -> Any:
+_MALFORMED = object()
+
+
+def _forgiving(deserialize: Any) -> Any:
+    """Returns a deserialiser that lets malformed bytes through as a value: gRPC would answer them with an untyped INTERNAL."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except Exception:
+            return _MALFORMED
+
+    return read if deserialize is not None else None
+
+
+def _well_formed(request: Any) -> Any:
+    if request is _MALFORMED:
+        message = "the message cannot be read as the contract's; generate the stubs anew, or see what stands in between"
+        raise MeshError(Code.INVALID_ARGUMENT, "MALFORMED_MESSAGE", message)
+    return request
+
+
+async def _all_well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _well_formed(request)
+
+
+def _wrap(behaviour: Any, method: str, mutual: bool, kind: str) -> Any:
+    """Puts the interceptors around a handler of one of gRPC's four kinds, and makes sure that it gets well-formed messages."""
+    many = kind.startswith("stream")
+
     @asynccontextmanager
     async def around(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
@@ -194,17 +224,17 @@ def _wrap(behaviour: Any, method: str, mutual: bool, streams: bool) -> Any:
                 await stack.enter_async_context(interceptor(call))
             yield
 
-    if streams and inspect.isasyncgenfunction(behaviour):
+    if kind.endswith("stream") and inspect.isasyncgenfunction(behaviour):
 
         async def generate(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             async with around(context):
-                async for response in behaviour(request, context):
+                async for response in behaviour(_all_well_formed(request) if many else _well_formed(request), context):
                     yield response
 
         return generate
 
     async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         async with around(context):
-            return await behaviour(request, context)
+            return await behaviour(_all_well_formed(request) if many else _well_formed(request), context)
 
     return answer

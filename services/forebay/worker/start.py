@@ -18,6 +18,7 @@ class Start:
 
     Attributes:
         ref: the attempt's number within the router's session.
+        continues: whether an earlier attempt can have reached an engine, even if nothing was delivered of it.
         completion_from: positions before it are billed by earlier attempts.
         remaining: seconds until the client's deadline; None for none.
         trace: the request's context.
@@ -27,6 +28,7 @@ class Start:
     grant: Grant
     attribution: Attribution
     prompt_token_ids: Sequence[int]
+    continues: bool
     delivered_token_ids: Sequence[int]
     held_text: str
     completion_from: int

@@ -27,13 +27,14 @@ MAX_STOP_BYTES = 256
 MAX_STOP_TOKENS = 64
 
 # What runs must be recordable afterwards: these are the bounds of usage events.
-MAX_ATTEMPT = 10_000
-MAX_QUEUE_TIME_S = 1_000_000.0
+MAX_ATTEMPT = 1_000
+MAX_QUEUE_TIME_S = 100_000.0
 MAX_TEXT_BYTES = 256
 MAX_LABELS = 16
 MAX_LABEL_BYTES = 128
 
 _REQUEST_ID = re.compile(r"[0-9a-f]{32}")
+_TENANT_ID = re.compile(r"[a-z0-9-]{1,63}")
 
 _Real = Literal["temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"]
 
@@ -77,6 +78,7 @@ def from_pb_start(message: worker_pb2.Start) -> Start:
         grant=_from_pb_grant(message.grant),
         attribution=_from_pb_attribution(message.attribution),
         prompt_token_ids=list(message.prompt_token_ids),
+        continues=message.HasField("continuation"),
         delivered_token_ids=list(message.continuation.token_ids),
         held_text=message.continuation.held_text,
         completion_from=message.continuation.completion_from,
@@ -136,7 +138,7 @@ def _wrong_payload(message: worker_pb2.Start) -> Iterator[FieldViolation]:
         yield FieldViolation("grant.ref.request_id", "must be 32 lower-case hex digits")
     if not 1 <= ref.attempt <= MAX_ATTEMPT:
         yield FieldViolation("grant.ref.attempt", f"must be 1 to {MAX_ATTEMPT}")
-    if delivered.token_ids and ref.attempt == 1:
+    if message.HasField("continuation") and ref.attempt == 1:
         yield FieldViolation("continuation", "must be unset: attempt 1 continues nothing")
     if delivered.completion_from > len(delivered.token_ids):
         yield FieldViolation("continuation.completion_from", "must not be past the tokens delivered")
@@ -145,10 +147,11 @@ def _wrong_payload(message: worker_pb2.Start) -> Iterator[FieldViolation]:
 
 
 def _wrong_attribution(message: worker_pb2.Attribution) -> Iterator[FieldViolation]:
-    for name in ("tenant_id", "model"):
-        if not getattr(message, name):
-            yield FieldViolation(f"attribution.{name}", "must be set")
-    for name in ("tenant_id", "key_id", "plan", "service_class", "model", "client_request_id"):
+    if not _TENANT_ID.fullmatch(message.tenant_id):
+        yield FieldViolation("attribution.tenant_id", "must be 1 to 63 of [a-z0-9-]")
+    if not message.model:
+        yield FieldViolation("attribution.model", "must be set")
+    for name in ("key_id", "plan", "service_class", "model", "client_request_id"):
         if _bytes(getattr(message, name)) > MAX_TEXT_BYTES:
             yield FieldViolation(f"attribution.{name}", f"must have at most {MAX_TEXT_BYTES} bytes")
     if not 0 <= from_pb_duration(message.queue_time) <= MAX_QUEUE_TIME_S:

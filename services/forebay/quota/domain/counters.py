@@ -17,6 +17,7 @@ from forebay.quota.domain.limits import Kind, Row
 from forebay.quota.domain.reservations import (
     Decision,
     LimitState,
+    Observation,
     Order,
     Outcome,
     Reservation,
@@ -33,11 +34,12 @@ HOLD_RETRY_MS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A live reservation with what it took, by counter name."""
+    """A live reservation with what it took, by counter name, and what the ledger says of it."""
 
     reservation: Reservation
     windows: Mapping[str, int]
     holds: Mapping[str, int]
+    observed: Observation | None = None
 
 
 class TenantCounters:
@@ -85,18 +87,31 @@ class TenantCounters:
         Args:
             now_ms: the present.
             request_id: the reservation.
-            amounts: what was used, by limit; a limit that is not named keeps what was reserved.
+            amounts: what was used, by limit; a limit that is not named was not used.
         """
         now_ms = self._advance(now_ms)
         entry = self._live.get(request_id)
         if entry is None:
             return False
-        admitted_in = entry.reservation.reserved_at_ms // 1000
-        for name, taken in entry.windows.items():
-            used = amounts.get(name.rpartition("/")[2], taken)
-            self._windows[name].correct(now_ms // 1000, admitted_in, used - taken)
-        self._finish(now_ms, entry)
+        self._finish(now_ms, entry, amounts)
         return True
+
+    def observe(self, now_ms: int, observations: Sequence[Observation]) -> int:
+        """Keeps what the ledger says of live reservations; returns how many observations were news."""
+        now_ms = max(now_ms, self._now_ms)
+        news = 0
+        for observation in observations:
+            entry = self._live.get(observation.request_id)
+            if entry is None or not observation.is_news_after(entry.observed):
+                continue
+            reservation = entry.reservation
+            if reservation.state is State.EXPIRED:
+                reservation = replace(reservation, due_ms=now_ms + self._terms.patience_ms(observation))
+            self._live[observation.request_id] = replace(entry, reservation=reservation, observed=observation)
+            news += 1
+        if news:
+            self._advance(now_ms)
+        return news
 
     def renew(self, now_ms: int, router: Router, request_ids: Sequence[str], rows: Sequence[Row]) -> list[str]:
         """Extends the leases of a router's reservations; returns those that are lost.
@@ -121,7 +136,7 @@ class TenantCounters:
         return lost
 
     def sweep(self, now_ms: int, most: int) -> Swept:
-        """Moves on what is due, oldest first: held to expired, expired to settled as it was charged, settled to forgotten."""
+        """Moves on what is due, oldest first: held to expired, expired to settled by what was observed, settled to forgotten."""
         now_ms = max(now_ms, self._now_ms)
         live = [(entry.reservation.due_ms, request_id) for request_id, entry in self._live.items()]
         remembered = [(forget_at, request_id) for request_id, (_, forget_at) in self._settled.items()]
@@ -136,13 +151,12 @@ class TenantCounters:
                 forgotten += 1
             elif entry.reservation.state is State.HELD:
                 self._give_back(entry)
-                reservation = replace(
-                    entry.reservation, state=State.EXPIRED, due_ms=now_ms + self._terms.provisional_ms
-                )
+                due_ms = now_ms + self._terms.patience_ms(entry.observed)
+                reservation = replace(entry.reservation, state=State.EXPIRED, due_ms=due_ms)
                 self._live[request_id] = replace(entry, reservation=reservation)
                 expired += 1
             else:
-                self._finish(now_ms, entry)
+                self._finish(now_ms, entry, entry.observed.amounts if entry.observed else {})
                 settled += 1
         return Swept(expired, settled, forgotten)
 
@@ -192,7 +206,11 @@ class TenantCounters:
         for name, taken in entry.holds.items():
             self._held[name] -= taken
 
-    def _finish(self, now_ms: int, entry: _Entry) -> None:
+    def _finish(self, now_ms: int, entry: _Entry, amounts: Mapping[str, int]) -> None:
+        admitted_in = entry.reservation.reserved_at_ms // 1000
+        for name, taken in entry.windows.items():
+            used = amounts.get(name.rpartition("/")[2], 0)
+            self._windows[name].correct(now_ms // 1000, admitted_in, used - taken)
         if entry.reservation.state is State.HELD:
             self._give_back(entry)
         order = entry.reservation.order

@@ -4,19 +4,24 @@
             renewed, if there is still room
           ┌──────────────────────────────────┐
           ▼                                  │
-  ───▶  held  ───── lease lapses ─────▶  expired ──── an hour later ───┐
-          │                                  │                         ▼
+  ───▶  held  ───── lease lapses ─────▶  expired ─ usage observed, ────┐
+          │                                  │    or an hour later      ▼
           └────────── settled ───────────────┴── settled ──────▶    settled ──── ten minutes later ──▶ forgotten
 ```
 
 An expired reservation has given back what it held (its place among the concurrent requests) and stays charged in full for what
 counts by the minute: provisionally, since a late settlement still applies the difference. Only `settled` is final; it is
 remembered for a while, so that a settlement or a reserve that is repeated finds it.
+
+What the ledger says of a request is kept with its reservation and counts only once the lease has lapsed: a router that lives
+settles by itself. Then it settles the reservation: at once if the request has ended with it; after another lease if only an
+attempt has, which another one may have followed. Without any usage for an hour no attempt has started, and nothing is charged.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from forebay.errors import QuotaViolation
@@ -36,6 +41,12 @@ class Terms:
     lease_ms: int = 30_000
     provisional_ms: int = 3_600_000
     remembered_ms: int = 600_000
+
+    def patience_ms(self, observed: Observation | None) -> int:
+        """Returns how long an expired reservation waits for news after it was observed so."""
+        if observed is None:
+            return self.provisional_ms
+        return 0 if observed.final else self.lease_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +75,32 @@ class Reservation:
     state: State
     reserved_at_ms: int
     due_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the ledger says of a request as of one of its attempts.
+
+    The last attempt tells of all: the prompt is the request's, and completion positions count from the request's beginning (P6).
+    So the last one is all that is kept, and neither order nor repetition of observations matters.
+
+    Attributes:
+        request_id: the request.
+        attempt: which attempt, from 1.
+        position: of the row in the ledger; a later row of the same attempt knows better.
+        amounts: what the request used, by limit.
+        final: whether the request ended with this attempt.
+    """
+
+    request_id: str
+    attempt: int
+    position: int
+    amounts: Mapping[str, int]
+    final: bool
+
+    def is_news_after(self, other: Observation | None) -> bool:
+        """Whether this is to be kept instead of the other."""
+        return other is None or (self.attempt, self.position) > (other.attempt, other.position)
 
 
 class Outcome(enum.Enum):

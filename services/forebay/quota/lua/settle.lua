@@ -5,22 +5,14 @@
 
 local now = present()
 local id, remembered = ARGV[2], ARGV[3]
-local used = {}
+local amounts = {}
 for at = 4, #ARGV, 2 do
-  used[ARGV[at]] = tonumber(ARGV[at + 1])
+  amounts[ARGV[at]] = tonumber(ARGV[at + 1])
 end
 
 local reservation = load_reservation(id)
 if reservation then
-  local admitted_in = second_of(reservation.at)
-  if admitted_in >= second_of(now) - WINDOW_S then
-    for row, taken in pairs(reservation.windows) do
-      local difference = (used[row:match('[^/]*$')] or taken) - taken
-      redis.call('HINCRBY', COUNTERS, row, difference)
-      redis.call('HINCRBY', COUNTERS, row .. ':' .. admitted_in, difference)
-    end
-  end
-  finish(id, reservation, now + remembered)
+  finish(id, reservation, amounts, now, remembered)
 end
 keep(now)
 return reservation and 1 or 0

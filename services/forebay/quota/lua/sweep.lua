@@ -1,10 +1,11 @@
--- Moves on what is due, oldest first: held to expired, expired to settled as it was charged, settled to forgotten.
+-- Moves on what is due, oldest first: held to expired, expired to settled by what was observed, settled to forgotten.
 --
--- ARGV[2] how long a charge stays provisional, ms   [3] how long a settlement is remembered, ms   [4] most to move
+-- ARGV[2] lease, ms   [3] how long a charge stays provisional, ms   [4] how long a settlement is remembered, ms
+--     [5] most to move
 -- Returns how many expired, were settled, were forgotten.
 
 local now = present()
-local provisional, remembered, most = ARGV[2], ARGV[3], ARGV[4]
+local lease, provisional, remembered, most = unpack(ARGV, 2, 5)
 local expired, settled, forgotten = 0, 0, 0
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', DUE, '-inf', now, 'LIMIT', 0, most)) do
@@ -16,10 +17,11 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', DUE, '-inf', now, 'LIMIT', 0, mo
   elseif reservation.state == 'held' then
     give_back(reservation)
     reservation.state = 'expired'
-    save_reservation(id, reservation, now + provisional)
+    save_reservation(id, reservation, now + patience(reservation.observed, lease, provisional))
     expired = expired + 1
   else
-    finish(id, reservation, now + remembered)
+    local observed = reservation.observed
+    finish(id, reservation, observed and observed.amounts or {}, now, remembered)
     settled = settled + 1
   end
 end

@@ -7,7 +7,8 @@
 --                               <row>:from         second: the oldest one that is still part of a window's integer
 --                               <row>:<second>     integer: taken of a window in that second
 --   KEYS[2] reservations  hash  <request id>       JSON {router, incarnation, state: held | expired, at: ms, prompt, max,
---                                                  windows: {<row>: amount}, holds: {<row>: amount}}
+--                                                  windows: {<row>: amount}, holds: {<row>: amount},
+--                                                  observed: {attempt, position, amounts: {<limit>: amount}, final}}
 --   KEYS[3] settled       hash  <request id>       "<router>/<incarnation>", remembered for repeats
 --   KEYS[4] due           zset  <request id> by ms at which its state ends by itself
 --
@@ -106,11 +107,28 @@ local function give_back(reservation)
   end
 end
 
-local function finish(id, reservation, forget_at)
+-- How long an expired reservation waits for news after it was observed so.
+local function patience(observed, lease, provisional)
+  if not observed then
+    return provisional
+  end
+  return observed.final and 0 or lease
+end
+
+-- Replaces what a reservation took by what was used, by limit; a limit that is not named was not used.
+local function finish(id, reservation, amounts, now, remembered)
+  local admitted_in = second_of(reservation.at)
+  if admitted_in >= second_of(now) - WINDOW_S then
+    for row, taken in pairs(reservation.windows) do
+      local difference = (amounts[row:match('[^/]*$')] or 0) - taken
+      redis.call('HINCRBY', COUNTERS, row, difference)
+      redis.call('HINCRBY', COUNTERS, row .. ':' .. admitted_in, difference)
+    end
+  end
   if reservation.state == 'held' then
     give_back(reservation)
   end
   redis.call('HDEL', RESERVATIONS, id)
   redis.call('HSET', SETTLED, id, reservation.router .. '/' .. reservation.incarnation)
-  redis.call('ZADD', DUE, forget_at, id)
+  redis.call('ZADD', DUE, now + remembered, id)
 end

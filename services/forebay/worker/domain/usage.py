@@ -15,6 +15,7 @@ class Outcome(enum.Enum):
     FAILED = "failed"
     HANDED_OVER = "handed_over"
     BUDGET_STOPPED = "budget_stopped"
+    LOST = "lost"  # so far: what stands in the ledger if nothing later is known, since the worker died
 
 
 class Ending(enum.Enum):
@@ -63,6 +64,15 @@ class Attribution:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where an attempt ran: the pool, the worker, and which of its lives."""
+
+    worker_id: str
+    incarnation: int
+    pool: str
+
+
+@dataclass(frozen=True, slots=True)
 class Trace:
     """The W3C trace context that the event is recorded under; empty strings when the request is not traced."""
 
@@ -80,7 +90,7 @@ class UsageEvent:
     """What one attempt used. Its identity is its id: recorded twice, it counts once.
 
     Attributes:
-        prompt_tokens: of the request; billed by attempt 1 alone.
+        prompt_tokens: of the request; billed by the first of its attempts that reached an engine.
         cached_tokens: those of prompt_tokens that came from the prefix cache.
         completion_from, completion_to: the completion positions that this attempt bills, the last excluded.
         recomputed_tokens: computed again for a continuation; never billed.
@@ -91,6 +101,7 @@ class UsageEvent:
 
     id: AttemptId
     attribution: Attribution
+    place: Place
     adapter: str
     prompt_tokens: int
     cached_tokens: int

@@ -1,0 +1,92 @@
+"""The spool's records, and what they say after a crash.
+
+    <crc32 of the JSON, 8 hex digits> <JSON> newline
+
+The JSON is a usage event (the latest one of an attempt counts: its start, a checkpoint or its end), or the id of an attempt
+that is done with, because metering has its event or because it never reached the engine. One record a line: a person can
+read them, and damage stays in its line.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+from forebay.worker.domain.attempt_id import AttemptId
+from forebay.worker.domain.usage import Attribution, Outcome, Place, Trace, UsageEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What a spool holds.
+
+    Attributes:
+        events: the latest of each attempt that is not done with, in the order in which they were written. Those of attempts
+            that had not ended say LOST.
+        unreadable: lines that are damaged, or that another version wrote.
+        torn_bytes: after the last whole line; a crash in the middle of a write leaves them.
+    """
+
+    events: list[UsageEvent]
+    unreadable: list[bytes]
+    torn_bytes: int
+
+
+def to_record(event: UsageEvent) -> bytes:
+    """Returns the record of an event."""
+    return _line(event)
+
+
+def done_record(id: AttemptId) -> bytes:
+    """Returns the record that an attempt is done with."""
+    return _line([id.request_id, id.attempt])
+
+
+def replay(content: bytes) -> Replay:
+    """Reads records, one after the other, up to where they end or are torn."""
+    *lines, torn = content.split(b"\n")
+    live: dict[AttemptId, UsageEvent] = {}
+    unreadable = []
+    for line in lines:
+        try:
+            record = _read(line)
+        except (KeyError, TypeError, ValueError):
+            unreadable.append(line)
+            continue
+        if isinstance(record, AttemptId):
+            live.pop(record, None)
+        else:
+            live.pop(record.id, None)
+            live[record.id] = record
+    return Replay(list(live.values()), unreadable, len(torn))
+
+
+def _line(value: object) -> bytes:
+    body = json.dumps(value, default=_plain, ensure_ascii=False, separators=(",", ":")).encode()
+    return b"%08x %b\n" % (zlib.crc32(body), body)
+
+
+def _plain(value: Any) -> object:
+    if isinstance(value, enum.Enum):
+        return value.value
+    return {name: getattr(value, name) for name in value.__slots__}
+
+
+def _read(line: bytes) -> UsageEvent | AttemptId:
+    crc, _, body = line.partition(b" ")
+    if len(crc) != 8 or int(crc, 16) != zlib.crc32(body):
+        raise ValueError("the checksum is wrong")
+    value = json.loads(body)
+    if isinstance(value, list):
+        return AttemptId(*value)
+    value |= {
+        "id": AttemptId(**value["id"]),
+        "attribution": Attribution(**value["attribution"]),
+        "place": Place(**value["place"]),
+        "outcome": Outcome(value["outcome"]),
+        "trace": Trace(**value["trace"]),
+    }
+    return UsageEvent(**value)

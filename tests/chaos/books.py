@@ -1,0 +1,73 @@
+"""Reads what the mesh has written down: the ledger as its tenants see it, reservations and limits as its operator does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from forebay.api.metering.v1 import metering_pb2
+from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc
+from forebay.api.router.v1 import router_pb2, router_pb2_grpc
+from forebay.rpc.client import connect
+from forebay.testing.processes import MeshProcesses
+
+from .records import Books, Row
+
+DEADLINE_S = 20.0
+
+
+async def read_books(mesh: MeshProcesses, tenants: Iterable[str]) -> Books:
+    """Returns all of it.
+
+    Raises:
+        grpc.aio.AioRpcError: a service did not answer.
+    """
+    rows: list[Row] = []
+    open_reservations: list[str] = []
+    slots = 0
+    async with connect(mesh.router_address(), caller="client") as router, mesh.channel("quota") as quota:
+        stub: quota_pb2_grpc.QuotaServiceAsyncStub = quota_pb2_grpc.QuotaServiceStub(quota)
+        for tenant in tenants:
+            pages = router_pb2_grpc.UsageServiceStub(router).StreamUsage(
+                router_pb2.StreamUsageRequest(),
+                metadata=(("authorization", f"Bearer {mesh.key(tenant)}"),),
+                timeout=DEADLINE_S,
+            )
+            async for page in pages:
+                rows += map(_row, page.entries)
+            open_reservations += await _open_reservations(stub, tenant)
+            peek = await stub.Peek(quota_pb2.PeekRequest(tenant_id=tenant), timeout=DEADLINE_S)
+            slots += sum(limit.used for limit in peek.limits if limit.limit == "concurrent_requests")
+    return Books(tuple(rows), tuple(open_reservations), slots)
+
+
+async def _open_reservations(stub: quota_pb2_grpc.QuotaServiceAsyncStub, tenant: str) -> list[str]:
+    found: list[str] = []
+    token = ""
+    while True:
+        page = await stub.ListReservations(
+            quota_pb2.ListReservationsRequest(tenant_id=tenant, page_size=1_000, page_token=token), timeout=DEADLINE_S
+        )
+        found += [
+            f"{tenant} {reservation.request_id} {reservation.state}"
+            for reservation in page.reservations
+            if reservation.state != "settled"
+        ]
+        token = page.next_page_token
+        if not token:
+            return found
+
+
+def _row(entry: metering_pb2.LedgerEntry) -> Row:
+    event = entry.event
+    return Row(
+        position=entry.position,
+        corrects=entry.corrects,
+        tenant=event.tenant_id,
+        request_id=event.request_id,
+        label=event.client_request_id,
+        attempt=event.attempt,
+        source=metering_pb2.EventSource.Name(event.source).removeprefix("EVENT_SOURCE_"),
+        completion_from=event.completion_from,
+        prompt_tokens=entry.billed_prompt_tokens,
+        completion_tokens=entry.billed_completion_tokens,
+    )
