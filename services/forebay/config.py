@@ -69,6 +69,7 @@ class ServiceConfig(BaseSettings):
     )
     drain_seconds: float = Field(10.0, ge=0, le=3600, description="how long running calls may go on after SIGTERM")
     tls: TlsConfig | None = Field(None, description="mutual TLS with the other services; none is for development alone")
+    max_connections: int = Field(1_024, ge=1, le=65_536, description="connections at a time; further ones are closed")
     channelz: bool = Field(False, description="offer grpc.channelz.v1 for debugging")
 
     @field_validator("listen", "metrics_listen")

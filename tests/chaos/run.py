@@ -39,6 +39,8 @@ PROVISIONAL_S = 2.0
 LEASE_S = 3.0
 ENVIRONMENT = {
     "FOREBAY_QUOTA_LEASE_SECONDS": str(LEASE_S),
+    # How long quota waits for the usage of what it never heard of again.
+    "FOREBAY_QUOTA_PROVISIONAL_SECONDS": "10",
     "FOREBAY_METERING_PROVISIONAL_SECONDS": str(PROVISIONAL_S),
 }
 UNLIMITED = {"requests_per_minute": 1_000_000, "tokens_per_minute": 1_000_000_000, "concurrent_requests": 1_000}

@@ -25,9 +25,10 @@ def test_the_pepper_comes_from_the_file_of_its_own_without_white_space(tmp_path:
     assert load(tmp_path, text).pepper_bytes() == load(tmp_path, WHOLE).pepper_bytes() == b"0123456789abcdef"
 
 
-def test_the_lease_is_a_setting(tmp_path: Path) -> None:
+def test_the_waiting_times_are_settings(tmp_path: Path) -> None:
     assert load(tmp_path, WHOLE).terms().lease_ms == 30_000
     assert load(tmp_path, WHOLE + "lease_seconds: 2.5\n").terms().lease_ms == 2_500
+    assert load(tmp_path, WHOLE + "provisional_seconds: 3\n").terms().provisional_ms == 3_000
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,9 @@ def test_the_lease_is_a_setting(tmp_path: Path) -> None:
         (WHOLE.replace("0123456789abcdef", "short"), "at least 16 bytes"),
         (WHOLE + "redis_url: localhost\n", "redis_url"),
         (WHOLE + "lease_seconds: 0\n", "lease_seconds"),
+        (WHOLE + "provisional_seconds: 7200\n", "provisional_seconds"),
+        (WHOLE + "metering_address: metering\n", "metering_address"),
+        (WHOLE + "listen: quota\n", "listen"),
         (WHOLE.replace("tenants_file", "tenant_file"), "tenant_file"),
     ],
 )

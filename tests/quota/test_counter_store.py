@@ -11,7 +11,7 @@ from forebay.errors import QuotaViolation
 from forebay.policy.model import Limits, ServiceClass, TenantPolicy
 from forebay.quota.counters import CounterStore
 from forebay.quota.domain.limits import Usage, amounts_of, rows_of
-from forebay.quota.domain.reservations import Decision, Order, Outcome, Router, State, Swept
+from forebay.quota.domain.reservations import Decision, Observation, Order, Outcome, Router, State, Swept
 from forebay.testing.clock import FakeClock
 
 ROUTER = Router("router-1", 1_700_000_000_123_456)
@@ -192,7 +192,7 @@ async def test_what_is_not_the_routers_own_cannot_be_renewed(
     assert await store.renew("acme", Router("router-1", 7), ids, rows_of(tenant, Usage(0, 0, 0))) == ids
 
 
-async def test_an_expired_reservation_is_settled_as_charged_and_then_forgotten(
+async def test_an_expired_reservation_that_never_started_is_charged_nothing_and_then_forgotten(
     store: CounterStore, tenant: TenantPolicy, reserve: Reserve, clock: FakeClock
 ) -> None:
     await reserve("a")
@@ -201,10 +201,144 @@ async def test_an_expired_reservation_is_settled_as_charged_and_then_forgotten(
     clock.advance(3600)
     assert await store.sweep("acme", 100) == Swept(settled=1)
     assert await store.reservations("acme", "", 10) == []
+    assert set((await used(store, tenant)).values()) == {0}
     assert not await settle(store, "a", Usage(1, 1, 1))
     clock.advance(600)
     assert await store.sweep("acme", 100) == Swept(forgotten=1)
     assert await store.sweep("acme", 100) == Swept()
+
+
+def observation(name: str, attempt: int, position: int, completion: int, *, final: bool) -> Observation:
+    return Observation(name * 32, attempt, position, amounts_of(Usage(1, 10, completion)), final)
+
+
+async def tokens(store: CounterStore, tenant: TenantPolicy) -> int:
+    return (await used(store, tenant))["tokens_per_minute"]
+
+
+async def test_what_is_observed_counts_only_once_the_lease_has_lapsed(
+    store: CounterStore, tenant: TenantPolicy, reserve: Reserve, clock: FakeClock
+) -> None:
+    await reserve("a", 10, 50)
+    assert await store.observe("acme", [observation("a", 1, 1, 5, final=True)]) == 1
+    assert await tokens(store, tenant) == 60
+    clock.advance(20)
+    assert await store.renew("acme", ROUTER, ["a" * 32], rows_of(tenant, Usage(0, 0, 0))) == []
+    clock.advance(29)
+    assert await store.sweep("acme", 100) == Swept()
+    clock.advance(1)
+    assert await store.sweep("acme", 100) == Swept(expired=1)
+    assert await tokens(store, tenant) == 60
+    assert await store.sweep("acme", 100) == Swept(settled=1)
+    assert await used(store, tenant) == {
+        "requests_per_minute": 1,
+        "tokens_per_minute": 15,
+        "concurrent_requests": 0,
+    }
+    assert not await settle(store, "a", Usage(1, 10, 6))
+    assert await tokens(store, tenant) == 15
+
+
+async def test_usage_that_comes_after_the_lease_settles_at_once(
+    store: CounterStore, tenant: TenantPolicy, reserve: Reserve, clock: FakeClock
+) -> None:
+    await reserve("a", 10, 50)
+    clock.advance(30)
+    await store.sweep("acme", 100)
+    assert await store.sweep("acme", 100) == Swept()
+    await store.observe("acme", [observation("a", 1, 1, 5, final=True)])
+    assert await store.sweep("acme", 100) == Swept(settled=1)
+    assert await tokens(store, tenant) == 15
+
+
+async def test_another_attempt_may_follow_for_one_lease(
+    store: CounterStore, tenant: TenantPolicy, reserve: Reserve, clock: FakeClock
+) -> None:
+    await reserve("a", 10, 50)
+    await reserve("b", 10, 20)
+    clock.advance(30)
+    await store.sweep("acme", 100)
+    lost = [observation(name, 1, 1, 5, final=False) for name in "ab"]
+    await store.observe("acme", lost)
+    clock.advance(20)
+    assert await store.sweep("acme", 100) == Swept()
+    await store.observe("acme", [*lost, observation("a", 2, 2, 9, final=False)])  # the first of them are no news
+    clock.advance(9)
+    assert await store.sweep("acme", 100) == Swept()
+    clock.advance(1)
+    assert await store.sweep("acme", 100) == Swept(settled=1)  # b
+    (left,) = await store.reservations("acme", "", 10)
+    assert left.order.request_id == "a" * 32
+    clock.advance(20)
+    assert await store.sweep("acme", 100) == Swept(settled=1)
+
+
+async def test_the_last_row_of_the_last_attempt_counts_in_whichever_order_they_come(
+    store: CounterStore, tenant: TenantPolicy, reserve: Reserve, clock: FakeClock
+) -> None:
+    await reserve("a", 10, 50)
+    known = [
+        observation("a", 1, 1, 20, final=False),
+        observation("a", 2, 2, 30, final=True),
+        observation("a", 2, 4, 31, final=True),  # a correction
+    ]
+    assert await store.observe("acme", [known[1], known[0]]) == 1
+    assert await store.observe("acme", [known[2], *known]) == 1
+    assert await store.observe("acme", [observation("b", 1, 5, 1, final=True)]) == 0
+    clock.advance(30)
+    await store.sweep("acme", 100)
+    await store.sweep("acme", 100)
+    assert await tokens(store, tenant) == 41
+
+
+async def test_a_late_settlement_goes_before_what_was_observed(
+    store: CounterStore, tenant: TenantPolicy, reserve: Reserve, clock: FakeClock
+) -> None:
+    await reserve("a", 10, 50)
+    clock.advance(30)
+    await store.sweep("acme", 100)
+    await store.observe("acme", [observation("a", 1, 1, 5, final=True)])
+    assert await settle(store, "a", Usage(1, 10, 6))
+    assert await store.sweep("acme", 100) == Swept()
+    assert await tokens(store, tenant) == 16
+
+
+async def test_a_revived_lease_is_its_routers_again_whatever_was_observed(
+    store: CounterStore, tenant: TenantPolicy, reserve: Reserve, clock: FakeClock
+) -> None:
+    await reserve("a", 10, 50)
+    clock.advance(30)
+    await store.sweep("acme", 100)
+    await store.observe("acme", [observation("a", 1, 1, 5, final=True)])
+    assert await store.renew("acme", ROUTER, ["a" * 32], rows_of(tenant, Usage(0, 0, 0))) == []
+    assert await store.sweep("acme", 100) == Swept()
+    assert await settle(store, "a", Usage(1, 10, 6))
+    assert await tokens(store, tenant) == 16
+    assert (await used(store, tenant))["concurrent_requests"] == 0
+
+
+async def test_a_store_that_has_forgotten_stays_above_zero(
+    store: CounterStore, tenant: TenantPolicy, reserve: Reserve
+) -> None:
+    # What a crash of the server may take with it is the last second as a whole: counters and reservation together.
+    await reserve("a", 10, 50)
+    await settle(store, "a", Usage(1, 10, 5))
+    before = await used(store, tenant)
+    assert not await settle(store, "f", Usage(1, 10, 5))
+    assert await store.renew("acme", ROUTER, ["f" * 32], rows_of(tenant, Usage(0, 0, 0))) == ["f" * 32]
+    assert await used(store, tenant) == before
+
+
+async def test_tenants_with_something_for_the_sweep_are_known(store: CounterStore, reserve: Reserve) -> None:
+    assert list(await store.tenants()) == []
+    await reserve("a")
+    assert list(await store.tenants()) == ["acme"]
+
+
+async def test_the_cursor_is_kept(store: CounterStore) -> None:
+    assert await store.usage_cursor() == ""
+    await store.keep_usage_cursor("v1:7")
+    assert await store.usage_cursor() == "v1:7"
 
 
 async def test_a_sweep_is_bounded_and_takes_the_oldest_first(

@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from forebay.policy.model import Limits, ServiceClass, TenantPolicy
 from forebay.quota.domain.counters import TenantCounters
 from forebay.quota.domain.limits import Usage, amounts_of, rows_of
-from forebay.quota.domain.reservations import Order, Outcome, Router, Terms
+from forebay.quota.domain.reservations import Observation, Order, Outcome, Router, Terms
 from forebay.quota.domain.windows import Window
 
 ROUTER = Router("router-1", 1)
-TERMS = Terms(lease_ms=30_000)
+TERMS = Terms(lease_ms=10_000, provisional_ms=20_000, remembered_ms=600_000)
 LIMITS = Limits(requests_per_minute=6, tokens_per_minute=50, concurrent_requests=3)
 TENANT = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, limits=LIMITS)
 
 pauses = st.integers(0, 2_000) | st.integers(0, 40_000) | st.sampled_from([999, 1_000, 59_000, 59_999, 60_000, 60_001])
 tokens = st.integers(0, 25)
-acts = st.sampled_from(["reserve", "reserve", "reserve", "settle", "sweep", "renew"])
+acts = st.sampled_from(["reserve", "reserve", "reserve", "settle", "sweep", "sweep", "renew", "observe"])
 histories = st.lists(st.tuples(pauses, acts, tokens, tokens), max_size=60)
 
 
@@ -32,6 +32,7 @@ def test_no_minute_and_no_moment_exceeds_a_limit(history: list[tuple[int, str, i
     counters = TenantCounters(TERMS)
     now = 1_700_000_000_000
     charged: dict[str, tuple[int, int, int]] = {}  # request id: admitted at, requests, tokens
+    observed: dict[str, Usage] = {}
     for number, (pause, act, prompt, completion) in enumerate(history):
         now += pause
         live = [held.order for held in counters.reservations("", 100)]
@@ -48,14 +49,28 @@ def test_no_minute_and_no_moment_exceeds_a_limit(history: list[tuple[int, str, i
             charged[chosen.request_id] = (at, 1, used.prompt_tokens + used.completion_tokens)
         elif act == "sweep":
             counters.sweep(now, 100)
+            left = {held.order.request_id for held in counters.reservations("", 100)}
+            for request_id in {order.request_id for order in live} - left:
+                used = observed.get(request_id, Usage(0, 0, 0))
+                at, _, _ = charged[request_id]
+                charged[request_id] = (at, used.requests, used.prompt_tokens + used.completion_tokens)
+        elif act == "observe" and chosen:
+            used = Usage(1, chosen.prompt_tokens, completion % (chosen.max_completion_tokens + 1))
+            final = prompt % 2 == 0
+            counters.observe(now, [Observation(chosen.request_id, number, 1, amounts_of(used), final)])
+            observed[chosen.request_id] = used
         elif act == "renew" and chosen:
             counters.renew(now, ROUTER, [chosen.request_id], rows_of(TENANT, Usage(0, 0, 0)))
 
         last_minute = [item for item in charged.values() if item[0] > now - 60_000]
         assert sum(requests for _, requests, _ in last_minute) <= 6
         assert sum(taken for _, _, taken in last_minute) <= 50
-        held = {state.limit: state.used for state in counters.peek(now, rows_of(TENANT, Usage(0, 0, 0)))}
-        assert 0 <= held["concurrent_requests"] <= 3
+        shown = {state.limit: state.used for state in counters.peek(now, rows_of(TENANT, Usage(0, 0, 0)))}
+        assert min(shown.values()) >= 0
+        assert shown["concurrent_requests"] <= 3
+        counted = [item for item in charged.values() if item[0] // 1_000 >= now // 1_000 - 60]
+        assert shown["requests_per_minute"] == sum(requests for _, requests, _ in counted)
+        assert shown["tokens_per_minute"] == sum(taken for _, _, taken in counted)
 
 
 @settings(max_examples=30, deadline=None)
@@ -67,7 +82,7 @@ def test_the_advised_wait_is_the_shortest_that_helps(history: list[tuple[int, st
             now += pause
             order = Order(f"{number:032x}", ROUTER, prompt, completion)
             counters.reserve(now, order, rows_of(TENANT, Usage(1, prompt, completion)))
-            counters.settle(now, order.request_id, {})
+            counters.settle(now, order.request_id, amounts_of(Usage(1, prompt, completion)))
         return counters, now
 
     def last(counters: TenantCounters, now: int) -> Callable[[int], Outcome]:

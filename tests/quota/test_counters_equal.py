@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from forebay.quota.counters import CounterStore, InMemoryCounters
 from forebay.quota.domain.limits import Kind, Row
-from forebay.quota.domain.reservations import Order, Router, Terms
+from forebay.quota.domain.reservations import Observation, Order, Router, Terms
 from forebay.quota.redis_counters import RedisCounters
 
 TERMS = Terms(lease_ms=30_000, provisional_ms=100_000, remembered_ms=50_000)
@@ -65,11 +65,20 @@ def step(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Ste
     return st.builds(Step, after, st.just(name), st.tuples(*arguments))
 
 
+observations = st.builds(
+    Observation,
+    request_ids,
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.just({}) | st.fixed_dictionaries({"tokens_per_minute": st.integers(0, 9)}),
+    st.booleans(),
+)
 orders = st.builds(Order, request_ids, routers, amounts, amounts)
 steps = st.one_of(
     step("reserve", orders, rows()),
     step("reserve", orders, rows()),
     step("settle", request_ids, st.just({}) | st.fixed_dictionaries({"tokens_per_minute": st.integers(0, 9)})),
+    step("observe", st.lists(observations, min_size=1, max_size=3)),
     step("renew", routers, st.lists(request_ids, min_size=1, max_size=3), rows()),
     step("sweep", st.integers(1, 3)),
     step("reservations", request_ids | st.just(""), st.integers(1, 3)),

@@ -41,6 +41,7 @@ def config(tmp_path: Path, own_valkey: ValkeyServer) -> QuotaConfig:
         tenants_file=tmp_path / "tenants.yaml",
         keys_file=tmp_path / "keys.yaml",
         pepper="0123456789abcdef",
+        metering_address="127.0.0.1:1",  # nobody is there, and nobody waits for it
     )
 
 

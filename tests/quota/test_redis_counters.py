@@ -11,13 +11,17 @@ import pytest
 import redis
 
 from forebay.errors import Code, MeshError
-from forebay.policy.model import ServiceClass, TenantPolicy
+from forebay.policy.model import Limits, ServiceClass, TenantPolicy
 from forebay.quota.domain.limits import Usage, rows_of
-from forebay.quota.domain.reservations import Order, Outcome, Router, Terms
+from forebay.quota.domain.reservations import Observation, Order, Outcome, Router, Terms
 from forebay.quota.redis_counters import _SWEEP, MAX_PIPELINE, RedisCounters
 from forebay.testing.valkey import ValkeyServer
 
 ROWS = rows_of(TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500), Usage(1, 10, 10))
+
+LIMITED = rows_of(
+    TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, limits=Limits(9, 9, 9, 9, 9, 9, 9)), Usage(0, 0, 0)
+)
 
 
 def order(number: int) -> Order:
@@ -114,6 +118,47 @@ async def test_a_lost_server_is_a_typed_error_and_is_found_again(own_server: Val
     await counters.ping()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.slow
+async def test_what_was_held_outlives_a_kill_and_each_life_has_a_name(tmp_path: Path) -> None:
+    server = ValkeyServer(tmp_path / "durable", durable=True)
+    server.start()
+    counters = RedisCounters(server.url, Terms())
+    running = asyncio.create_task(counters.run())
+    await counters.reserve("acme", order(1), ROWS)
+    await counters.observe("acme", [Observation(order(1).request_id, 1, 1, {}, final=True)])
+    await counters.keep_usage_cursor("v1:1")
+    life = await counters.ping()
+    assert await counters.ping() == life
+    server.kill()
+    server.start()
+    while True:
+        try:
+            assert await counters.ping() != life
+            break
+        except MeshError:  # it still loads
+            await asyncio.sleep(0.01)
+    assert await counters.usage_cursor() == "v1:1"
+    assert [held.order for held in await counters.reservations("acme", "", 9)] == [order(1)]
+    assert await counters.settle("acme", order(1).request_id, {})
+    assert {state.used for state in await counters.peek("acme", LIMITED)} == {0}
+    server.stop()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_settlement_of_what_the_server_has_lost_takes_nothing_below_zero(
+    redis_counters: RedisCounters, empty_redis_url: str
+) -> None:
+    await redis_counters.reserve("acme", order(1), ROWS)
+    with redis.Redis.from_url(empty_redis_url) as client:
+        client.flushall()
+    assert not await redis_counters.settle("acme", order(1).request_id, {})
+    assert list(await redis_counters.renew("acme", order(1).router, [order(1).request_id], ROWS)) == [
+        order(1).request_id
+    ]
+    assert {state.used for state in await redis_counters.peek("acme", LIMITED)} == {0}
 
 
 async def test_a_cancelled_caller_harms_nobody_else(redis_counters: RedisCounters) -> None:

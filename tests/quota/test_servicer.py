@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
@@ -12,6 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from forebay import killpoints
 from forebay.api.common.v1 import common_pb2
 from forebay.api.quota.v1 import quota_pb2 as pb
 from forebay.api.quota.v1 import quota_pb2_grpc
@@ -65,6 +67,7 @@ class Counters(InMemoryCounters):
     """The twin, with an outage and a slow settlement at will."""
 
     away = False
+    waiting = 0
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -79,7 +82,9 @@ class Counters(InMemoryCounters):
 
     async def settle(self, *arguments: Any) -> bool:
         self.settling.set()
+        self.waiting += 1
         await self.may_settle.wait()
+        self.waiting -= 1
         return await super().settle(*arguments)
 
 
@@ -169,6 +174,21 @@ async def test_a_refusal_carries_its_details(quota: Any) -> None:
     error = await error_of(quota.Reserve(reserve("b")))
     assert (error.code, error.reason, error.retry_after) == (Code.RESOURCE_EXHAUSTED, "TOKENS_PER_MINUTE", 61.0)
     assert error.quota_violations == (QuotaViolation("tenant:acme", "tokens_per_minute", 100, 90, 30),)
+
+
+async def test_death_can_be_had_when_the_counters_know_and_the_router_does_not(
+    quota: Any, counters: Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: list[tuple[str, int]] = []
+
+    def reached(point: str) -> None:
+        passed.append((point, len(counters._tenants["acme"].reservations("", 10))))
+
+    monkeypatch.setattr(killpoints, "reached", reached)
+    await quota.Reserve(reserve("a"))
+    await quota.Settle(settle("a"))
+    await error_of(quota.Reserve(reserve("b", tenant_id="nobody")))
+    assert passed == [("quota.after_reserve", 1), ("quota.after_settle", 0)]
 
 
 async def test_a_request_that_can_never_fit_is_an_invalid_argument(quota: Any) -> None:
@@ -320,6 +340,30 @@ async def test_an_outage_is_an_error_of_the_call_and_not_of_the_session(talk: Ta
     assert talk.reserves[3].error.reason == "INVALID_REQUEST"
 
 
+async def test_too_many_renewals_in_a_message_end_the_session(talk: Talk) -> None:
+    await talk.say(renewals=[pb.RenewRequest.Lease(request_id="a" * 32, tenant_id="acme")] * 10_001)
+    error = await error_of(talk.call.read())
+    assert (error.code, error.field_violations[0].field) == (Code.INVALID_ARGUMENT, "leases")
+
+
+async def test_a_session_with_enough_calls_under_way_is_not_read_from(
+    quota: Any, counters: Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forebay.quota.servicer.MAX_CALLS", 8)
+    talk = Talk(quota)
+    counters.may_settle.clear()
+    hello = pb.SessionRequest.SessionHello(router=ROUTER)
+    await talk.say(settles=[(seq, settle("a")) for seq in range(10)], hello=hello)
+    await counters.settling.wait()
+    await talk.say(reserves=[(10, reserve("b"))])
+    limits = (await quota.Peek(pb.PeekRequest(tenant_id="acme"))).limits  # on the same connection, so after the reserve
+    assert (counters.waiting, {state.used for state in limits}) == (8, {0})
+    counters.may_settle.set()
+    while not (talk.reserves and len(talk.settles) == 10):
+        await talk.hear()
+    talk.call.cancel()
+
+
 async def test_a_session_begins_with_a_hello(quota: Any) -> None:
     talk = Talk(quota)
     await talk.say(reserves=[(1, reserve("a"))])
@@ -374,6 +418,33 @@ async def test_a_watcher_gets_the_secrets_of_its_kind(
         assert bool(message.tenants[0].system_prompt) == system_prompt
         assert bool(message.tenants[0].isolation_key) == isolation_key
     call.cancel()
+
+
+@pytest.mark.parametrize(
+    ("certificate", "allowed"),
+    [("", True), ("worker", True), ("router", False), ("scheduler", False), ("admin", False)],
+)
+async def test_a_kind_has_to_be_the_certificates(
+    policy: Any, monkeypatch: pytest.MonkeyPatch, certificate: str, allowed: bool
+) -> None:
+    monkeypatch.setattr("forebay.quota.policy_servicer.caller", ContextVar("caller", default=certificate))
+    call = watch(policy, pb.WATCHER_KIND_WORKER)
+    if allowed:
+        assert (await call.read()).snapshot_begin
+        call.cancel()
+    else:
+        error = await error_of(call.read())
+        assert (error.code, error.reason) == (Code.PERMISSION_DENIED, "KIND_MISMATCH")
+
+
+async def test_the_number_of_watchers_is_bounded(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forebay.quota.policies.MAX_WATCHES", 1)
+    first = watch(policy, pb.WATCHER_KIND_ROUTER)
+    await first.read()
+    error = await error_of(watch(policy, pb.WATCHER_KIND_ROUTER).read())
+    assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "TOO_MANY_WATCHES")
+    assert error.retry_after
+    first.cancel()
 
 
 async def test_a_kind_has_to_be_named(policy: Any) -> None:

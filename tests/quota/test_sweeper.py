@@ -11,9 +11,7 @@ from forebay.errors import Code, MeshError
 from forebay.policy.model import ServiceClass, TenantPolicy
 from forebay.quota.counters import InMemoryCounters
 from forebay.quota.domain.limits import Usage, rows_of
-from forebay.quota.domain.policies import Policies
-from forebay.quota.domain.reservations import Order, Router, State, Terms
-from forebay.quota.policies import PolicyFeed
+from forebay.quota.domain.reservations import Observation, Order, Router, State, Terms
 from forebay.quota.sweeper import MOST_AT_ONCE, Sweeper
 from forebay.testing.clock import FakeClock
 
@@ -25,10 +23,12 @@ class Counters(InMemoryCounters):
     """The twin, with an outage at will."""
 
     away = False
+    life = "first"
 
-    async def ping(self) -> None:
+    async def ping(self) -> str:
         if self.away:
             raise MeshError(Code.UNAVAILABLE, "QUOTA_STORE_UNAVAILABLE", "away")
+        return self.life
 
 
 @pytest.fixture
@@ -39,8 +39,7 @@ def counters(clock: FakeClock) -> Counters:
 @pytest.fixture
 async def reachable(counters: Counters, clock: FakeClock) -> AsyncIterator[list[bool]]:
     told: list[bool] = []
-    feed = PolicyFeed(Policies({"quiet": TENANT}), clock)
-    running = asyncio.create_task(Sweeper(feed, counters, clock, LEASE_S, told.append).run())
+    running = asyncio.create_task(Sweeper(counters, clock, LEASE_S, told.append).run())
     await asyncio.sleep(0)
     yield told
     running.cancel()
@@ -95,3 +94,42 @@ async def test_after_an_outage_nothing_expires_for_one_lease(
     assert await states(counters) == {State.HELD}
     await pass_time(clock, 6)
     assert await states(counters) == {State.EXPIRED}
+
+
+async def test_an_absence_between_two_looks_is_noticed(
+    counters: Counters, clock: FakeClock, reachable: list[bool]
+) -> None:
+    await hold(counters)
+    await pass_time(clock, 29)
+    counters.life = "second"
+    await pass_time(clock, 29)
+    assert await states(counters) == {State.HELD}
+    await pass_time(clock, 6)
+    assert await states(counters) == {State.EXPIRED}
+
+
+async def test_after_a_start_nothing_expires_for_one_lease(counters: Counters, clock: FakeClock) -> None:
+    await hold(counters)
+    await pass_time(clock, 100)  # nobody sweeps
+    running = asyncio.create_task(Sweeper(counters, clock, LEASE_S, lambda _: None).run())
+    await pass_time(clock, 29)
+    assert await states(counters) == {State.HELD}
+    await pass_time(clock, 6)
+    assert await states(counters) == {State.EXPIRED}
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_dead_routers_request_ends_within_a_lease_and_a_round_of_its_usage(
+    counters: Counters, clock: FakeClock, reachable: list[bool]
+) -> None:
+    await hold(counters, 2)
+    ended = Observation("0" * 32, 1, 7, {"tokens_per_minute": 2}, final=True)
+    await counters.observe("quiet", [ended])
+    await pass_time(clock, 36)
+    (other,) = await counters.reservations("quiet", "", 10)
+    assert (other.order.request_id, other.state) == (f"{1:032x}", State.EXPIRED)
+    lost = Observation(f"{1:032x}", 1, 8, {"tokens_per_minute": 2}, final=False)
+    await counters.observe("quiet", [lost])
+    await pass_time(clock, 36)
+    assert await counters.reservations("quiet", "", 10) == []

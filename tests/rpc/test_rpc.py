@@ -163,6 +163,18 @@ async def test_a_port_in_use_is_a_configuration_error(server: RpcServer) -> None
         RpcServer(server.address)
 
 
+async def test_a_connection_too_many_is_closed() -> None:
+    server = RpcServer("127.0.0.1:0", max_connections=1)
+    await server.start()
+    health = health_pb2.HealthCheckRequest()
+    async with connect(server.address, caller="one") as one, connect(server.address, caller="two") as two:
+        await health_pb2_grpc.HealthStub(one).Check(health, timeout=5)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await health_pb2_grpc.HealthStub(two).Check(health, timeout=5)
+    await server.drain(0)
+    assert from_rpc_error(caught.value).code is Code.UNAVAILABLE
+
+
 async def test_what_gathers_during_a_write_leaves_as_one_message() -> None:
     sent: list[worker_pb2.ExecuteRequest] = []
     gate = asyncio.Event()

@@ -9,7 +9,7 @@ from opentelemetry.context import Context
 from forebay.errors import MeshError
 from forebay.worker.domain.attempt_id import AttemptId
 from forebay.worker.domain.grant import Grant
-from forebay.worker.domain.usage import Attribution
+from forebay.worker.domain.usage import Attribution, Outcome, Place, Trace, UsageEvent
 from forebay.worker.engine import Capacity, EngineRequest, EngineState, FinishReason, Output, Sampling, Sink, Step
 from forebay.worker.router_stream import Finish
 from forebay.worker.scheduler_reports import Departure
@@ -36,6 +36,28 @@ SAMPLING = Sampling(
 
 def attempt_id(number: int, attempt: int = 1) -> AttemptId:
     return AttemptId(f"{number:032x}", attempt)
+
+
+def event(number: int, outcome: Outcome = Outcome.LOST, *, completion_to: int = 0) -> UsageEvent:
+    attribution = Attribution("acme", "key", "basic", False, "bronze", "tiny", 0.5, "", {"team": "a\nb"})
+    return UsageEvent(
+        id=attempt_id(number),
+        attribution=attribution,
+        place=Place(WORKER, INCARNATION, "gold"),
+        adapter="",
+        prompt_tokens=10,
+        cached_tokens=0,
+        completion_from=0,
+        completion_to=completion_to,
+        recomputed_tokens=0,
+        gpu_time_ns=completion_to,
+        recomputed_gpu_time_ns=0,
+        time_to_first_token=None,
+        started_at=1.0,
+        finished_at=2.0,
+        outcome=outcome,
+        trace=Trace(),
+    )
 
 
 def start(
@@ -67,6 +89,7 @@ def start(
         grant=replace(good, **grant),  # type: ignore[arg-type]
         attribution=Attribution(tenant, "key", "basic", False, "bronze", "tiny", 0.5, "", {}),
         prompt_token_ids=list(range(10)),
+        continues=attempt > 1,
         delivered_token_ids=list(range(delivered)),
         held_text="",
         completion_from=delivered,

@@ -7,18 +7,20 @@ from hypothesis import strategies as st
 from forebay.worker.domain.attempt import Attempt
 from forebay.worker.domain.attempt_id import AttemptId
 from forebay.worker.domain.salt import cache_salt
-from forebay.worker.domain.usage import Attribution, Ending, Outcome, Trace
+from forebay.worker.domain.usage import Attribution, Ending, Outcome, Place, Trace
 
 ATTRIBUTION = Attribution("acme", "key", "basic", False, "bronze", "tiny", 0.5, "mine", {"team": "a"})
 
 
-def attempt(number: int = 1, delivered: int = 0, completion_from: int = 0) -> Attempt:
+def attempt(number: int = 1, delivered: int = 0, completion_from: int = 0, *, continues: bool = False) -> Attempt:
     return Attempt(
         AttemptId("0" * 32, number),
         ATTRIBUTION,
+        Place("worker-1", 7, ""),
         adapter="",
         prompt_tokens=10,
         delivered_tokens=delivered,
+        continues=continues,
         completion_from=completion_from,
         kv_tokens=30,
         received_at=100.0,
@@ -48,7 +50,7 @@ def test_a_first_attempt_bills_from_zero_and_recomputes_nothing() -> None:
 
 
 def test_a_continuation_bills_its_own_positions_and_gives_the_prefill_to_the_mesh() -> None:
-    two = attempt(number=2, delivered=5, completion_from=4)
+    two = attempt(number=2, delivered=5, completion_from=4, continues=True)
     two.stepped(7, 101.0)
     two.stepped(6, 102.0)
     two.generated(6, 3, 103.0)
@@ -62,8 +64,18 @@ def test_a_continuation_bills_its_own_positions_and_gives_the_prefill_to_the_mes
     assert event.time_to_first_token is None
 
 
+@pytest.mark.parametrize("continues", [False, True])
+def test_only_what_an_earlier_attempt_can_have_computed_is_recomputed(continues: bool) -> None:
+    two = attempt(number=2, continues=continues)
+    two.stepped(7, 101.0)
+    two.generated(1, 4, 102.0)
+    event = two.usage_event(Outcome.COMPLETED, 1004.0, Trace())
+    assert (event.recomputed_tokens, event.recomputed_gpu_time_ns) == ((6, 7) if continues else (0, 0))
+    assert event.gpu_time_ns == 7
+
+
 def test_an_attempt_without_a_step_used_nothing_but_its_place() -> None:
-    event = attempt(number=2).usage_event(Outcome.CANCELLED, 1001.0, Trace())
+    event = attempt(number=2, continues=True).usage_event(Outcome.CANCELLED, 1001.0, Trace())
     assert (event.completion_to, event.recomputed_tokens, event.gpu_time_ns) == (0, 0, 0)
     phases = attempt().phases(101.0)
     assert (phases.scheduled_at, phases.first_token_at, phases.last_token_at) == (101.0, 101.0, 101.0)
@@ -83,7 +95,7 @@ def test_phases_never_go_back(steps: list[tuple[float, int]], ended_at: float) -
 
 def test_every_ending_has_an_outcome() -> None:
     assert {ending: ending.outcome for ending in Ending}[Ending.LENGTH] is Outcome.COMPLETED
-    assert {ending.outcome for ending in Ending} == set(Outcome)
+    assert {ending.outcome for ending in Ending} == set(Outcome) - {Outcome.LOST}
 
 
 def test_salts_differ_between_tenants_and_hide_the_key() -> None:

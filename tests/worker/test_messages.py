@@ -9,13 +9,13 @@ from forebay.api.metering.v1 import metering_pb2
 from forebay.api.worker.v1 import worker_pb2
 from forebay.errors import MeshError
 from forebay.rpc.session import Outbox
-from forebay.worker.domain.usage import Attribution, Outcome, Trace, UsageEvent
+from forebay.worker.domain.usage import Attribution, Outcome, Place, Trace, UsageEvent
 from forebay.worker.engine import Output
 from forebay.worker.metering_link import to_pb_event
 from forebay.worker.servicer import ExecuteStream
 from forebay.worker.start_message import from_pb_start
 
-from .doubles import attempt_id
+from .doubles import attempt_id, event
 from .peers import payload
 
 WORKER = common_pb2.Peer(id="worker-1", incarnation=7)
@@ -43,7 +43,7 @@ def test_an_unset_expiry_is_the_contracts_and_a_set_one_counts() -> None:
 
 
 def test_every_wrong_field_is_named() -> None:
-    message = payload(WORKER, 1, attempt=10_001)
+    message = payload(WORKER, 1, attempt=1_001)
     message.sampling.n = 2
     message.attribution.model = ""
     with pytest.raises(MeshError) as error:
@@ -58,9 +58,10 @@ def test_every_wrong_field_is_named() -> None:
 def test_an_event_keeps_every_nanosecond_and_its_trace() -> None:
     traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     attribution = Attribution("acme", "key", "basic", True, "bronze", "tiny", 0.5, "mine", {"team": "a"})
-    event = UsageEvent(
+    used = UsageEvent(
         id=attempt_id(1, 2),
         attribution=attribution,
+        place=Place("worker-1", 6, "gold"),
         adapter="",
         prompt_tokens=10,
         cached_tokens=4,
@@ -75,7 +76,7 @@ def test_an_event_keeps_every_nanosecond_and_its_trace() -> None:
         outcome=Outcome.HANDED_OVER,
         trace=Trace(traceparent),
     )
-    message = to_pb_event(event, WORKER, "gold")
+    message = to_pb_event(used)
     assert message.gpu_time.ToNanoseconds() == 3_000_000_001
     assert message.recomputed_gpu_time.ToNanoseconds() == 2_000_000_001
     assert not message.HasField("time_to_first_token")
@@ -84,6 +85,16 @@ def test_an_event_keeps_every_nanosecond_and_its_trace() -> None:
     assert (message.trace_id, message.trace.traceparent) == (traceparent[3:35], traceparent)
     assert (message.priced_by_plan, dict(message.labels)) == (True, {"team": "a"})
     assert message.queue_time.ToMilliseconds() == 500
+    assert (message.worker.id, message.worker.incarnation, message.pool) == ("worker-1", 6, "gold")
+
+
+def test_what_a_crash_left_is_reported_as_recovered() -> None:
+    message = to_pb_event(event(1))
+    assert (message.outcome, message.source) == (
+        metering_pb2.OUTCOME_LOST,
+        metering_pb2.EVENT_SOURCE_WORKER_RECOVERY,
+    )
+    assert message.worker.incarnation == 7
 
 
 async def test_what_a_router_does_not_take_is_bounded_and_disturbs_nobody() -> None:

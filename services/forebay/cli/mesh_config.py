@@ -84,6 +84,7 @@ def plan_processes(data: DataDir, plan: MeshPlan, take_port: Callable[[str], int
         "metering": {"ledger_path": str(data.folder("ledger") / "ledger.sqlite")},
         "quota": {
             "redis_url": f"redis://{addresses['valkey']}/0",
+            "metering_address": addresses["metering"],
             "tenants_file": str(data.tenants_file),
             "keys_file": str(data.keys_file),
             "pepper_file": str(data.pepper_file),
@@ -119,6 +120,8 @@ def plan_processes(data: DataDir, plan: MeshPlan, take_port: Callable[[str], int
             "listen": addresses[name],
             "drain_seconds": DRAIN_S.get(service, DRAIN_DEFAULT_S),
         }
+        if service == "worker":
+            common["spool_dir"] = str(data.folder("spool") / name)
         if plan.otlp_endpoint:
             common["otlp_endpoint"] = plan.otlp_endpoint
         else:

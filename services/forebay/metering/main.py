@@ -35,7 +35,7 @@ async def build(config: MeteringConfig, stack: AsyncExitStack) -> RpcServer:
     if config.prices_file:
         await stack.enter_async_context(background(watch_prices(config.prices_file, prices, clock), "watch-prices"))
 
-    server = RpcServer(config.listen, tls=config.tls, channelz=config.channelz)
+    server = RpcServer(config.listen, tls=config.tls, max_connections=config.max_connections, channelz=config.channelz)
     peer = common_pb2.Peer(id=config.id, incarnation=started_us)
     servicer = MeteringServicer(peer, metering, prices, clock, config.max_unacknowledged)
     server.add(metering_pb2_grpc.add_MeteringServiceServicer_to_server, servicer, SERVICE)

@@ -35,7 +35,10 @@ class QuotaConfig(ServiceConfig):
         30.0, ge=1, le=600, description="how long a reservation holds unless its router renews it"
     )
     provisional_seconds: float = Field(
-        3_600.0, ge=1, le=3_600, description="how long one that no longer holds waits for its usage, then charged nothing"
+        3_600.0,
+        ge=1,
+        le=3_600,
+        description="how long one that no longer holds waits for its usage, then charged nothing",
     )
     metering_address: str | None = Field(
         None, description="host:port of metering, whose ledger tells what was used where a router did not settle"
@@ -43,7 +46,7 @@ class QuotaConfig(ServiceConfig):
 
     @field_validator("metering_address")
     @classmethod
-    def _host_and_port(cls, value: str | None) -> str | None:
+    def _address(cls, value: str | None) -> str | None:
         return value if value is None else host_and_port(value)
 
     @model_validator(mode="after")

@@ -32,7 +32,7 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     feed = PolicyFeed(files.load(), clock)
     counters = RedisCounters(config.redis_url, config.terms())
 
-    server = RpcServer(config.listen, tls=config.tls, channelz=config.channelz)
+    server = RpcServer(config.listen, tls=config.tls, max_connections=config.max_connections, channelz=config.channelz)
     quota = QuotaServicer(Quota(feed, counters), clock, config.lease_seconds)
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, QUOTA)
     server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyServicer(feed), POLICY)

@@ -52,9 +52,7 @@ def _require_kind_of_caller(kind: quota_pb2.WatcherKind.ValueType) -> None:
     """Refuses a watcher whose certificate says another kind; on a plaintext connection nothing says any."""
     name = quota_pb2.WatcherKind.Name(kind).removeprefix("WATCHER_KIND_").lower()
     if caller.get() not in ("", name):
-        raise MeshError(
-            Code.PERMISSION_DENIED, "KIND_MISMATCH", f"a {caller.get()} is not sent what a {name} may know"
-        )
+        raise MeshError(Code.PERMISSION_DENIED, "KIND_MISMATCH", f"a {caller.get()} is not sent what a {name} may know")
 
 
 def _snapshot(edition: Edition, kind: quota_pb2.WatcherKind.ValueType) -> Iterator[quota_pb2.WatchPoliciesResponse]:

@@ -27,9 +27,7 @@ log = get_logger("sweeper")
 class Sweeper:
     """Visits every tenant that holds something, quiet ones and former ones too; `reachable` is told after each look."""
 
-    def __init__(
-        self, counters: CounterStore, clock: Clock, lease_s: float, reachable: Callable[[bool], None]
-    ) -> None:
+    def __init__(self, counters: CounterStore, clock: Clock, lease_s: float, reachable: Callable[[bool], None]) -> None:
         self._counters = counters
         self._clock = clock
         self._lease_s = lease_s
@@ -65,6 +63,4 @@ class Sweeper:
         # Until nothing moves: what has just expired is due again at once if its usage is known.
         while (swept := await self._counters.sweep(tenant_id, MOST_AT_ONCE)).total:
             if swept.expired or swept.settled:
-                log.warning(
-                    "reservations swept", tenant=tenant_id, expired=swept.expired, settled=swept.settled
-                )
+                log.warning("reservations swept", tenant=tenant_id, expired=swept.expired, settled=swept.settled)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, FilePath, SecretStr, field_validator, model_validator
 
 from forebay.config import PublicTlsConfig, ServiceConfig, host_and_port
 
@@ -18,7 +17,7 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9._/-]{1,128}$", description="the name to use in requests")
-    directory: Path = Field(description="the model's files: tokenizer.json, tokenizer_config.json, chat_template.jinja")
+    directory: DirectoryPath = Field(description="the model's files: tokenizer.json, tokenizer_config.json, chat_template.jinja")
     context_tokens: int = Field(ge=2, le=10_000_000, description="prompt and completion together, in tokens")
     default_max_tokens: int = Field(256, ge=1, description="what max_tokens is when a request leaves it unset")
 

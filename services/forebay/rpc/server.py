@@ -42,13 +42,21 @@ class RpcServer:
         port: the bound port, known once it was made.
     """
 
-    def __init__(self, listen: str, *, tls: TlsConfig | PublicTlsConfig | None = None, channelz: bool = False) -> None:
+    def __init__(
+        self,
+        listen: str,
+        *,
+        tls: TlsConfig | PublicTlsConfig | None = None,
+        max_connections: int = 1_024,
+        channelz: bool = False,
+    ) -> None:
         """Binds `listen` (host:port, port 0 for a free one).
 
         Args:
             listen: where.
             tls: with a `TlsConfig` callers must show a certificate, and call what the allowlist gives them; with a
                 `PublicTlsConfig` they check the server's alone; without one the connection is in plaintext.
+            max_connections: further ones are closed at once, which their clients see as UNAVAILABLE.
             channelz: whether to offer grpc.channelz.v1.
 
         Raises:
@@ -56,7 +64,7 @@ class RpcServer:
         """
         self._server = grpc.aio.server(
             interceptors=[Interceptors(mutual=isinstance(tls, TlsConfig))],
-            options=OPTIONS,
+            options=[*OPTIONS, ("grpc.max_allowed_incoming_connections", max_connections)],
             compression=grpc.Compression.NoCompression,
         )
         self._health = HealthServicer()

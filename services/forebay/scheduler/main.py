@@ -22,7 +22,7 @@ async def build(config: SchedulerConfig, stack: AsyncExitStack, clock: Clock | N
     incarnation = int(clock.now() * 1_000_000)
     service = SchedulerService(Scheduler(config.limits(), epoch=incarnation), clock)
     await stack.enter_async_context(background(service.watch_time(), "scheduler.watch_time"))
-    server = RpcServer(config.listen, tls=config.tls, channelz=config.channelz)
+    server = RpcServer(config.listen, tls=config.tls, max_connections=config.max_connections, channelz=config.channelz)
     server.add(
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server,
         SchedulerServicer(service, common_pb2.Peer(id=config.id, incarnation=incarnation)),

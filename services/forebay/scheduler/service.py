@@ -9,6 +9,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 
+from forebay import killpoints
 from forebay.clock import Clock
 from forebay.scheduler.domain.decisions import Batch, Decisions, Grant, Rejection, Withdrawal
 from forebay.scheduler.domain.scheduler import Scheduler
@@ -91,6 +92,8 @@ class SchedulerService:
         self._woken = False
         now = self.now
         decisions = self.core.tick(now)
+        if decisions.batches:
+            killpoints.reached("scheduler.after_grant")
         for batch in decisions.batches:
             for grant in batch.grants:
                 self._record_wait(grant)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, field_validator, model_validator
 
 from forebay.config import ServiceConfig, host_and_port
 from forebay.worker.vllm_config import VllmConfig
@@ -50,11 +50,20 @@ class WorkerConfig(ServiceConfig):
     pool: str = Field("", max_length=256, description="the pool it serves in; empty for the model's shared pool")
     model: str = Field(min_length=1, max_length=256, description="the model's name as clients know it")
     engine: Literal["vllm", "simulated"] = Field("vllm", description="what computes the tokens")
-    model_directory: Path | None = Field(None, description="the model's files; needed by vllm")
+    model_directory: DirectoryPath | None = Field(None, description="the model's files; needed by vllm")
     vllm: VllmConfig = Field({}, validate_default=True, description="settings of the vllm engine")
     simulated: SimulatedConfig = Field({}, validate_default=True, description="settings of the simulated engine")
     max_unrecorded_events: int = Field(
-        10_000, ge=1, le=1_000_000, description="usage events kept for metering; a worker with more takes no attempts"
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="attempts that run or whose usage events wait for metering; with more the worker takes no attempts",
+    )
+    spool_dir: Path | None = Field(
+        None, description="directory of this worker alone, for usage events; without one they are lost with the process"
+    )
+    spool_bytes: int = Field(
+        64 << 20, ge=64 << 10, description="usage events kept there; the directory may take about three times as much"
     )
 
     @field_validator("scheduler_address", "quota_address", "metering_address", "advertise")

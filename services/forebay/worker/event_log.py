@@ -33,11 +33,14 @@ class EventLog(Protocol):
         ...
 
     def begin(self, event: UsageEvent, kept: Kept) -> None:
-        """Takes an attempt's start: the event that stands if nothing is heard of it again. `kept` may be called at once."""
+        """Takes an attempt's start: the event that stands if nothing is heard of it again.
+
+        `kept` may be called at once. Who hears an error, or does not want to wait for it, withdraws the attempt.
+        """
         ...
 
     def withdraw(self, id: AttemptId) -> None:
-        """Forgets an attempt that has begun and never reached the engine."""
+        """Forgets an attempt that never reached the engine; nothing when it is unknown."""
         ...
 
     def checkpoint(self, events: Iterable[UsageEvent]) -> None:

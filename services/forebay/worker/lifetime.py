@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from forebay.clock import Clock
-from forebay.config import TlsConfig
 from forebay.errors import Code, MeshError
 from forebay.policy.watcher import PolicyWatcher
 from forebay.rpc.server import RpcServer
 from forebay.telemetry.logs import get_logger
+from forebay.worker.config import WorkerConfig
 from forebay.worker.engine import Engine
 from forebay.worker.metering_link import MeteringLink
 from forebay.worker.scheduler_link import SchedulerLink
@@ -26,8 +26,10 @@ log = get_logger("worker")
 class WorkerServer(RpcServer):
     """An `RpcServer` that hands over what still runs before it stops."""
 
-    def __init__(self, listen: str, service: WorkerService, clock: Clock, *, tls: TlsConfig | None = None, channelz: bool = False) -> None:
-        super().__init__(listen, tls=tls, channelz=channelz)
+    def __init__(self, config: WorkerConfig, service: WorkerService, clock: Clock) -> None:
+        super().__init__(
+            config.listen, tls=config.tls, max_connections=config.max_connections, channelz=config.channelz
+        )
         self._service = service
         self._clock = clock
 
@@ -74,9 +76,9 @@ async def keep_time(
 
 
 async def last_events(metering: MeteringLink) -> None:
-    """Gives metering time to acknowledge what is left; what is not by then is lost with this process."""
+    """Gives metering time to acknowledge what is left; what is not by then only a spool keeps."""
     try:
         async with asyncio.timeout(LAST_EVENTS_S):
             await metering.emptied()
     except TimeoutError:
-        log.error("usage events lost: metering has not acknowledged them", events=metering.unacknowledged)
+        log.error("metering has not acknowledged all usage events", events=metering.unacknowledged)

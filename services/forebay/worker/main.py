@@ -17,12 +17,13 @@ from forebay.worker.config import WorkerConfig
 from forebay.worker.domain.roster import Roster
 from forebay.worker.engine import Engine
 from forebay.worker.engines import make_engine
-from forebay.worker.event_log import MemoryEventLog
+from forebay.worker.event_log import EventLog, MemoryEventLog
 from forebay.worker.lifetime import WorkerServer, keep_time, last_events, serve_engine
 from forebay.worker.metering_link import MeteringLink
 from forebay.worker.scheduler_link import SchedulerLink
 from forebay.worker.service import WorkerService
 from forebay.worker.servicer import FULL_NAME, WorkerServicer
+from forebay.worker.spool_event_log import open_spool
 
 
 async def build(config: WorkerConfig, stack: AsyncExitStack) -> RpcServer:
@@ -34,7 +35,7 @@ async def build_around(engine: Engine, config: WorkerConfig, stack: AsyncExitSta
     """As `build`, around an engine that is not started yet.
 
     Raises:
-        ConfigError: the address cannot be bound.
+        ConfigError: the address cannot be bound, or the spool's directory cannot be used.
     """
     peer = common_pb2.Peer(id=config.id, incarnation=int(clock.now() * 1e6))
     stack.push_async_callback(engine.close)
@@ -48,7 +49,11 @@ async def build_around(engine: Engine, config: WorkerConfig, stack: AsyncExitSta
         connect(config.scheduler_address, caller=config.id, service="scheduler", tls=config.tls)
     )
 
-    event_log = MemoryEventLog(config.max_unrecorded_events)
+    event_log: EventLog = MemoryEventLog(config.max_unrecorded_events)
+    if config.spool_dir is not None:
+        event_log = await stack.enter_async_context(
+            open_spool(config.spool_dir, config.max_unrecorded_events, config.spool_bytes, clock)
+        )
 
     def isolation_key(tenant_id: str) -> bytes | None:
         tenant = watcher.cache.tenants.get(tenant_id)
@@ -57,12 +62,12 @@ async def build_around(engine: Engine, config: WorkerConfig, stack: AsyncExitSta
     watcher = PolicyWatcher(
         quota, peer, quota_pb2.WATCHER_KIND_WORKER, clock, changed=lambda: service.policies_changed()
     )
-    service = WorkerService(engine, event_log, Roster(peer.id, peer.incarnation), clock, isolation_key)
-    server = WorkerServer(config.listen, service, clock, tls=config.tls, channelz=config.channelz)
+    service = WorkerService(engine, event_log, Roster(peer.id, peer.incarnation), clock, isolation_key, config.pool)
+    server = WorkerServer(config, service, clock)
     servicer = WorkerServicer(service, engine, peer, config.model, config.pool)
     server.add(worker_pb2_grpc.add_WorkerServiceServicer_to_server, servicer, FULL_NAME)
 
-    metering_link = MeteringLink(metering, event_log, peer, config.pool)
+    metering_link = MeteringLink(metering, event_log, peer)
     register = scheduler_pb2.AttachRequest.Register(
         worker=peer,
         address=config.advertise or server.address,

@@ -7,7 +7,6 @@ counts once, because its identity is its attempt (law 2).
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 
 import grpc
 from google.protobuf import timestamp_pb2
@@ -30,18 +29,18 @@ _OUTCOMES = {
     Outcome.FAILED: metering_pb2.OUTCOME_FAILED,
     Outcome.HANDED_OVER: metering_pb2.OUTCOME_HANDED_OVER,
     Outcome.BUDGET_STOPPED: metering_pb2.OUTCOME_BUDGET_STOPPED,
+    Outcome.LOST: metering_pb2.OUTCOME_LOST,
 }
 
 
 class MeteringLink:
     """The handler of the Record session: reads the event log, and forgets there what is durable elsewhere."""
 
-    def __init__(self, channel: grpc.aio.Channel, event_log: EventLog, reporter: common_pb2.Peer, pool: str) -> None:
+    def __init__(self, channel: grpc.aio.Channel, event_log: EventLog, reporter: common_pb2.Peer) -> None:
         stub = metering_pb2_grpc.MeteringServiceStub(channel)
         self._session = SessionClient("record", lambda: stub.Record(), metering_pb2.RecordRequest, self)
         self._event_log = event_log
         self._reporter = reporter
-        self._pool = pool
         self._outbox: Outbox[metering_pb2.RecordRequest] | None = None
         self._window = 0
         self._sent = 0
@@ -100,7 +99,7 @@ class MeteringLink:
             if self._sent - self._acknowledged >= self._window:
                 break
             self._sent += 1
-            self._outbox.message.events.add(seq=self._sent, event=to_pb_event(event, self._reporter, self._pool))
+            self._outbox.message.events.add(seq=self._sent, event=to_pb_event(event))
         if self._sent > before:
             try:
                 self._outbox.flush(self._sent - before)
@@ -108,25 +107,29 @@ class MeteringLink:
                 pass  # SESSION_OVERFLOW: the session ends itself, and the next one sends all of it again
 
     def _keep_for_operator(self, rejection: metering_pb2.RecordResponse.Rejection) -> None:
-        """Writes an event that metering will never record to the log: it is worth money to somebody."""
-        skip = rejection.seq - self._acknowledged - 1
-        event = next(self._event_log.unacknowledged(skip), None) if skip >= 0 else None
+        """Has an event kept that metering will never record: it is worth money to somebody."""
+        if not self._acknowledged < rejection.seq <= self._sent:
+            return
+        index = rejection.seq - self._acknowledged - 1
+        event = next(self._event_log.unacknowledged(index))
         log.error(
             "usage event rejected",
+            attempt_id=str(event.id),
             reason=rejection.error.reason,
             message=rejection.error.message,
-            usage=None if event is None else dataclasses.asdict(event),
         )
+        self._event_log.reject(index)
 
 
-def to_pb_event(event: UsageEvent, worker: common_pb2.Peer, pool: str) -> metering_pb2.UsageEvent:
+def to_pb_event(event: UsageEvent) -> metering_pb2.UsageEvent:
     """Returns an event as metering takes it."""
-    attribution = event.attribution
+    attribution, place = event.attribution, event.place
+    recovered = event.outcome is Outcome.LOST
     first_token = event.time_to_first_token
     return metering_pb2.UsageEvent(
         request_id=event.id.request_id,
         attempt=event.id.attempt,
-        source=metering_pb2.EVENT_SOURCE_WORKER,
+        source=metering_pb2.EVENT_SOURCE_WORKER_RECOVERY if recovered else metering_pb2.EVENT_SOURCE_WORKER,
         tenant_id=attribution.tenant_id,
         key_id=attribution.key_id,
         plan=attribution.plan,
@@ -134,8 +137,8 @@ def to_pb_event(event: UsageEvent, worker: common_pb2.Peer, pool: str) -> meteri
         service_class=attribution.service_class,
         model=attribution.model,
         adapter=event.adapter,
-        pool=pool,
-        worker=worker,
+        pool=place.pool,
+        worker=common_pb2.Peer(id=place.worker_id, incarnation=place.incarnation),
         prompt_tokens=event.prompt_tokens,
         cached_tokens=event.cached_tokens,
         completion_from=event.completion_from,

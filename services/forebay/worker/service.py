@@ -1,8 +1,11 @@
 """The worker's use cases: attempts come from routers, steps from the engine, entries from the scheduler.
 
 Who owns what: an attempt belongs to this service from `start` until `_end`, which every way to end goes through (finished,
-cancelled, out of time, evicted, drained, engine failed, session broken). There it leaves the register, its usage event is
-appended, and the scheduler hears of the free room: exactly once, because whoever comes second no longer finds it.
+cancelled, out of time, evicted, drained, engine failed, session broken). There it leaves the register, its usage event goes
+to the event log, and the scheduler hears of the free room: exactly once, because whoever comes second no longer finds it.
+
+Before the engine has it, an attempt awaits its tenant's policy, and then that the event log has kept its start (rule P5):
+whatever dies after that, somebody knows of it. Until then all ends lead to `_give_back`, and no usage event follows.
 
 Everything is synchronous and on one event loop. Time comes from the clock; `tick` is called about every 50 ms.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from forebay import killpoints
 from forebay.clock import Clock
 from forebay.errors import Code, MeshError
 from forebay.telemetry.logs import get_logger
@@ -21,15 +25,17 @@ from forebay.worker.domain.gpu_time import equal_shares
 from forebay.worker.domain.grant import Payload
 from forebay.worker.domain.roster import Entry, Roster
 from forebay.worker.domain.salt import cache_salt
-from forebay.worker.domain.usage import Ending
+from forebay.worker.domain.usage import Ending, Outcome, Place, Trace
 from forebay.worker.engine import Engine, EngineRequest, FinishReason, Output, Step
 from forebay.worker.event_log import EventLog
 from forebay.worker.router_stream import Finish, RouterStream
 from forebay.worker.scheduler_reports import Departure, Holding, Progress, SchedulerReports, Unheard
-from forebay.worker.spans import record_attempt
+from forebay.worker.spans import record_attempt, trace_of
 from forebay.worker.start import Start
 
 DRAIN_GRACE_S = 30.0
+CHECKPOINT_INTERVAL_S = 1.0
+KEPT_WITHIN_S = 2.0  # an event log that takes longer to keep a start cannot be waited for
 
 log = get_logger("worker")
 
@@ -46,17 +52,23 @@ class _Running:
     """An attempt in the register.
 
     Attributes:
+        trace: for the event of an attempt that is lost.
         deadline: monotonic seconds; None for none.
-        policy_by: set while its tenant's policy has not come, and then the time by which it must.
+        awaits: while the engine does not have it, why it is refused if it does not come to that; None afterwards.
+        await_until: monotonic seconds; until when.
         reported: tokens that the scheduler has heard of.
+        checkpointed: GPU time and tokens of which the event log has heard.
     """
 
     attempt: Attempt
     start: Start
     stream: RouterStream
+    trace: Trace
     deadline: float | None
-    policy_by: float | None = None
+    awaits: MeshError | None
+    await_until: float
     reported: int = 0
+    checkpointed: tuple[int, int] = (0, 0)
 
 
 class WorkerService:
@@ -78,6 +90,7 @@ class WorkerService:
         roster: Roster,
         clock: Clock,
         isolation_key: Callable[[str], bytes | None],
+        pool: str = "",
     ) -> None:
         """Prepares; `isolation_key` gives a tenant's, or None while its policy is not known."""
         self.roster = roster
@@ -90,9 +103,11 @@ class WorkerService:
         self._event_log = event_log
         self._clock = clock
         self._isolation_key = isolation_key
+        self._place = Place(roster.worker_id, roster.incarnation, pool)
         self._register: dict[str, _Running] = {}
         self._streams: dict[RouterStream, dict[int, _Running]] = {}
         self._hand_over_at: float | None = None
+        self._checkpoint_due = 0.0
 
     # --- readiness
 
@@ -103,8 +118,8 @@ class WorkerService:
 
     @property
     def healthy(self) -> bool:
-        """Whether it can run what it is given: the engine serves, and every attempt's event would have room."""
-        return self.started and not self.engine_failed and not self._metering_behind
+        """Whether it can run what it is given: the engine serves, and the event log would keep an attempt's event."""
+        return self.started and not self.engine_failed and self._event_log.trouble is None
 
     @property
     def draining(self) -> bool:
@@ -115,10 +130,6 @@ class WorkerService:
     def running(self) -> int:
         """How many attempts are in the register."""
         return len(self._register)
-
-    @property
-    def _metering_behind(self) -> bool:
-        return self._event_log.room <= len(self._register)
 
     # --- from routers
 
@@ -147,18 +158,27 @@ class WorkerService:
         attempt = Attempt(
             start.grant.id,
             start.attribution,
+            self._place,
             adapter=start.grant.adapter,
             prompt_tokens=len(start.prompt_token_ids),
             delivered_tokens=delivered,
+            continues=start.continues,
             completion_from=start.completion_from,
             kv_tokens=start.grant.kv_tokens,
             received_at=now,
             started_at=self._clock.now(),
         )
-        deadline = None if start.remaining is None else now + start.remaining
-        running = _Running(attempt, start, stream, deadline, policy_by=now + start.grant.expires_in)
+        running = _Running(
+            attempt,
+            start,
+            stream,
+            trace_of(start.trace),
+            deadline=None if start.remaining is None else now + start.remaining,
+            awaits=_POLICY_UNKNOWN,
+            await_until=now + start.grant.expires_in,
+        )
         self._register[str(attempt.id)] = refs[start.ref] = running
-        self._try_run(running)
+        self._try_begin(running)
 
     def cancel(self, stream: RouterStream, ref: int, ending: Ending) -> None:
         """Aborts one attempt of a session; nothing when it has ended. The caller flushes."""
@@ -260,24 +280,27 @@ class WorkerService:
     def policies_changed(self) -> None:
         """Runs the payloads whose tenant has become known."""
         for running in list(self._register.values()):
-            if running.policy_by is not None:
-                self._try_run(running)
+            if running.awaits is _POLICY_UNKNOWN:
+                self._try_begin(running)
         self._flush()
 
     def tick(self) -> None:
-        """Ends what is out of time: batch entries, payloads that wait for a policy, clients' deadlines, and a drain's grace."""
+        """Ends what is out of time: batch entries, payloads that wait, clients' deadlines, a drain's grace; and checkpoints."""
         now = self._clock.monotonic()
         for id in self.roster.expire(now):
             self.scheduler.expired(id)
         for running in list(self._register.values()):
-            if running.policy_by is not None and running.policy_by <= now:
-                self._give_back(running, _policy_unknown())
+            if running.awaits is not None and running.await_until <= now:
+                self._give_back(running, running.awaits)
             elif running.deadline is not None and running.deadline <= now:
                 self._abort(running, Ending.CANCELLED)
         if self.engine_failed:
             self._hand_over_all("ENGINE_FAILED")
         elif self._hand_over_at is not None and self._hand_over_at <= now:
             self._hand_over_all("DRAINING")
+        if self._checkpoint_due <= now:
+            self._checkpoint_due = now + CHECKPOINT_INTERVAL_S
+            self._checkpoint()
         self._flush()
 
     def drain(self, grace: float = DRAIN_GRACE_S) -> None:
@@ -294,23 +317,38 @@ class WorkerService:
     def _check_ready(self) -> None:
         if not self.started or self.engine_failed:
             raise MeshError(Code.UNAVAILABLE, "ENGINE_NOT_READY", "the worker's engine does not serve; ask for another")
-        if self._metering_behind:
-            message = "the worker holds as many unrecorded usage events as it may; ask for another"
-            raise MeshError(Code.UNAVAILABLE, "METERING_BEHIND", message, retry_after=1.0)
+        if (trouble := self._event_log.trouble) is not None:
+            raise trouble
 
-    def _try_run(self, running: _Running) -> None:
-        """Gives an attempt to the engine once its tenant's salt is known: nothing runs unsalted (law 7)."""
-        start = running.start
-        isolation_key = self._isolation_key(start.grant.tenant_id)
+    def _try_begin(self, running: _Running) -> None:
+        """Has an attempt's start kept once its tenant's salt is known: nothing runs unsalted (law 7)."""
+        isolation_key = self._isolation_key(running.start.grant.tenant_id)
         if not isolation_key:
             return
+        salt, attempt = cache_salt(isolation_key), running.attempt
+        running.awaits, running.await_until = _START_NOT_KEPT, self._clock.monotonic() + KEPT_WITHIN_S
+
+        def kept(error: MeshError | None) -> None:
+            if self._register.get(str(attempt.id)) is not running:
+                return  # it was given back meanwhile
+            if error is None:
+                self._run(running, salt)
+            else:
+                self._give_back(running, error)
+                running.stream.flush(self.steps)
+
+        self._event_log.begin(attempt.usage_event(Outcome.LOST, attempt.started_at, running.trace), kept)
+
+    def _run(self, running: _Running, salt: str) -> None:
+        """Gives an attempt to the engine."""
+        start = running.start
         request = EngineRequest(
             attempt_id=str(running.attempt.id),
             prompt_token_ids=start.prompt_token_ids,
             delivered_token_ids=start.delivered_token_ids,
             held_text=start.held_text,
             sampling=start.sampling,
-            cache_salt=cache_salt(isolation_key),
+            cache_salt=salt,
             priority=start.grant.priority,
             adapter=start.grant.adapter,
         )
@@ -318,28 +356,31 @@ class WorkerService:
             self._engine.add(request)
         except MeshError as error:
             self._give_back(running, error)
+            running.stream.flush(self.steps)
         else:
-            running.policy_by = None
+            killpoints.reached("worker.after_add")
+            running.awaits = None
 
     def _give_back(self, running: _Running, error: MeshError) -> None:
         """Refuses an attempt that was admitted and never reached the engine; no usage event follows."""
         self._remove(running)
+        self._event_log.withdraw(running.attempt.id)
         self.roster.release(running.attempt.id)
         self.scheduler.departed(Departure(running.attempt.id, 0, 0, None, scheduled=False))
         running.stream.refused(running.start.ref, error)
 
     def _abort(self, running: _Running, ending: Ending) -> None:
         """Ends an attempt before the engine did, and tells its router what was used."""
-        if running.policy_by is not None:
-            self._give_back(running, _policy_unknown())
+        if running.awaits is not None:
+            self._give_back(running, running.awaits)
             return
         self._engine.abort(str(running.attempt.id))
         running.stream.finished(running.start.ref, self._end(running, ending))
 
     def _hand_over(self, running: _Running, reason: str) -> None:
-        """Ends an attempt that is to go on elsewhere."""
-        if running.policy_by is not None:
-            self._give_back(running, _policy_unknown())
+        """Ends an attempt that is to go on elsewhere; what it has yielded was said before."""
+        if running.awaits is not None:
+            self._give_back(running, running.awaits)
             return
         self._engine.abort(str(running.attempt.id))
         self._end(running, Ending.HANDED_OVER)
@@ -359,7 +400,7 @@ class WorkerService:
         trace = record_attempt(
             attempt, ending, running.start.sampling, running.start.trace, self.roster.worker_id, now, monotonic
         )
-        self._event_log.append(attempt.usage_event(ending.outcome, now, trace))
+        self._event_log.finish(attempt.usage_event(ending.outcome, now, trace))
         self.scheduler.departed(
             Departure(attempt.id, attempt.generated_tokens, attempt.cached_tokens, ending, scheduled=attempt.scheduled)
         )
@@ -373,6 +414,17 @@ class WorkerService:
             phases=attempt.phases(monotonic),
         )
 
+    def _checkpoint(self) -> None:
+        """Tells the event log what would stand if this process died now, of all attempts that have come further."""
+        now, events = self._clock.now(), []
+        for running in self._register.values():
+            attempt = running.attempt
+            reached = attempt.gpu_time_ns, attempt.completion_tokens
+            if running.awaits is None and reached != running.checkpointed:
+                running.checkpointed = reached
+                events.append(attempt.usage_event(Outcome.LOST, now, running.trace))
+        self._event_log.checkpoint(events)
+
     def _remove(self, running: _Running) -> None:
         del self._register[str(running.attempt.id)]
         del self._streams[running.stream][running.start.ref]
@@ -382,7 +434,9 @@ class WorkerService:
             stream.flush(self.steps)
 
 
-def _policy_unknown() -> MeshError:
-    return MeshError(
-        Code.UNAVAILABLE, "POLICY_UNKNOWN", "the tenant's policy has not reached this worker; ask for another"
-    )
+_POLICY_UNKNOWN = MeshError(
+    Code.UNAVAILABLE, "POLICY_UNKNOWN", "the tenant's policy has not reached this worker; ask for another"
+)
+_START_NOT_KEPT = MeshError(
+    Code.UNAVAILABLE, "SPOOL_UNAVAILABLE", "the attempt's start was not kept before it ended; ask for another"
+)

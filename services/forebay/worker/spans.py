@@ -17,6 +17,12 @@ from forebay.worker.domain.usage import Ending, Trace
 from forebay.worker.engine import Sampling
 
 
+def trace_of(parent: Context) -> Trace:
+    """Returns a context that came with a payload, as an event carries it whose attempt's own spans are never recorded."""
+    context = to_pb_trace(trace.get_current_span(parent))
+    return Trace(context.traceparent, context.tracestate)
+
+
 def record_attempt(
     attempt: Attempt, ending: Ending, sampling: Sampling, parent: Context, worker_id: str, now: float, monotonic: float
 ) -> Trace:

@@ -21,7 +21,6 @@ from pathlib import Path
 
 from forebay import killpoints
 from forebay.clock import Clock
-from forebay.config import ConfigError
 from forebay.errors import Code, MeshError
 from forebay.lifecycle import background
 from forebay.telemetry.logs import get_logger
@@ -70,9 +69,9 @@ class SpoolEventLog:
         self._ended: list[UsageEvent] = []  # not synced yet
         self._events: deque[UsageEvent] = deque()  # to be sent
         self._changes: dict[AttemptId, bytes] = {}  # the records to write next; of an attempt only the last counts
-        self._starts: list[tuple[AttemptId, Kept]] = []  # among them
+        self._starts: list[Kept] = []  # who waits for them
         self._rejected: list[bytes] = []
-        self._problem: MeshError | None = None
+        self._problem: str | None = None
         self._writing_since: float | None = None
         self._wake = asyncio.Event()
         self._closing = False
@@ -97,7 +96,7 @@ class SpoolEventLog:
     def trouble(self) -> MeshError | None:
         """Why no attempt can begin now."""
         if self._problem is not None:
-            return self._problem
+            return _unavailable(self._problem)
         if self._writing_since is not None and self._clock.monotonic() - self._writing_since > STALL_S:
             return _unavailable("the disk of the worker's spool does not answer")
         if len(self._live) >= self._limit:
@@ -110,13 +109,15 @@ class SpoolEventLog:
     def begin(self, event: UsageEvent, kept: Kept) -> None:
         """Takes an attempt's start; `kept` is called once it is on the disk."""
         error = self.trouble
+        if event.id in self._live:  # recovered from an earlier life
+            error = MeshError(Code.ALREADY_EXISTS, "ALREADY_RUN", "the attempt has run on this worker")
         if error is not None:
             kept(error)
             return
         self._stand(event.id, to_record(event))
         self._running.add(event.id)
         self._live_bytes += GROWTH_BYTES
-        self._starts.append((event.id, kept))
+        self._starts.append(kept)
 
     def withdraw(self, id: AttemptId) -> None:
         """Forgets an attempt."""
@@ -184,7 +185,7 @@ class SpoolEventLog:
         while not self._closing or self._changes or self._rejected:
             await self._wake.wait()
             self._wake.clear()
-            if self._changes or self._rejected:
+            if self._changes or self._rejected or self._problem is not None:
                 await self._write()
             if self._problem is not None:
                 if self._closing:
@@ -221,10 +222,8 @@ class SpoolEventLog:
         self._writing_since = None
         self._events.extend(self._ended[:ended])
         del self._ended[:ended]
-        for id, kept in starts:
-            if self._problem is not None:
-                self.withdraw(id)
-            kept(self._problem)
+        for kept in starts:
+            kept(None if self._problem is None else _unavailable(self._problem))
         if ended:
             self._appended()
 
@@ -243,9 +242,7 @@ class SpoolEventLog:
     def _failed(self, error: OSError) -> None:
         if self._problem is None:
             log.error("spool unavailable: no attempts are taken", path=str(self._directory.path), error=error.strerror)
-        self._problem = _unavailable(f"the worker's spool cannot be written: {error.strerror}")
-        # The next write holds all that is live, whatever changes until then.
-        self._changes.setdefault
+        self._problem = f"the worker's spool cannot be written: {error.strerror}"
 
 
 def _unavailable(message: str) -> MeshError:
@@ -266,8 +263,10 @@ async def open_spool(path: Path, limit: int, max_bytes: int, clock: Clock) -> As
         except OSError as error:
             raise unusable(path, error) from None
         async with background(spool.run(), "spool") as writer:
-            yield spool
-            spool.close()
-            await asyncio.wait([writer], timeout=CLOSE_S)
+            try:
+                yield spool
+            finally:
+                spool.close()
+                await asyncio.wait([writer], timeout=CLOSE_S)
     finally:
         directory.close()

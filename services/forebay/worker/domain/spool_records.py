@@ -77,7 +77,7 @@ def _plain(value: Any) -> object:
 
 def _read(line: bytes) -> UsageEvent | AttemptId:
     crc, _, body = line.partition(b" ")
-    if len(crc) != 8 or int(crc, 16) != zlib.crc32(body):
+    if crc != b"%08x" % zlib.crc32(body):
         raise ValueError("the checksum is wrong")
     value = json.loads(body)
     if isinstance(value, list):

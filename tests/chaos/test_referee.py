@@ -1,0 +1,262 @@
+"""The referee finds each kind of wrong, and nothing in a story in which all is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from .plan import KINDS, PROCESSES
+from .records import Answer, Books, End, Life, Row, Try
+from .referee import FAULTS, Verdict, judge
+
+WHOLE = Answer((11, 12, 13, 14, 15), "one two three four five")
+FINISHED, LEFT, SILENT, BROKEN, CONTINUED, ORPHAN = range(6)
+
+
+def row(position: int, label: str, attempt: int, prompt: int, completion: int, **other: object) -> Row:
+    values: dict[str, object] = {
+        "position": position,
+        "corrects": 0,
+        "tenant": "acme",
+        "request_id": f"id-{label}",
+        "label": label,
+        "attempt": attempt,
+        "source": "WORKER",
+        "completion_from": 0,
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+    }
+    return Row(**(values | other))  # type: ignore[arg-type]
+
+
+def call(ask: int, received: int, end: End, **other: object) -> Try:
+    made = Try(ask, f"{ask}.0", "acme", 7, "router-1", began=20.0, ended=22.0, request_id=f"id-{ask}.0", end=end)
+    made.deltas = [(position, 1) for position in range(received)]
+    made.tokens = list(WHOLE.tokens[:received])
+    made.text = WHOLE.text[: 4 * received] if received < len(WHOLE.tokens) else WHOLE.text
+    made.usage = (7, 5) if end is End.FINISHED else None
+    for name, value in other.items():
+        setattr(made, name, value)
+    return made
+
+
+def lives() -> list[Life]:
+    """Everything died once before the calls; router-2, worker-2 and then worker-1 died during them."""
+    living = [Life(name, number, born=0.0, ready=1.0, died=10.0) for number, name in enumerate(PROCESSES)]
+    living += [Life(name, 10 + number, born=11.0, ready=12.0) for number, name in enumerate(PROCESSES)]
+    for name, died in (("router-2", 21.9), ("worker-2", 20.5)):
+        life = next(life for life in living if life.name == name and life.died is None)
+        life.died = died
+        living.append(Life(name, 30, born=23.0, ready=24.0))
+    return living
+
+
+@dataclass(slots=True)
+class Story:
+    """A run in which a call of each kind came out right; tests spoil it."""
+
+    tries: list[Try] = field(
+        default_factory=lambda: [
+            call(FINISHED, 5, End.FINISHED),
+            call(LEFT, 2, End.LEFT),
+            call(SILENT, 0, End.LEFT),
+            call(BROKEN, 3, End.FAILED, router="router-2", error="UNAVAILABLE GRPC_UNAVAILABLE: Socket closed"),
+            call(CONTINUED, 5, End.FINISHED),
+            call(ORPHAN, 3, End.FAILED, router="router-2", error="UNAVAILABLE GRPC_UNAVAILABLE: Socket closed"),
+        ]
+    )
+    lives: list[Life] = field(default_factory=lives)
+    rows: list[Row] = field(
+        default_factory=lambda: [
+            row(1, "0.0", 1, 7, 5),
+            row(2, "1.0", 1, 7, 4),  # the engine was ahead of the client
+            row(3, "5.0", 1, 7, 1, source="WORKER_RECOVERY"),
+            row(4, "4.0", 1, 7, 4),  # the worker had sent two that never came
+            row(5, "4.0", 2, 0, 3, completion_from=2),
+            row(6, "4.0", 1, 0, -2, corrects=4),
+            row(7, "3.0", 1, 7, 3),
+        ]
+    )
+    books: Books = field(default_factory=Books)
+    missed_points: set[str] = field(default_factory=set)
+
+    def judged(self) -> Verdict:
+        books = replace(self.books, rows=tuple(self.rows))
+        return judge(self.tries, [WHOLE] * len(self.tries), self.lives, books, self.missed_points)
+
+
+def test_a_good_run_is_found_good() -> None:
+    verdict = Story().judged()
+    assert verdict.clean, dict(verdict.notes)
+    figures = verdict.figures()
+    assert {name: figures[name] for name in ("requests", "completed", "aborted", "continued", "tries")} == {
+        "requests": 6, "completed": 2, "aborted": 2, "continued": 1, "tries": 6,
+    }  # fmt: skip
+    assert verdict.kills == dict.fromkeys(KINDS, 1) | {"router": 3, "worker": 3}
+    assert figures["kills_min"] == 1
+
+
+Spoil = Callable[[Story], object]
+
+
+def a_gap(story: Story) -> None:
+    del story.tries[LEFT].deltas[0]
+
+
+def a_gap_before_the_end(story: Story) -> None:
+    story.tries[FINISHED].deltas.pop()
+
+
+def a_repeat(story: Story) -> None:
+    story.tries[LEFT].deltas.append((1, 1))
+
+
+def another_token(story: Story) -> None:
+    story.tries[LEFT].tokens[1] = 99
+
+
+def other_text(story: Story) -> None:
+    story.tries[FINISHED].text = "one two three five four"
+
+
+def a_wrong_count_in_the_last_message(story: Story) -> None:
+    story.tries[FINISHED].usage = (8, 5)
+
+
+def a_typed_end_while_a_worker_serves(story: Story) -> None:
+    story.tries[BROKEN].typed = True
+    story.tries[BROKEN].error = "UNAVAILABLE WORKER_LOST: try again"
+
+
+def an_untyped_end_by_a_living_router(story: Story) -> None:
+    story.tries[BROKEN].router = "router-1"
+    story.tries[BROKEN].request_id = ""  # it had not begun
+
+
+def a_bug_is_no_explanation(story: Story) -> None:
+    story.tries[BROKEN].typed = True
+    story.tries[BROKEN].error = "INTERNAL BUG: the service failed"
+    story.tries[BROKEN].request_id = ""
+
+
+def no_row(story: Story) -> None:
+    story.rows.pop()
+
+
+def a_position_is_missing(story: Story) -> None:
+    story.rows.append(row(9, "2.0", 1, 7, 0))
+
+
+def no_row_of_the_first_attempt(story: Story) -> None:
+    story.rows[-1] = replace(story.rows[-1], attempt=2, completion_from=1)
+
+
+def a_second_row(story: Story) -> None:
+    story.rows.append(row(8, "0.0", 1, 0, 0))
+
+
+def a_position_comes_twice(story: Story) -> None:
+    story.rows.append(story.rows[0])
+
+
+def a_correction_of_nothing(story: Story) -> None:
+    story.rows.append(row(8, "0.0", 1, 0, 0, corrects=2))
+
+
+def a_row_that_nobody_caused(story: Story) -> None:
+    story.rows.append(row(8, "9.0", 1, 7, 5))
+
+
+def a_row_of_another_request(story: Story) -> None:
+    story.rows[0] = replace(story.rows[0], request_id="id-other")
+
+
+def the_prompt_twice(story: Story) -> None:
+    story.rows[4] = replace(story.rows[4], prompt_tokens=7)
+
+
+def no_clipping(story: Story) -> None:
+    del story.rows[5]
+    story.rows[5] = replace(story.rows[5], position=6)
+
+
+def more_than_the_whole_answer(story: Story) -> None:
+    story.rows[1] = replace(story.rows[1], completion_tokens=6)
+
+
+def less_than_was_received(story: Story) -> None:
+    story.rows[1] = replace(story.rows[1], completion_tokens=1)
+
+
+def less_than_the_whole_of_a_finished_one(story: Story) -> None:
+    story.rows[0] = replace(story.rows[0], completion_tokens=4)
+
+
+def a_free_prompt(story: Story) -> None:
+    story.rows[0] = replace(story.rows[0], prompt_tokens=0)
+
+
+def recovered_though_the_router_lived(story: Story) -> None:
+    """Only when the router has died with the worker may tokens that were received go unbilled."""
+    story.tries[ORPHAN].end = End.LEFT
+
+
+@pytest.mark.parametrize(
+    ("spoil", "faults"),
+    [
+        (a_gap, {"gaps": 1}),
+        (a_gap_before_the_end, {"gaps": 1}),
+        (a_repeat, {"repeats": 1}),
+        (another_token, {"text_mismatch": 1}),
+        (other_text, {"text_mismatch": 1}),
+        (a_wrong_count_in_the_last_message, {"text_mismatch": 1}),
+        (a_typed_end_while_a_worker_serves, {"broken_streams": 1}),
+        (an_untyped_end_by_a_living_router, {"untyped_errors": 1}),
+        (a_bug_is_no_explanation, {"untyped_errors": 1}),
+        (no_row, {"lost_events": 1, "underbilled_tokens": 10}),
+        (a_position_is_missing, {"lost_events": 1}),
+        (no_row_of_the_first_attempt, {"lost_events": 1}),
+        (a_second_row, {"double_events": 1}),
+        (a_position_comes_twice, {"double_events": 1}),
+        (a_correction_of_nothing, {"double_events": 1}),
+        (a_row_that_nobody_caused, {"double_events": 1}),
+        (a_row_of_another_request, {"double_events": 1}),
+        (the_prompt_twice, {"overbilled_tokens": 7}),
+        (no_clipping, {"overbilled_tokens": 2}),
+        (more_than_the_whole_answer, {"overbilled_tokens": 1}),
+        (less_than_was_received, {"underbilled_tokens": 1}),
+        (less_than_the_whole_of_a_finished_one, {"underbilled_tokens": 1}),
+        (a_free_prompt, {"underbilled_tokens": 7}),
+        (recovered_though_the_router_lived, {"underbilled_tokens": 2}),
+        (lambda story: setattr(story, "books", Books(open_reservations=("a", "b"))), {"unsettled": 2}),
+        (lambda story: setattr(story, "books", Books(slots=3)), {"leaked_slots": 3}),
+        (lambda story: story.missed_points.add("quota.after_settle"), {"kill_points_missed": 1}),
+        (lambda story: setattr(story.lives[0], "killed", False), {"crashes": 1}),
+    ],
+)
+def test_each_wrong_is_found(spoil: Spoil, faults: dict[str, int]) -> None:
+    story = Story()
+    spoil(story)
+    verdict = story.judged()
+    assert {name: verdict.faults[name] for name in FAULTS if verdict.faults[name]} == faults, dict(verdict.notes)
+
+
+def test_a_stream_may_break_when_no_worker_is_left() -> None:
+    story = Story()
+    a_typed_end_while_a_worker_serves(story)
+    worker = next(life for life in story.lives if life.name == "worker-1" and life.died is None)
+    worker.died = 21.0
+    assert story.judged().clean
+    worker.died = 23.0  # after the stream's end
+    assert not story.judged().clean
+
+
+def test_a_stream_that_two_workers_in_turn_could_have_served_is_broken() -> None:
+    story = Story()
+    a_typed_end_while_a_worker_serves(story)
+    story.lives[:] = [life for life in story.lives if not life.name.startswith("worker")]
+    story.lives.append(Life("worker-1", 1, born=0.0, ready=1.0, died=21.0))
+    story.lives.append(Life("worker-2", 2, born=20.0, ready=20.9))
+    assert set(story.judged().faults) == {"broken_streams"}
