@@ -39,6 +39,8 @@ FAULTS = (
     "underbilled_tokens",
     "crashes",
 )
+# Those that may yet pass while the mesh is still writing.
+UNFINISHED = ("lost_events", "unsettled", "leaked_slots", "overbilled_tokens", "underbilled_tokens")
 
 
 @dataclass(slots=True)
@@ -63,6 +65,11 @@ class Verdict:
     def clean(self) -> bool:
         """Whether nothing went wrong."""
         return not self.faults.total()
+
+    @property
+    def books_closed(self) -> bool:
+        """Whether nothing is left that may yet come right by itself."""
+        return not any(self.faults[fault] for fault in UNFINISHED)
 
     def blame(self, fault: str, about: str, count: int = 1) -> None:
         """Adds to a fault."""

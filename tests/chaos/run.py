@@ -101,7 +101,7 @@ async def _disturb(
             return judge(load.tries, answers, lives.all, await _read(mesh), killer.missed)
 
         end = time.monotonic() + QUIET_WITHIN_S
-        while not (await verdict()).clean and time.monotonic() < end:
+        while not (await verdict()).books_closed and time.monotonic() < end:
             await asyncio.sleep(1.0)
         # What is late may still be wrong.
         await asyncio.sleep(PROVISIONAL_S + 1.0)

@@ -35,7 +35,7 @@ from forebay.worker.start import Start
 from .doubles import INCARNATION, SAMPLING, WORKER, attempt_id, start
 
 PROMPT = list(range(300, 310))
-TOKENS = 8  # of an undisturbed run that ends by its length
+TOKENS = 6  # of an undisturbed run that ends by its length
 STEP_NS = 10_000_000
 STEP = StepCost(fixed=STEP_NS / 1e9, per_sequence=0.0, per_context_token=0.0, per_prefill_token=0.0)
 CAPACITY = Capacity(4096, 16, 8, 512, 256, 0)
