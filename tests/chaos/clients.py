@@ -20,8 +20,8 @@ from .plan import ROUTERS, Ask, Plan
 from .records import Answer, End, Try
 
 CALL_DEADLINE_S = 45.0
-MOST_TRIES = 20
-PAUSE_S = 0.3
+MOST_TRIES = 40
+PAUSE_S = 0.5
 
 
 class Load:

@@ -54,9 +54,10 @@ class Lives:
         return all(self.serving(name) for name in self._present if kind_of(name) in kinds)
 
     def kill(self, name: str) -> None:
-        """Ends a process by kill -9."""
-        self._mesh.kill(name)
-        self._present[name].died = time.monotonic()
+        """Ends a process by kill -9, unless it is dead already."""
+        if self._present[name].died is None:
+            self._mesh.kill(name)
+            self._present[name].died = time.monotonic()
 
     def look(self) -> None:
         """Takes note of what has changed."""

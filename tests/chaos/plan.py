@@ -97,14 +97,14 @@ def make_plan(seed: int, requests: int, kills: int, points: Sequence[str]) -> Pl
     Args:
         seed: decides everything else.
         requests: how many.
-        kills: of each kind of process, those by kill points not counted; workers are struck twice as often, and a router and a
-            worker die together once.
+        kills: of each kind of process, those by kill points not counted; workers are struck twice as often, a router and a worker
+            die together once, and so does everything.
         points: the kill points to trip.
     """
     draw = random.Random(seed)
     asks = tuple(_ask(draw, number) for number in range(requests))
     strikes: list[Disruption] = [Disruption(0, point=point) for point in points]
-    strikes += [Disruption(0, (draw.choice(ROUTERS), draw.choice(WORKERS)))]
+    strikes += [Disruption(0, (draw.choice(ROUTERS), draw.choice(WORKERS))), Disruption(0, PROCESSES)]
     strikes += [Disruption(0, (draw.choice(_members(kind)),)) for kind in KINDS for _ in range(kills)]
     strikes += [Disruption(0, (draw.choice(WORKERS),)) for _ in range(kills)]
     draw.shuffle(strikes)

@@ -58,13 +58,14 @@ class Targets:
     kills_min: int
 
 
-def run_chaos(data: Path, plan: Plan, concurrency: int, say: Callable[[str], None]) -> Verdict:
+def run_chaos(data: Path, plan: Plan, concurrency: int, load_within_s: float, say: Callable[[str], None]) -> Verdict:
     """Runs a plan on a new mesh; returns the verdict.
 
     Args:
         data: the mesh's data directory, which must not exist.
         plan: what to do.
         concurrency: how many requests run at a time.
+        load_within_s: bound of the load's time.
         say: told of the progress.
     """
     points = data / "killpoints"
@@ -77,12 +78,12 @@ def run_chaos(data: Path, plan: Plan, concurrency: int, say: Callable[[str], Non
     with MeshProcesses(
         data, routers=len(ROUTERS), workers=len(WORKERS), tenants=tenants, environment=environment
     ) as mesh:
-        verdict: Verdict = uvloop.run(_disturb(mesh, plan, points, concurrency, say))
+        verdict: Verdict = uvloop.run(_disturb(mesh, plan, points, concurrency, load_within_s, say))
     return verdict
 
 
 async def _disturb(
-    mesh: MeshProcesses, plan: Plan, points: Path, concurrency: int, say: Callable[[str], None]
+    mesh: MeshProcesses, plan: Plan, points: Path, concurrency: int, load_within_s: float, say: Callable[[str], None]
 ) -> Verdict:
     answers = await undisturbed_answers(plan.asks)
     lives = Lives(mesh)
@@ -91,10 +92,10 @@ async def _disturb(
     async with asyncio.TaskGroup() as group:
         beside = [group.create_task(lives.watch()), group.create_task(_report(load, lives, say))]
         try:
-            async with asyncio.timeout(LOAD_WITHIN_S):
+            async with asyncio.timeout(load_within_s):
                 await asyncio.gather(load.run(concurrency, lambda: killer.horizon), killer.run())
         except TimeoutError:
-            say(f"the load did not end within {LOAD_WITHIN_S:g} s")
+            say(f"the load did not end within {load_within_s:g} s")
         say("all asked; waiting until the books are closed")
 
         async def verdict() -> Verdict:
@@ -161,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     directory = given.keep or Path(tempfile.mkdtemp(prefix="forebay-chaos-")) / "data"
     plan = make_plan(given.seed, given.requests, given.kills, sorted(POINTS))
     print(f"seed {given.seed}: {len(plan.asks)} requests, {len(plan.disruptions)} disruptions", flush=True)
-    verdict = run_chaos(directory, plan, given.concurrency, lambda line: print(line, flush=True))
+    verdict = run_chaos(directory, plan, given.concurrency, LOAD_WITHIN_S, lambda line: print(line, flush=True))
     targets = Targets(completed=given.requests * 6 // 10, continued=given.requests // 20, kills_min=min(3, given.kills))
     short = shortfalls(verdict, targets)
     print("\n" + table(verdict) + "\n")

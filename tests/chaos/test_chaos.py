@@ -1,8 +1,7 @@
-"""A small run of `make chaos`: every kind of process dies once, a router and a worker together, and some kill points trip."""
+"""A small run of `make chaos`: a death at each kill point, a router and a worker that die together, and once everything does."""
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,7 @@ SEED = 3
 
 
 def test_kill_anything_lose_nothing(tmp_path: Path) -> None:
-    points = random.Random(SEED).sample(sorted(POINTS), 5)
-    plan = make_plan(SEED, REQUESTS, kills=1, points=points)
-    verdict = run_chaos(tmp_path / "data", plan, concurrency=16, say=print)
+    plan = make_plan(SEED, REQUESTS, kills=0, points=sorted(POINTS))
+    verdict = run_chaos(tmp_path / "data", plan, concurrency=16, load_within_s=80.0, say=print)
     print(table(verdict))
     assert not shortfalls(verdict, Targets(completed=REQUESTS // 2, continued=3, kills_min=1))

@@ -23,6 +23,7 @@ def test_every_kind_of_process_is_killed_and_every_point_armed() -> None:
     assert min(kills.values()) >= 3
     assert PLAN.points == set(POINTS)
     assert any(disruption.kinds == {"router", "worker"} for disruption in PLAN.disruptions)
+    assert any(disruption.kinds == set(KINDS) for disruption in PLAN.disruptions)
     times = [disruption.at for disruption in PLAN.disruptions]
     assert times == sorted(times)
     assert 0 < times[0] <= times[-1] < len(PLAN.asks)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,7 @@ KINDS: Mapping[str, float] = {
     "many": 0.6,
     "oversized": 0.3,
 }
+HEAVY = ("many", "many", "many", "oversized")
 METADATA: Mapping[str, float] = {"usual": 80, "stranger": 8, "large": 3, "too_large": 2, "many": 3, "binary": 4}
 
 
@@ -105,6 +106,8 @@ class Fuzzer:
         self._generator = Generator(self._random, _plausible(mesh, self._keys))
         self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
         self._targets: list[Target] = []
+        self._turns: Iterator[Target] = iter(())
+        self._heavy: deque[tuple[Target, str]] = deque()
         self._stack = AsyncExitStack()
         self.outcomes = Outcomes()
         self.messages: Counter[str] = Counter()
@@ -116,6 +119,11 @@ class Fuzzer:
                 self._channels[process, caller] = await self._stack.enter_async_context(channel)
             found = await methods(self._channels[process, ADMIN])
             self._targets += [Target(process, method) for method in found]
+        # Every rpc has its turn, whatever the seed. What takes most memory comes first: what a process needs for it at
+        # its peak, and then keeps for the next time, is so no growth.
+        self._turns = itertools.cycle(self._random.sample(self._targets, len(self._targets)))
+        heavy = [(target, kind) for target in self._targets for kind in HEAVY]
+        self._heavy = deque(self._random.sample(heavy, len(heavy)))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -134,12 +142,10 @@ class Fuzzer:
     async def send(self, messages: int) -> None:
         """Returns once so many messages more have been sent and their calls have ended."""
         goal = self.messages.total() + messages
-        # Every rpc has its turn, whatever the seed.
-        order = itertools.cycle(self._random.sample(self._targets, len(self._targets)))
 
         async def caller() -> None:
             while self.messages.total() < goal:
-                await self._call(next(order))
+                await (self._call(*self._heavy.popleft()) if self._heavy else self._call(next(self._turns)))
 
         await asyncio.gather(*(caller() for _ in range(CONCURRENT)))
 
@@ -151,17 +157,19 @@ class Fuzzer:
                     return False
         return True
 
-    async def _call(self, target: Target) -> None:
+    async def _call(self, target: Target, kind: str | None = None) -> None:
         method = target.method
         may = sorted(allowed(method.path) & {*SERVICES, ADMIN})
         rightful = bool(may) and self._random.random() < 0.95
         caller = self._random.choice(may if rightful else [*SERVICES, ADMIN])
         if method.path in OBEYED and caller in may:
             requests = [Request("nested", b"\x0b")]
+        elif method.streams_in and kind:
+            requests = [self._request(method, kind="shape"), self._request(method, kind=kind)]
         elif method.streams_in:
             requests = self._session(method)
         else:
-            requests = [self._request(method)]
+            requests = [self._request(method, kind=kind)]
         dressed, metadata = self._metadata(method)
         try:
             await self._exchange(self._channels[target.process, caller], method, requests, metadata)

@@ -55,14 +55,19 @@ class RouterWorld:
             models=[{"name": "tiny", "directory": self._model, "context_tokens": 4096, "default_max_tokens": 16}],
             **fields,
         )
-        self.server = await build(config, self._stack)
-        await self.server.start()
-        self._stack.push_async_callback(self.server.drain, 0)
+        self._config = config
+        await self.restart(config.listen)
         channel = grpc.aio.insecure_channel(self.server.address, options=[("grpc.max_receive_message_length", -1)])
         self._stack.push_async_callback(channel.close)
         self.channel = channel
         self.client = router_pb2_grpc.RouterServiceStub(channel)
         self.usage = router_pb2_grpc.UsageServiceStub(channel)
+
+    async def restart(self, listen: str) -> None:
+        """Starts a router with the configuration of the first; that one must be gone from `listen`."""
+        self.server = await build(self._config.model_copy(update={"listen": listen}), self._stack)
+        await self.server.start()
+        self._stack.push_async_callback(self.server.drain, 0)
 
     def stream(self, timeout: float = 10, **options: object) -> StreamCall:
         """Begins a streamed answer."""

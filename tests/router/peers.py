@@ -57,6 +57,7 @@ class FakeQuota(quota_pb2_grpc.QuotaServiceServicer, quota_pb2_grpc.PolicyServic
     """Quota: admits everything, or refuses with `refusal`, or keeps silent.
 
     Attributes:
+        changes: of policies, to be sent.
         reserves, settles, renewals: what has come.
     """
 
@@ -67,6 +68,7 @@ class FakeQuota(quota_pb2_grpc.QuotaServiceServicer, quota_pb2_grpc.PolicyServic
         self.settle_error: MeshError | None = None
         self.silent = False
         self.start_after_s = 0.0
+        self.changes: asyncio.Queue[quota_pb2.WatchPoliciesResponse] = asyncio.Queue()
         self.reserves: asyncio.Queue[quota_pb2.ReserveRequest] = asyncio.Queue()
         self.settles: asyncio.Queue[quota_pb2.SettleRequest] = asyncio.Queue()
         self.renewals: asyncio.Queue[quota_pb2.RenewRequest.Lease] = asyncio.Queue()
@@ -117,7 +119,8 @@ class FakeQuota(quota_pb2_grpc.QuotaServiceServicer, quota_pb2_grpc.PolicyServic
             tenants=[to_pb_tenant(tenant) for tenant in self.tenants],
             keys=[to_pb_key(key) for key in self.keys],
         )
-        await asyncio.Event().wait()
+        while True:
+            yield await self.changes.get()
 
 
 class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
@@ -198,6 +201,7 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
         self.cancels: asyncio.Queue[worker_pb2.ExecuteRequest.Cancel] = asyncio.Queue()
         self.delivered: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
         self.sessions = 0
+        self._broken: asyncio.Future[None] | None = None
         self.outbox: Outbox[worker_pb2.ExecuteResponse] | None = None
         name = "forebay.api.worker.v1.WorkerService"
         self.server = Server((worker_pb2_grpc.add_WorkerServiceServicer_to_server, self, name))
@@ -205,6 +209,7 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
     async def Execute(self, request_iterator: AsyncIterator[worker_pb2.ExecuteRequest], context: Any) -> None:
         async with ServerSession(request_iterator, context, worker_pb2.ExecuteResponse) as session:
             self.sessions += 1
+            self._broken = asyncio.get_running_loop().create_future()
             self.outbox = session.outbox
             session.outbox.message.welcome.CopyFrom(
                 worker_pb2.ExecuteResponse.Welcome(
@@ -212,13 +217,21 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
                 )
             )
             session.outbox.flush()
-            async for request in session:
-                for start in request.starts:
-                    self.starts.put_nowait(start)
-                for cancel in request.cancels:
-                    self.cancels.put_nowait(cancel)
-                for ref, tokens in zip(request.delivered_refs, request.delivered_tokens, strict=True):
-                    self.delivered.put_nowait((ref, tokens))
+            reading = asyncio.ensure_future(self._read(session))
+            try:
+                await asyncio.wait({reading, self._broken}, return_when=asyncio.FIRST_COMPLETED)
+                await (self._broken if self._broken.done() else reading)
+            finally:
+                reading.cancel()
+
+    async def _read(self, session: ServerSession[worker_pb2.ExecuteRequest, worker_pb2.ExecuteResponse]) -> None:
+        async for request in session:
+            for start in request.starts:
+                self.starts.put_nowait(start)
+            for cancel in request.cancels:
+                self.cancels.put_nowait(cancel)
+            for ref, tokens in zip(request.delivered_refs, request.delivered_tokens, strict=True):
+                self.delivered.put_nowait((ref, tokens))
 
     def say(self, ref: int, position: int, tokens: list[int], text: str = "", held: str = "") -> None:
         """Yields tokens of one stream from `position` on."""
@@ -243,6 +256,11 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
         self.outbox.message.step.deltas.add(ref=start.ref, completion_tokens=tokens, finish=finish)
         self.outbox.flush()
 
+    def break_off(self) -> None:
+        """Breaks the session, and nothing else."""
+        assert self._broken is not None
+        self._broken.set_exception(MeshError(Code.UNAVAILABLE, "BROKEN", "the session breaks"))
+
     def refuse(self, ref: int, error: MeshError) -> None:
         """Turns a payload away."""
         assert self.outbox is not None
@@ -261,14 +279,35 @@ class FakeMetering(metering_pb2_grpc.MeteringServiceServicer):
 
     Attributes:
         filters: of the calls that have come.
+        events: reports that have come, each as often as it came.
+        acknowledges: whether it says so.
+        window: reports that may be unacknowledged at a time.
     """
 
     def __init__(self) -> None:
         self.filters: list[metering_pb2.UsageFilter] = []
+        self.events: asyncio.Queue[metering_pb2.UsageEvent] = asyncio.Queue()
+        self.acknowledges = True
+        self.window = 100
         self.following = asyncio.Event()
         self.left = asyncio.Event()
         name = "forebay.api.metering.v1.MeteringService"
         self.server = Server((metering_pb2_grpc.add_MeteringServiceServicer_to_server, self, name))
+
+    async def Record(self, request_iterator: AsyncIterator[metering_pb2.RecordRequest], context: Any) -> None:
+        async with ServerSession(request_iterator, context, metering_pb2.RecordResponse) as session:
+            session.outbox.message.welcome.max_unacknowledged = self.window
+            session.outbox.flush()
+            last = 0
+            async for request in session:
+                for numbered in request.events:
+                    assert numbered.seq == last + 1
+                    last = numbered.seq
+                    self.events.put_nowait(numbered.event)
+                assert self.acknowledges or last <= self.window
+                if self.acknowledges:
+                    session.outbox.message.acknowledged_seq = last
+                    session.outbox.flush()
 
     async def StreamUsage(
         self, request: metering_pb2.StreamUsageRequest, context: Any

@@ -104,3 +104,26 @@ async def test_a_router_that_is_cut_off_honours_its_policies_for_a_while(clock: 
     assert (error.code, error.reason, error.retry_after) == (Code.UNAVAILABLE, "POLICIES_STALE", 1)
     door.hear()
     await door.access.verify(KEY)
+
+
+@pytest.mark.parametrize(
+    ("tenant", "key", "reason"),
+    [
+        (ACME, ACME_KEY, None),
+        (ACME, replace(ACME_KEY, expires_at=1.0), None),
+        (replace(ACME, plan="basic"), ACME_KEY, None),
+        (replace(ACME, suspended=True), ACME_KEY, "TENANT_SUSPENDED"),
+        (ACME, replace(ACME_KEY, revoked=True), "KEY_REVOKED"),
+        (ACME, replace(ACME_KEY, key_id="zzzzzzzzzzzz"), "KEY_REVOKED"),
+        (replace(ACME, tenant_id="other"), ACME_KEY, "KEY_REVOKED"),
+        (ACME, replace(ACME_KEY, hash=bytes(32)), "KEY_REVOKED"),
+    ],
+)
+async def test_who_was_let_in_may_go_on_until_tenant_or_key_lose_their_leave(
+    clock: FakeClock, tenant: TenantPolicy, key: KeyPolicy, reason: str | None
+) -> None:
+    door = Door(clock, tenant, key)
+    door.hear()
+    objection = door.access.objection(CALLER)
+    assert (objection and objection.reason) == reason
+    assert objection is None or objection.code is Code.PERMISSION_DENIED

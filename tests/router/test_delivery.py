@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+
 from forebay.errors import Code, MeshError
 from forebay.router.client import GatheredAnswer, Started
 from forebay.router.delivery import STUCK_AFTER_S, Delivery, Outflow
@@ -117,10 +119,41 @@ async def test_nothing_more_is_sent_to_a_client_that_is_gone(clock: FakeClock) -
     delivery, outflow = Delivery(clock), Outflow(TokenStream(10), LostClient())
     async with running(delivery):
         push(delivery, outflow, 1)
-        await outflow.drained()
-        assert outflow.gone
-        assert outflow.queued, "so that nobody queues it again"
-        await outflow.drained()
+        for _ in range(2):
+            with pytest.raises(MeshError, match="CLIENT_GONE"):
+                await outflow.drained()
+            assert outflow.queued, "so that nobody queues it again"
+
+
+async def test_a_client_that_reads_nothing_is_cut_off_and_no_other(clock: FakeClock) -> None:
+    delivery = Delivery(clock, flushers=1, slow_client_s=60)
+    cut: list[str] = []
+    stuck = Outflow(TokenStream(10), GatedClient(is_open=False), lambda: cut.append("stuck"))
+    slow = Outflow(TokenStream(10), GatedClient(is_open=False), lambda: cut.append("slow"))
+    async with running(delivery):
+        await ticks()
+        push(delivery, stuck, 1)
+        push(delivery, slow, 1)
+        for tenth in range(599):
+            clock.advance(STUCK_AFTER_S)
+            await ticks(4)
+            if tenth % 300 == 299:
+                slow.client.gate.set()  # type: ignore[attr-defined]
+                await ticks()
+                slow.client.gate.clear()  # type: ignore[attr-defined]
+                push(delivery, slow, 2)
+        assert cut == []
+        for _ in range(2):
+            clock.advance(STUCK_AFTER_S)
+            await ticks()
+        assert cut == ["stuck"]
+        with pytest.raises(MeshError, match="CLIENT_TOO_SLOW"):
+            await stuck.drained()
+        for outflow in (slow, stuck):
+            outflow.client.gate.set()  # type: ignore[attr-defined]
+        await slow.drained()
+    assert slow.client.token_ids == [1, 2]  # type: ignore[attr-defined]
+    assert cut == ["stuck"]
 
 
 async def test_the_worker_is_told_after_each_write(clock: FakeClock) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -9,12 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forebay.errors import Code, MeshError
-from forebay.router.domain.life import (
-    Broken,
+from forebay.router.domain.decisions import (
     Cancel,
     Decision,
     Decline,
     End,
+    Outcome,
+    Report,
+    Settlement,
+    Start,
+    Submit,
+    Withdraw,
+)
+from forebay.router.domain.events import (
+    Broken,
     Event,
     Finished,
     FinishReason,
@@ -22,19 +31,14 @@ from forebay.router.domain.life import (
     Grant,
     Granted,
     HandedOver,
-    Life,
     Refused,
     Rejected,
     Reserved,
-    Settlement,
-    Start,
-    State,
     Stop,
-    Submit,
     Usage,
     UsageOverdue,
-    Withdraw,
 )
+from forebay.router.domain.life import Life, State
 from forebay.router.domain.stream import TokenStream
 
 GONE = Stop(FinishReason.CANCELLED, MeshError(Code.CANCELLED, "CLIENT_GONE", "gone"))
@@ -74,6 +78,10 @@ class Story:
         self.tell(FirstOutput(self.life.attempt))
 
     @property
+    def reports(self) -> list[Report]:
+        return [decision for decision in self.decisions if isinstance(decision, Report)]
+
+    @property
     def ends(self) -> list[End]:
         return [decision for decision in self.decisions if isinstance(decision, End)]
 
@@ -85,7 +93,7 @@ EVENTS = st.one_of(
     st.builds(FirstOutput, st.integers(1, 4)),
     st.builds(Refused, st.integers(1, 4), st.sampled_from(Code).map(error)),
     st.builds(HandedOver, st.integers(1, 4), st.just("DRAINING")),
-    st.builds(Broken, st.integers(1, 4)),
+    st.builds(Broken, st.integers(1, 4), st.booleans()),
     st.builds(finished, st.integers(1, 4), st.sampled_from(FinishReason)),
     st.sampled_from([GONE, BUDGET, UsageOverdue()]),
     st.integers(1, 3),  # tokens that come
@@ -114,31 +122,69 @@ def test_any_order_of_events_ends_exactly_once(events: list[Event | int], contin
     settlement = story.life.settlement()
     assert settlement.started or settlement == Settlement(False, Usage(0), 0.0)
 
+    # Money: what is reported began, once each, and one begins where the one before has ended.
+    reported = [report.grant.attempt for report in story.reports]
+    assert reported == sorted(set(reported))
+    assert set(reported) <= set(started)
+    assert bool(reported) <= settlement.started
+    assert [report.continued for report in story.reports] == [False, *[True] * (len(reported) - 1)][: len(reported)]
+    lost = [report for report in story.reports if not report.confirmed]
+    for before, after in itertools.pairwise(story.reports):
+        assert before.completion_to == after.completion_from
+    if lost and story.reports[-1] is lost[-1]:
+        assert settlement.usage == Usage(PROMPT_TOKENS, 0, lost[-1].completion_to), "the ledger and the quota agree"
+
 
 def test_the_straight_way() -> None:
     story = Story(Reserved(), Granted(grant()))
     story.yield_tokens(3)
     assert story.life.state is State.RUNNING
     story.tell(finished(tokens=3))
-    assert story.decisions == [Submit(1), Start(grant()), End(FinishReason.STOP)]
+    report = Report(grant(), Outcome.COMPLETED, False, 0, 3, cached_tokens=2, gpu_time_s=0.5, confirmed=True)
+    assert story.decisions == [Submit(1), Start(grant()), report, End(FinishReason.STOP)]
     assert story.life.settlement() == Settlement(True, Usage(PROMPT_TOKENS, 2, 3), 0.5)
 
 
 def test_a_broken_session_is_continued_elsewhere_from_the_tokens_received() -> None:
     story = Story(Reserved(), Granted(grant()))
     story.yield_tokens(3)
-    assert story.tell(Broken(1)) == [Withdraw(1), Submit(2)]
-    assert story.life.base == 3
-    assert story.life.excluded == ["w1"]
+    assert story.tell(Broken(1)) == [Withdraw(1), Report(grant(), Outcome.LOST, False, 0, 3), Submit(2)]
+    assert (story.life.base, story.life.excluded, story.life.continued) == (3, "w1", True)
     story.tell(Granted(grant(2, "w2")))
     story.yield_tokens(2)
-    assert story.tell(finished(2, FinishReason.LENGTH, 5)) == [End(FinishReason.LENGTH)]
-    assert story.life.settlement().usage.completion_tokens == 5
+    (report, end) = story.tell(finished(2, FinishReason.LENGTH, 5))
+    assert report == Report(grant(2, "w2"), Outcome.COMPLETED, True, 3, 5, 2, 0.5, confirmed=True)
+    assert end == End(FinishReason.LENGTH)
+    assert story.life.settlement().usage == Usage(PROMPT_TOKENS, 0, 5), "what was cached for attempt 1 is not known"
+
+
+def test_a_session_that_carried_no_payload_costs_nothing() -> None:
+    story = Story(Reserved(), Granted(grant()))
+    assert story.tell(Broken(1, sent=False)) == [Withdraw(1), Submit(2)]
+    assert (story.life.excluded, story.life.continued) == ("w1", False)
+    story.tell(GONE)
+    assert not story.life.settlement().started
+
+
+def test_a_payload_that_may_have_run_is_charged_without_output() -> None:
+    story = Story(Reserved(), Granted(grant()), Broken(1))
+    story.tell(GONE)
+    assert story.reports == [Report(grant(), Outcome.LOST, False, 0, 0)]
+    assert story.life.settlement() == Settlement(True, Usage(PROMPT_TOKENS, 0, 0), 0.0)
+
+
+def test_a_worker_is_avoided_by_the_next_attempt_only() -> None:
+    story = Story(Reserved(), Granted(grant()), Broken(1), Granted(grant(2, "w2")), max_attempts=9)
+    story.tell(Broken(2), Granted(grant(3, "w1")))
+    assert story.life.excluded == "w2"
+    story.tell(Refused(3, error(Code.ABORTED)))
+    assert story.life.excluded is None
 
 
 def test_a_lost_attempt_is_not_continued_for_ever() -> None:
     story = Story(Reserved(), Granted(grant()), Broken(1), Granted(grant(2, "w2")), max_attempts=2)
-    (end,) = story.tell(HandedOver(2, "DRAINING"))
+    (report, end) = story.tell(HandedOver(2, "DRAINING"))
+    assert report == Report(grant(2, "w2"), Outcome.HANDED_OVER, True, 0, 0)
     assert isinstance(end, End)
     assert end.error is not None
     assert (end.error.code, end.error.reason) == (Code.UNAVAILABLE, "WORKER_LOST")
@@ -146,10 +192,10 @@ def test_a_lost_attempt_is_not_continued_for_ever() -> None:
 
 def test_penalties_can_be_started_again_but_not_continued() -> None:
     again = Story(Reserved(), Granted(grant()), continuable=False)
-    assert again.tell(Broken(1)) == [Withdraw(1), Submit(2)]
+    assert again.tell(Broken(1))[-1] == Submit(2)
     lost = Story(Reserved(), Granted(grant()), continuable=False)
     lost.yield_tokens(1)
-    (_, end) = lost.tell(Broken(1))
+    (*_, end) = lost.tell(Broken(1))
     assert isinstance(end, End)
     assert end.error is not None
     assert end.error.reason == "WORKER_LOST"
@@ -159,14 +205,16 @@ def test_penalties_can_be_started_again_but_not_continued() -> None:
 def test_a_stream_that_lacks_only_its_end_is_complete() -> None:
     story = Story(Reserved(), Granted(grant()), limit=2)
     story.yield_tokens(2)
-    assert story.tell(Broken(1)) == [Withdraw(1), End(FinishReason.LENGTH)]
+    assert story.tell(Broken(1)) == [Withdraw(1), Report(grant(), Outcome.LOST, False, 0, 2), End(FinishReason.LENGTH)]
 
 
 @pytest.mark.parametrize("code", [Code.ABORTED, Code.UNAVAILABLE])
 def test_a_stale_grant_is_asked_for_again_on_any_worker(code: Code) -> None:
     story = Story(Reserved(), Granted(grant()))
     assert story.tell(Refused(1, error(code))) == [Decline(1), Submit(2)]
-    assert story.life.excluded == []
+    assert story.life.excluded is None
+    assert not story.life.continued
+    assert story.reports == []
 
 
 @pytest.mark.parametrize(
@@ -195,7 +243,10 @@ def test_a_client_that_leaves_a_running_request_pays_what_the_worker_says() -> N
     story.yield_tokens(2)
     assert story.tell(GONE) == [Cancel(FinishReason.CANCELLED)]
     assert story.life.state is State.STOPPING
-    assert story.tell(finished(reason=FinishReason.CANCELLED, tokens=4)) == [End(GONE.reason, GONE.error)]
+    (report, end) = story.tell(finished(reason=FinishReason.CANCELLED, tokens=4))
+    assert isinstance(report, Report)
+    assert (report.outcome, report.completion_to) == (Outcome.CANCELLED, 4)
+    assert end == End(GONE.reason, GONE.error)
     assert story.life.settlement().usage.completion_tokens == 4
 
 
@@ -203,19 +254,20 @@ def test_a_worker_that_does_not_say_is_taken_at_what_it_has_sent() -> None:
     story = Story(Reserved(), Granted(grant()))
     story.yield_tokens(2)
     story.tell(GONE)
-    assert story.tell(UsageOverdue()) == [End(GONE.reason, GONE.error)]
+    assert story.tell(UsageOverdue()) == [Report(grant(), Outcome.CANCELLED, False, 0, 2), End(GONE.reason, GONE.error)]
     assert story.life.settlement() == Settlement(True, Usage(PROMPT_TOKENS, 0, 2), 0.0)
 
 
 def test_a_spent_budget_ends_the_answer_regularly() -> None:
     story = Story(Reserved(), Granted(grant()))
     assert story.tell(BUDGET) == [Cancel(FinishReason.BUDGET)]
-    assert story.tell(finished(reason=FinishReason.BUDGET)) == [End(FinishReason.BUDGET)]
+    assert story.tell(finished(reason=FinishReason.BUDGET))[-1] == End(FinishReason.BUDGET)
+    assert [report.outcome for report in story.reports] == [Outcome.BUDGET_STOPPED]
 
 
 def test_an_answer_that_was_complete_in_time_is_not_called_cut_short() -> None:
     story = Story(Reserved(), Granted(grant()), BUDGET)
-    assert story.tell(finished(reason=FinishReason.STOP)) == [End(FinishReason.STOP)]
+    assert story.tell(finished(reason=FinishReason.STOP))[-1] == End(FinishReason.STOP)
 
 
 def test_the_same_grant_again_is_ignored_and_another_is_declined() -> None:
@@ -239,7 +291,7 @@ def test_a_word_about_an_earlier_attempt_changes_nothing() -> None:
 
 def test_an_engine_that_fails_fails_the_request() -> None:
     story = Story(Reserved(), Granted(grant()))
-    (end,) = story.tell(finished(reason=FinishReason.ERROR))
+    (_, end) = story.tell(finished(reason=FinishReason.ERROR))
     assert isinstance(end, End)
     assert end.error is not None
     assert end.error.code is Code.INTERNAL
@@ -247,7 +299,7 @@ def test_an_engine_that_fails_fails_the_request() -> None:
 
 def test_a_worker_that_cancels_unasked_kept_to_the_deadline() -> None:
     story = Story(Reserved(), Granted(grant()))
-    (end,) = story.tell(finished(reason=FinishReason.CANCELLED))
+    (_, end) = story.tell(finished(reason=FinishReason.CANCELLED))
     assert isinstance(end, End)
     assert end.error is not None
     assert end.error.code is Code.DEADLINE_EXCEEDED

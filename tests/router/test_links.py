@@ -17,7 +17,8 @@ from forebay.errors import Code, MeshError
 from forebay.lifecycle import background
 from forebay.router.config import RouterConfig
 from forebay.router.delivery import Delivery
-from forebay.router.domain.life import End, FinishReason, Grant, Granted, Reserved, Settlement, Start, Submit, Usage
+from forebay.router.domain.decisions import End, Settlement, Start, Submit
+from forebay.router.domain.events import FinishReason, Grant, Granted, Reserved, Usage
 from forebay.router.quota_link import RENEW_EVERY_S, RETRY_EVERY_S, QuotaLink
 from forebay.router.request import LiveRequests, Request, client_gone
 from forebay.router.scheduler_link import SchedulerLink
@@ -203,13 +204,12 @@ async def test_a_session_with_another_life_of_a_worker_is_not_kept(clock: FakeCl
     links = WorkerLinks(ROUTER, Delivery(clock), clock)
     async with background(links.run(), "workers"):
         live = await granted(links, fake)
-        start = await soon(fake.starts.get())
         assert links._links
-        fake.refuse(start.ref, MeshError(Code.ABORTED, "WRONG_INCARNATION", "not me"))
         while not isinstance(decision := await soon(live.decisions.get()), Submit):
             pass
-        assert decision.attempt == 2
+        assert (decision.attempt, live.life.excluded, live.life.continued) == (2, None, False)
         assert not links._links
+        assert fake.starts.empty(), "it is shown no prompt"
     await fake.server.kill()
 
 
@@ -222,7 +222,7 @@ async def test_a_worker_that_is_not_there_ends_the_attempt(clock: FakeClock) -> 
         live = await granted(links, fake)
         while not isinstance(decision := await soon(live.decisions.get()), Submit):
             pass
-        assert (decision.attempt, live.life.excluded) == (2, ["w1"])
+        assert (decision.attempt, live.life.excluded, live.life.continued) == (2, "w1", False)
 
 
 async def test_a_payload_that_has_not_left_is_taken_back(clock: FakeClock) -> None:

@@ -14,20 +14,9 @@ from forebay.clock import SystemClock
 from forebay.errors import Code, MeshError
 from forebay.lifecycle import background
 from forebay.router.delivery import Delivery
-from forebay.router.domain.life import (
-    Cancel,
-    End,
-    FinishReason,
-    Grant,
-    Granted,
-    Reserved,
-    Settlement,
-    Start,
-    State,
-    Submit,
-    Usage,
-    Withdraw,
-)
+from forebay.router.domain.decisions import Cancel, End, Outcome, Report, Settlement, Start, Submit, Withdraw
+from forebay.router.domain.events import FinishReason, Grant, Granted, Reserved, Usage
+from forebay.router.domain.life import State
 from forebay.router.quota import MemoryQuota, Quota
 from forebay.router.quota_link import QuotaLink
 from forebay.router.request import LiveRequests, Request, client_gone
@@ -154,9 +143,9 @@ async def test_what_is_submitted_is_granted_where_it_may_run(
 ) -> None:
     live = request()
     scheduler.live[live.id] = live
-    live.life.excluded.append("w1")
     live.tell(Reserved())
     assert await soon(live.decisions.get()) == Submit(1)
+    live.life.excluded = "w1"
     scheduler.port.submit(live)
     start = await soon(live.decisions.get())
     assert isinstance(start, Start)
@@ -247,6 +236,7 @@ async def test_a_payload_yields_tokens_and_ends(workers: MemoryWorkersCase | Wor
     assert live.tokens.token_ids == [1, 2, 3]
     assert live.first_output_at is not None
     await workers.finish(live, 3, FinishReason.LENGTH)
+    assert isinstance(await soon(live.decisions.get()), Report)
     assert await soon(live.decisions.get()) == End(FinishReason.LENGTH)
     assert live.life.settlement().usage.completion_tokens == 3
 
@@ -257,6 +247,9 @@ async def test_a_cancel_is_answered_with_the_usage(workers: MemoryWorkersCase | 
     assert await soon(live.decisions.get()) == Cancel(FinishReason.CANCELLED)
     workers.port.cancel(live, FinishReason.CANCELLED)
     await workers.cancelled(live, 3)
+    report = await soon(live.decisions.get())
+    assert isinstance(report, Report)
+    assert (report.outcome, report.completion_to) == (Outcome.CANCELLED, 3)
     assert isinstance(await soon(live.decisions.get()), End)
     assert live.life.settlement().usage.completion_tokens == 3
 
@@ -265,6 +258,9 @@ async def test_a_broken_session_is_told_to_its_requests(workers: MemoryWorkersCa
     live = await running(workers)
     await workers.break_off()
     assert await soon(live.decisions.get()) == Withdraw(1)
+    assert await soon(live.decisions.get()) == Report(
+        Grant(1, "w1", 1, workers.address, 0.0, b""), Outcome.LOST, False, 0, 3
+    )
     assert await soon(live.decisions.get()) == Submit(2)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -15,47 +12,10 @@ from forebay.api.scheduler.v1 import scheduler_pb2
 from forebay.errors import Code, MeshError, QuotaViolation
 from forebay.router.domain.ask import Message
 from forebay.router.hf_tokenizer import HfTokenizer
-from forebay.rpc.status import from_rpc_error
 
-from .conftest import METADATA, RouterWorld, StreamCall, options_for
+from .conftest import METADATA, RouterWorld, options_for
 from .peers import soon
-
-
-async def drain(call: grpc.aio.UnaryStreamCall) -> list[Any]:
-    """Returns all that is still to come on a stream."""
-    events = []
-    while (event := await call.read()) is not grpc.aio.EOF:
-        events.append(event)
-    return events
-
-
-async def failure(call: grpc.aio.UnaryStreamCall | grpc.aio.UnaryUnaryCall) -> MeshError:
-    """Returns the error that a call ends with."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await soon(drain(call) if isinstance(call, grpc.aio.UnaryStreamCall) else call)
-    return from_rpc_error(caught.value)
-
-
-async def started(call: StreamCall) -> router_pb2.StreamGenerateResponse.Started:
-    event = await soon(call.read())
-    assert event.WhichOneof("event") == "started"
-    return event.started
-
-
-async def rest(call: StreamCall, seen: int = 0) -> tuple[list[int], str, router_pb2.StreamGenerateResponse.Finished]:
-    """Returns tokens, text and the last event, after `seen` tokens; checks that the deltas follow on one another."""
-    tokens: list[int] = []
-    text, finished = "", None
-    for event in await soon(drain(call)):
-        assert finished is None, "nothing follows the last event"
-        if event.HasField("delta"):
-            assert event.delta.position == seen + len(tokens)
-            tokens += event.delta.token_ids
-            text += event.delta.text
-        else:
-            finished = event.finished
-    assert finished is not None
-    return tokens, text, finished
+from .streams import failure, rest, started
 
 
 async def test_one_request_through_everybody(world: RouterWorld) -> None:
@@ -152,100 +112,11 @@ async def test_a_rejection_by_the_scheduler_gives_the_reservation_back(world: Ro
     assert (settle.started, settle.prompt_tokens, settle.completion_tokens) == (False, 0, 0)
 
 
-async def test_a_client_that_cancels_stops_the_worker_and_pays_what_was_used(world: RouterWorld) -> None:
-    await world.start()
-    call = world.stream()
-    await started(call)
-    start = await soon(world.worker.starts.get())
-    world.worker.say(start.ref, 0, [1], "a")
-    await soon(call.read())
-    call.cancel()
-    cancel = await soon(world.worker.cancels.get())
-    assert (cancel.ref, cancel.reason, cancel.delivered_tokens) == (start.ref, common_pb2.FINISH_REASON_CANCELLED, 1)
-    assert world.quota.settles.empty(), "the worker's count is waited for"
-    world.worker.finish(start, 1, common_pb2.FINISH_REASON_CANCELLED)
-    settle = await soon(world.quota.settles.get())
-    assert (settle.started, settle.completion_tokens) == (True, 1)
-
-
-async def test_a_client_that_cancels_in_the_queue_is_withdrawn_and_its_late_grant_declined(world: RouterWorld) -> None:
-    workers, world.scheduler.workers = world.scheduler.workers, []
-    await world.start()
-    call = world.stream()
-    submission = await soon(world.scheduler.submissions.get())
-    call.cancel()
-    assert await soon(world.scheduler.cancellations.get()) == submission.ref
-    assert not (await soon(world.quota.settles.get())).started
-    world.scheduler.workers = workers
-    world.scheduler.grant(submission)
-    assert await soon(world.scheduler.declines.get()) == submission.ref
-    assert world.worker.starts.empty()
-
-
-async def test_a_deadline_ends_what_runs(world: RouterWorld) -> None:
-    await world.start()
-    call = world.stream(timeout=0.15)
-    start = await soon(world.worker.starts.get())
-    assert start.remaining.seconds == 0
-    assert start.remaining.nanos <= 150_000_000
-    error = await failure(call)
-    assert error.code is Code.DEADLINE_EXCEEDED
-    await soon(world.worker.cancels.get())
-    world.worker.finish(start, 0, common_pb2.FINISH_REASON_CANCELLED)
-    await soon(world.quota.settles.get())
-
-
 async def test_a_deadline_that_cannot_be_met_is_refused_early(world: RouterWorld) -> None:
     await world.start()
     error = await failure(world.stream(timeout=0.09))
     assert error.code is Code.DEADLINE_EXCEEDED
     assert world.quota.reserves.empty()
-
-
-async def test_a_broken_worker_is_replaced_and_the_client_sees_one_stream(world: RouterWorld) -> None:
-    await world.start()
-    call = world.stream()
-    await started(call)
-    first = await soon(world.worker.starts.get())
-    world.worker.say(first.ref, 0, [1, 2], "ab", held="\ufffd")
-    await soon(call.read())
-    await world.worker.server.kill()
-
-    assert (await soon(world.scheduler.cancellations.get())).attempt == 1
-    await soon(world.scheduler.submissions.get())
-    again = await soon(world.scheduler.submissions.get())
-    assert (again.ref.attempt, again.delivered_tokens, list(again.excluded_workers)) == (2, 2, ["w1"])
-    assert (again.prompt_tokens, again.max_tokens) == (len(first.prompt_token_ids) + 2, 14)
-    second = await soon(world.other.starts.get())
-    assert list(second.prompt_token_ids) == list(first.prompt_token_ids)
-    assert second.sampling == first.sampling, "the same seed, and max_tokens from the first attempt on"
-    assert list(second.continuation.token_ids) == [1, 2]
-    assert (second.continuation.held_text, second.continuation.completion_from) == ("\ufffd", 2)
-
-    world.other.say(second.ref, 2, [3], "c")
-    world.other.finish(second, 3)
-    tokens, text, finished = await rest(call, seen=2)
-    assert (tokens, text) == ([3], "c")
-    assert finished.usage.completion_tokens == 3
-    assert (await soon(world.quota.settles.get())).completion_tokens == 3
-
-
-async def test_a_handover_and_a_stale_grant_lead_on(world: RouterWorld) -> None:
-    await world.start()
-    call = world.stream()
-    await started(call)
-    first = await soon(world.worker.starts.get())
-    world.worker.refuse(first.ref, MeshError(Code.ABORTED, "STALE_GRANT", "too late"))
-    assert (await soon(world.scheduler.declines.get())).attempt == 1
-    second = await soon(world.worker.starts.get())
-    assert second.grant.ref.attempt == 2
-    assert world.worker.sessions == 1, "the session is kept"
-    world.worker.say(second.ref, 0, [1], "a")
-    world.worker.hand_over(second.ref)
-    third = await soon(world.other.starts.get())
-    assert (third.grant.ref.attempt, list(third.continuation.token_ids)) == (3, [1])
-    world.other.finish(third, 1)
-    assert (await rest(call))[:2] == ([1], "a")
 
 
 async def test_a_gap_in_the_stream_is_never_passed_on(world: RouterWorld) -> None:

@@ -9,13 +9,18 @@ from dataclasses import replace
 
 import pytest
 
+from forebay import killpoints
 from forebay.errors import Code, MeshError, QuotaViolation
 from forebay.lifecycle import background
+from forebay.router import service
 from forebay.router.access import Caller
 from forebay.router.client import Client, GatheredAnswer
 from forebay.router.delivery import Delivery
 from forebay.router.domain.ask import Chat, Message, ModelCard, Sampling, Text
-from forebay.router.domain.life import FinishReason, Settlement, Usage
+from forebay.router.domain.decisions import Outcome, Settlement
+from forebay.router.domain.events import FinishReason, Usage
+from forebay.router.metering import MemoryMetering
+from forebay.router.models import Models
 from forebay.router.quota import MemoryQuota
 from forebay.router.request import LiveRequests, Request, lease_lost
 from forebay.router.scheduler import MemoryScheduler
@@ -44,9 +49,22 @@ class World:
         self.scheduler = MemoryScheduler(*workers)
         self.delivery = Delivery(clock)
         self.workers = MemoryWorkers(self.delivery)
+        self.metering = MemoryMetering()
+        self.objections: dict[str, MeshError] = {}
         self.live: LiveRequests = {}
-        self.router = Router(
-            models(), self.quota, self.scheduler, self.workers, self.live, clock, bounds or Bounds(max_requests=2)
+        self.router = self.new_router(models(), bounds or Bounds(max_requests=2))
+
+    def new_router(self, served: Models, bounds: Bounds) -> Router:
+        return Router(
+            served,
+            self.quota,
+            self.scheduler,
+            self.workers,
+            self.metering,
+            lambda caller: self.objections.get(caller.tenant.tenant_id),
+            self.live,
+            self.clock,
+            bounds,
         )
 
     def begin(self, client: Client | None = None, time_left_s: float | None = None) -> asyncio.Task[None]:
@@ -128,6 +146,119 @@ async def test_a_lost_worker_is_replaced_and_the_client_sees_one_stream(world: W
     assert answer.text == "abcde"
     assert world.workers.started == [(request.id, 1, "w1"), (request.id, 2, "w2")]
     assert (await world.settled()).usage.completion_tokens == 5
+
+
+async def test_with_no_other_worker_it_waits_for_one(world: World) -> None:
+    world.scheduler.workers = ["w1"]
+    answer = GatheredAnswer()
+    task = world.begin(answer)
+    request = await world.running()
+    world.workers.yield_tokens(request.id, [0, 1])
+    world.workers.break_off("w1")
+    await until(lambda: ("submit", request.id, 2) in world.scheduler.log)
+    assert not world.workers.running
+    world.scheduler.workers = ["another"]
+    world.scheduler.submit(request)
+    await world.running()
+    world.workers.finish(request.id, FinishReason.STOP)
+    await task
+    assert answer.text == "ab"
+
+
+@pytest.mark.parametrize("end", ["deadline", "cancel"])
+async def test_the_gap_between_two_attempts_can_be_the_end(world: World, end: str) -> None:
+    world.scheduler.workers = ["w1"]
+    task = world.begin(time_left_s=2.0)
+    request = await world.running()
+    world.workers.yield_tokens(request.id, [0, 1])
+    world.workers.break_off("w1")
+    await until(lambda: ("submit", request.id, 2) in world.scheduler.log)
+    if end == "cancel":
+        task.cancel()
+    else:
+        await world.pass_time(2.1)
+    with pytest.raises(asyncio.CancelledError if end == "cancel" else MeshError):
+        await task
+    assert await world.settled() == Settlement(True, Usage(len(HELLO_IDS), 0, 2), 0.0)
+    assert ("withdraw", request.id, 2) in world.scheduler.log
+    assert [(report.outcome, report.completion_to) for _, report in world.metering.reports] == [(Outcome.LOST, 2)]
+
+
+async def test_each_attempt_that_may_have_run_is_reported_once(world: World) -> None:
+    task = world.begin()
+    request = await world.running()
+    world.workers.yield_tokens(request.id, [0, 1])
+    world.workers.break_off("w1")
+    await world.running()
+    world.workers.yield_tokens(request.id, [2])
+    world.workers.finish(request.id, FinishReason.LENGTH)
+    await task
+    assert [
+        (report.grant.attempt, report.outcome, report.completion_from, report.completion_to)
+        for _, report in world.metering.reports
+    ] == [(1, Outcome.LOST, 0, 2), (2, Outcome.COMPLETED, 2, 3)]
+
+
+async def test_a_suspended_tenant_is_stopped_where_it_is(world: World) -> None:
+    task = world.begin()
+    request = await world.running()
+    world.workers.yield_tokens(request.id, [0])
+    world.router.policies_changed()
+    assert request.decisions.empty(), "nothing speaks against it"
+    world.objections["acme"] = MeshError(Code.PERMISSION_DENIED, "TENANT_SUSPENDED", "suspended")
+    world.router.policies_changed()
+    with pytest.raises(MeshError, match="TENANT_SUSPENDED"):
+        await task
+    assert (await world.settled()).usage.completion_tokens == 1
+
+
+async def test_a_tenant_that_is_suspended_before_it_begins_pays_nothing(world: World) -> None:
+    world.objections["acme"] = MeshError(Code.PERMISSION_DENIED, "TENANT_SUSPENDED", "suspended")
+    with pytest.raises(MeshError, match="TENANT_SUSPENDED"):
+        await world.begin()
+    assert not (await world.settled()).started
+    assert not world.scheduler.log
+
+
+async def test_one_tenant_cannot_fill_the_router(clock: FakeClock) -> None:
+    world = World(clock, bounds=Bounds(max_tenant_requests=2))
+    first = [world.begin(), world.begin()]
+    await until(lambda: len(world.scheduler.log) == 2)
+    with pytest.raises(MeshError) as caught:
+        await world.begin()
+    assert (caught.value.code, caught.value.reason) == (Code.RESOURCE_EXHAUSTED, "TENANT_FULL")
+    assert caught.value.quota_violations == (QuotaViolation("tenant:acme", "requests_per_router", 2, 2, 1),)
+    globex = Caller(replace(ACME, tenant_id="globex"), ACME_KEY)
+    other = asyncio.create_task(world.router.answer(globex, ask(), GatheredAnswer(), None))
+    await until(lambda: len(world.scheduler.log) == 3)
+    first[0].cancel()
+    await until(lambda: len(world.live) == 2)
+    again = world.begin()
+    await until(lambda: len(world.scheduler.log) == 5)
+    for task in (first[1], other, again):
+        task.cancel()
+    await until(lambda: not world.live)
+
+
+async def test_the_points_at_which_a_kill_matters(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, bool, int, int, bool]] = []
+
+    def reached(point: str) -> None:
+        assert point in killpoints.POINTS
+        state = bool(world.quota.held), len(world.scheduler.log), len(world.workers.started), bool(world.quota.settled)
+        seen.append((point, *state))
+
+    monkeypatch.setattr(service, "reached", reached)
+    task = world.begin()
+    request = await world.running()
+    world.workers.yield_tokens(request.id, [0])
+    world.workers.finish(request.id, FinishReason.STOP)
+    await task
+    assert seen == [
+        ("router.after_reserve", True, 0, 0, False),
+        ("router.after_grant", True, 1, 0, False),
+        ("router.before_settle", True, 1, 1, False),
+    ]
 
 
 async def test_a_client_that_leaves_is_settled_by_the_workers_count(world: World) -> None:
@@ -259,7 +390,7 @@ async def test_tokens_are_counted_with_the_system_prompt(world: World) -> None:
 def test_models_are_listed_by_page_and_by_who_asks(clock: FakeClock) -> None:
     cards = [ModelCard(name, 100, 10) for name in ("c", "a", "b")]
     world = World(clock)
-    world.router = Router(models(*cards), world.quota, world.scheduler, world.workers, {}, clock, Bounds())
+    world.router = world.new_router(models(*cards), Bounds())
     assert [card.name for card in world.router.list_models(CALLER, "", 2)[0]] == ["a", "b"]
     assert world.router.list_models(CALLER, "", 2)[1]
     assert world.router.list_models(CALLER, "b", 2) == ([cards[0]], False)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import pytest
@@ -101,7 +102,12 @@ def window_tokens() -> int:
 
 
 @pytest.fixture
-async def loopback(clock: FakeClock, window_tokens: int) -> AsyncIterator[Loopback]:
+def spool_dir() -> Path | None:
+    return None
+
+
+@pytest.fixture
+async def loopback(clock: FakeClock, window_tokens: int, spool_dir: Path | None) -> AsyncIterator[Loopback]:
     scheduler, metering, policies = Scheduler(), Metering(), Policies("acme", "globex")
     async with AsyncExitStack() as stack:
         servers = {
@@ -124,6 +130,7 @@ async def loopback(clock: FakeClock, window_tokens: int) -> AsyncIterator[Loopba
             metering_address=servers["metering"].address,
             quota_address=servers["quota"].address,
             max_unrecorded_events=8,
+            spool_dir=spool_dir,
         )
         engine = WatchedEngine(clock, window_tokens)
         worker = await build_around(engine, config, stack, clock)

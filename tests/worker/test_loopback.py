@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,8 +17,12 @@ from forebay.api.common.v1 import common_pb2
 from forebay.api.metering.v1 import metering_pb2
 from forebay.api.scheduler.v1 import scheduler_pb2
 from forebay.api.worker.v1 import worker_pb2, worker_pb2_grpc
+from forebay.worker import servicer
+from forebay.worker.domain.spool_records import replay
 from forebay.worker.lifetime import LAST_WORDS_S, TICK_S
 from forebay.worker.servicer import FULL_NAME
+from forebay.worker.spool_directory import SpoolDirectory
+from forebay.worker.spool_event_log import RETRY_S
 
 from .conftest import Loopback
 from .peers import within
@@ -293,6 +299,20 @@ async def test_an_eviction_is_handed_over(loopback: Loopback) -> None:
     assert event.outcome == metering_pb2.OUTCOME_HANDED_OVER
 
 
+async def test_tokens_already_yielded_come_before_the_handover(loopback: Loopback) -> None:
+    router = await loopback.router()
+    await loopback.started(router, router.payload(1))
+    for _ in range(3):
+        loopback.engine.step()
+    loopback.scheduler.say(scheduler_pb2.AttachResponse(evictions=[ref(1)]))
+    received = 0
+    while not (response := await router.read()).handovers:
+        received += sum(len(delta.token_ids) for delta in response.step.deltas)
+    received += sum(len(delta.token_ids) for delta in response.step.deltas)  # these take effect before it
+    (event,) = await loopback.metering.came(1)
+    assert received == event.completion_to == 3
+
+
 async def test_progress_and_state_are_reported_by_the_clock(loopback: Loopback) -> None:
     router = await loopback.router()
     await loopback.started(router, router.payload(1))
@@ -353,6 +373,74 @@ async def test_a_worker_that_cannot_record_says_so_and_recovers(loopback: Loopba
     loopback.metering.acknowledge(8)
     await healthy(loopback, Health.SERVING)
     await loopback.started(router, router.payload(10))
+
+
+class TestSpooled:
+    """With a spool on the disk."""
+
+    @pytest.fixture
+    def spool_dir(self, tmp_path: Path) -> Path:
+        return tmp_path / "spool"
+
+    async def test_an_attempt_is_on_the_disk_before_it_runs_and_gone_when_metering_has_it(
+        self, loopback: Loopback, spool_dir: Path
+    ) -> None:
+        def spooled() -> list[str]:
+            (segment,) = spool_dir.glob("segment-*")
+            return [str(event.id) for event in replay(segment.read_bytes()).events]
+
+        router = await loopback.router()
+        await loopback.started(router, router.payload(1, max_tokens=1), router.payload(2))
+        assert spooled() == [f"{1:032x}/1", f"{2:032x}/1"]
+        loopback.engine.step()
+        await loopback.metering.came(1)
+        async with asyncio.timeout(5):
+            while len(spooled()) == 2:
+                await asyncio.sleep(0)
+        assert spooled() == [f"{2:032x}/1"]
+
+    async def test_a_full_disk_refuses_and_what_runs_goes_on(
+        self, loopback: Loopback, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(directory: SpoolDirectory, records: bytes) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        router = await loopback.router()
+        await loopback.started(router, router.payload(1, max_tokens=2))
+        with monkeypatch.context() as disk:
+            disk.setattr(SpoolDirectory, "append", full)
+            disk.setattr(SpoolDirectory, "begin_segment", full)
+            await router.start(router.payload(2))
+            (refusal,) = (await router.read()).refusals
+            assert (refusal.error.code, refusal.error.reason) == (
+                common_pb2.ERROR_CODE_UNAVAILABLE,
+                "SPOOL_UNAVAILABLE",
+            )
+            await healthy(loopback, Health.NOT_SERVING)
+            for tokens in (1, 2):
+                loopback.engine.step()
+                assert (await router.read()).step.deltas[0].completion_tokens == tokens
+            await router.start(router.payload(3))
+            assert (await router.read()).refusals[0].error.reason == "SPOOL_UNAVAILABLE"
+        check = health_pb2_grpc.HealthStub(loopback.channel).Check
+        async with asyncio.timeout(5):
+            while (await check(health_pb2.HealthCheckRequest(service=FULL_NAME))).status != Health.SERVING:
+                loopback.clock.advance(RETRY_S)
+        assert len(await loopback.metering.came(1)) == 1
+        await loopback.started(router, router.payload(4))
+
+
+async def test_sessions_are_bounded(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servicer, "MAX_SESSIONS", 2)
+    first, _ = await loopback.router(), await loopback.router()
+    call = worker_pb2_grpc.WorkerServiceStub(loopback.channel).Execute()
+    assert await within(call.code()) == grpc.StatusCode.RESOURCE_EXHAUSTED
+    first.break_off()
+    async with asyncio.timeout(5):
+        while True:
+            again = worker_pb2_grpc.WorkerServiceStub(loopback.channel).Execute()
+            if isinstance(await again.read(), worker_pb2.ExecuteResponse):
+                break
 
 
 # --- the end

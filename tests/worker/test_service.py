@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,9 +14,9 @@ from forebay.worker.domain.roster import Entry, Roster
 from forebay.worker.domain.salt import cache_salt
 from forebay.worker.domain.usage import Ending, Outcome, UsageEvent
 from forebay.worker.engine import FinishReason, Step
-from forebay.worker.event_log import MemoryEventLog
+from forebay.worker.event_log import Kept, MemoryEventLog
 from forebay.worker.router_stream import Finish
-from forebay.worker.service import WorkerService
+from forebay.worker.service import KEPT_WITHIN_S, WorkerService
 
 from .doubles import EPOCH, INCARNATION, WORKER, HandEngine, RecordedReports, RecordedStream, attempt_id, start
 
@@ -24,10 +26,10 @@ ONE, TWO, THREE = (attempt_id(n) for n in (1, 2, 3))
 class Bench:
     """A service with doubles on all sides."""
 
-    def __init__(self, log_limit: int = 100) -> None:
+    def __init__(self, log_limit: int = 100, log: MemoryEventLog | None = None) -> None:
         self.clock = FakeClock()
         self.engine = HandEngine()
-        self.log = MemoryEventLog(log_limit)
+        self.log = MemoryEventLog(log_limit) if log is None else log
         self.keys: dict[str, bytes] = {"acme": b"a" * 32, "globex": b"g" * 32}
         self.roster = Roster(WORKER, INCARNATION)
         self.service = WorkerService(self.engine, self.log, self.roster, self.clock, self.keys.get)
@@ -282,6 +284,116 @@ def test_a_worker_whose_events_are_not_acknowledged_takes_no_more_and_loses_none
     assert bench.service.healthy
     bench.service.start(stream, start(3))
     assert str(THREE) in bench.engine.added
+
+
+def test_what_is_given_back_takes_no_room_in_the_event_log() -> None:
+    bench, stream = Bench(log_limit=1), RecordedStream()
+    bench.engine.refuse = MeshError(Code.INVALID_ARGUMENT, "TOO_LONG", "too long")
+    for ref in (1, 2):
+        bench.service.start(stream, start(ref))
+    assert [item[-1] for item in stream.said] == ["TOO_LONG", "TOO_LONG"]
+    assert bench.service.healthy
+
+
+class SlowLog(MemoryEventLog):
+    """Keeps starts when it is told to, and remembers checkpoints."""
+
+    def __init__(self) -> None:
+        super().__init__(10)
+        self.starts: list[tuple[UsageEvent, Kept]] = []
+        self.checkpoints: list[list[UsageEvent]] = []
+
+    def begin(self, event: UsageEvent, kept: Kept) -> None:
+        self.starts.append((event, kept))
+
+    def keep(self, error: MeshError | None = None) -> None:
+        for event, kept in self.starts:
+            super().begin(event, lambda _, kept=kept: kept(error))  # type: ignore[misc]
+        self.starts.clear()
+
+    def checkpoint(self, events: Iterable[UsageEvent]) -> None:
+        self.checkpoints.append(list(events))
+
+
+@pytest.fixture
+def slow() -> Bench:
+    return Bench(log=SlowLog())
+
+
+def slow_log(bench: Bench) -> SlowLog:
+    assert isinstance(bench.log, SlowLog)
+    return bench.log
+
+
+def test_nothing_runs_before_its_start_is_kept(slow: Bench) -> None:
+    stream = RecordedStream()
+    slow.service.start(stream, start(1))
+    (event, _), *_ = slow_log(slow).starts
+    assert (event.outcome, event.completion_from, event.completion_to) == (Outcome.LOST, 0, 0)
+    assert not slow.engine.added
+    slow_log(slow).keep()
+    assert str(ONE) in slow.engine.added
+    slow.engine.step(ONE, finish=FinishReason.STOP)
+    assert [event.outcome for event in slow.events()] == [Outcome.COMPLETED]
+
+
+def test_a_start_that_cannot_be_kept_is_refused(slow: Bench) -> None:
+    stream = RecordedStream()
+    slow.service.start(stream, start(1))
+    slow_log(slow).keep(MeshError(Code.UNAVAILABLE, "SPOOL_UNAVAILABLE", "no room"))
+    assert stream.said == [("refused", 1, "SPOOL_UNAVAILABLE")], "at once"
+    assert slow.service.running == slow.roster.running == 0
+    slow.service.start(stream, start(1, batch_id=2))  # another grant
+    slow_log(slow).keep()
+    assert str(ONE) in slow.engine.added
+
+
+@pytest.mark.parametrize("how", ["cancel", "session", "evict", "deadline", "slow", "drain"])
+def test_what_ends_before_its_start_is_kept_never_runs_and_is_not_metered(slow: Bench, how: str) -> None:
+    stream = RecordedStream()
+    slow.service.start(stream, start(1, remaining=1.0 if how == "deadline" else None))
+    match how:
+        case "cancel":
+            slow.service.cancel(stream, 1, Ending.CANCELLED)
+        case "session":
+            slow.service.session_ended(stream)
+        case "evict":
+            slow.service.evict(ONE)
+        case "deadline":
+            slow.clock.advance(1.0)
+            slow.service.tick()
+        case "slow":
+            slow.clock.advance(KEPT_WITHIN_S)
+            slow.service.tick()
+        case "drain":
+            slow.service.drain(0.0)
+            slow.service.tick()
+    stream.flush(0)
+    slow_log(slow).keep()
+    assert stream.said == [("refused", 1, "SPOOL_UNAVAILABLE")]
+    assert not slow.engine.added
+    assert not slow.events()
+    assert slow.service.running == slow.roster.running == 0
+
+
+def test_once_a_second_what_has_come_further_is_checkpointed(slow: Bench) -> None:
+    stream = RecordedStream()
+    for ref in (1, 2):
+        slow.service.start(stream, start(ref))
+    slow_log(slow).keep()
+    slow.engine.step(ONE, TWO)
+
+    def checkpoints(seconds: float) -> list[tuple[str, int]]:
+        slow_log(slow).checkpoints.clear()
+        slow.clock.advance(seconds)
+        slow.service.tick()
+        return [(str(e.id), e.completion_to) for events in slow_log(slow).checkpoints for e in events]
+
+    assert checkpoints(1.0) == [(str(ONE), 1), (str(TWO), 1)]
+    slow.engine.step(TWO)
+    assert checkpoints(0.5) == []
+    assert checkpoints(0.5) == [(str(TWO), 2)]
+    assert checkpoints(1.0) == []
 
 
 def test_entries_expire_and_are_reported_once(bench: Bench) -> None:

@@ -69,13 +69,14 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 @pytest.fixture(autouse=True)
 def inline() -> Iterator[None]:
-    """Has threads' work done at once, so that a history is the same in each run."""
+    """Has threads' work done at once, so that a history is the same in each run, and does not wait for a real disk."""
 
     async def call(work: Callable[..., None], *args: Any, **rest: Any) -> None:
         work(*args, **rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(asyncio, "to_thread", call)
+        patch.setattr(os, "fsync", lambda file: None)
         yield
 
 
@@ -243,9 +244,9 @@ def test_after_any_crash_every_started_attempt_is_accounted_for_once(
 
 
 def test_it_does_not_grow(path: Path) -> None:
-    life = Life(path, segment_bytes=10_000)
+    life = Life(path, segment_bytes=3_000)
     sizes = []
-    for number in range(1, 200):
+    for number in range(1, 60):
         life.begin(number)
         life.write()
         life.log.checkpoint([event(number, completion_to=1)])
@@ -254,7 +255,7 @@ def test_it_does_not_grow(path: Path) -> None:
         life.write()
         life.log.acknowledge(1)
         sizes.append(sum(file.stat().st_size for file in path.iterdir()))
-    assert max(sizes) < 12_000
+    assert max(sizes) < 4_000
     assert 5 < life.directory.segments < 50
     life.write()
     assert next_life(life, path).events() == []
@@ -400,6 +401,26 @@ def test_a_rejected_event_is_kept_before_it_is_forgotten(path: Path) -> None:
     life.write()
     (line,) = (path / "rejected").read_bytes().splitlines()
     assert attempt_id(1).request_id.encode() in line
+    assert next_life(life, path).events() == []
+
+
+def test_what_could_not_be_kept_for_an_operator_is_tried_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(directory: SpoolDirectory, lines: bytes) -> bool:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    life = Life(path)
+    life.begin(1)
+    life.write()
+    life.log.finish(done(1))
+    life.write()
+    life.log.reject(0)
+    life.log.acknowledge(1)
+    with monkeypatch.context() as disk:
+        disk.setattr(SpoolDirectory, "reject", full)
+        life.write()
+    assert life.log.trouble is not None
+    life.write()
+    assert len((path / "rejected").read_bytes().splitlines()) == 1
     assert next_life(life, path).events() == []
 
 

@@ -74,7 +74,7 @@ def test_damage_stays_in_its_line(history: list[Record], data: st.DataObject) ->
 
 
 def test_what_another_version_wrote_is_kept_aside() -> None:
-    body = b'{"id":{"request_id":"x","attempt":1},"new":1}'
-    found = replay(b"%08x %b\n" % (zlib.crc32(body), body))
-    assert not found.events
-    assert len(found.unreadable) == 1
+    for body in (b'[["x",1],["a"],["b"],1,"lost",[]]', b'{"id":"x","new":1,"x":2}', b"7", b"null", b"[]"):
+        found = replay(b"%08x %b\n" % (zlib.crc32(body), body))
+        assert not found.events
+        assert len(found.unreadable) == 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Unpack
 
@@ -21,7 +22,7 @@ StreamCall = grpc.aio.UnaryStreamCall[router_pb2.StreamGenerateRequest, router_p
 
 
 class AnswerStream:
-    """An answer as it is generated: iterate over it for its deltas.
+    """An answer as it is generated: iterate over it for its deltas. The request is sent when the iteration begins.
 
     Leaving the iteration early cancels the request; what was generated until then is billed.
 
@@ -30,8 +31,8 @@ class AnswerStream:
         finished: set after the last delta.
     """
 
-    def __init__(self, call: StreamCall) -> None:
-        self._call = call
+    def __init__(self, open: Callable[[], Awaitable[StreamCall]]) -> None:
+        self._open = open
         self.started: Started | None = None
         self.finished: Finished | None = None
 
@@ -41,9 +42,10 @@ class AnswerStream:
         Raises:
             MeshError: the request was refused, or failed, or its stream broke off.
         """
+        call = await self._open()
         try:
             with mesh_errors():
-                async for event in self._call:
+                async for event in call:
                     match event.WhichOneof("event"):
                         case "started":
                             self.started = messages.from_pb_started(event.started)
@@ -54,25 +56,33 @@ class AnswerStream:
             if self.started is None or self.finished is None:
                 raise MeshError(Code.UNAVAILABLE, "STREAM_CUT", "the answer's stream ended before the answer did")
         finally:
-            self._call.cancel()
+            call.cancel()
 
 
 class ForebayClient:
     """A client of one router, for one key; an async context manager.
 
-    Every method raises `MeshError`, whose `code` and `reason` are for programs and whose `message` says what to do.
+    Every method raises `MeshError`, whose `code` and `reason` are for programs and whose `message` says what to do. A router
+    that restarts is waited for; if none is reached within `connect_timeout`, that is UNAVAILABLE NO_ROUTER and nothing was sent.
 
     Args:
         address: host:port of a router, or of what balances several.
         key: the tenant's key, `fb_...`.
         timeout: the deadline of each call in seconds, following the usage stream excepted.
+        connect_timeout: how long a call waits for a router, in seconds.
     """
 
-    def __init__(self, address: str, key: str, *, timeout: float = 600.0) -> None:
+    def __init__(self, address: str, key: str, *, timeout: float = 600.0, connect_timeout: float = 5.0) -> None:
+        self._address = address
+        self._connect_timeout = min(connect_timeout, timeout)
         self._channel = connect(address, caller="client")
         self._router: router_pb2_grpc.RouterServiceAsyncStub = router_pb2_grpc.RouterServiceStub(self._channel)
         self._usage: router_pb2_grpc.UsageServiceAsyncStub = router_pb2_grpc.UsageServiceStub(self._channel)
-        self._call: dict[str, Any] = {"metadata": (("authorization", f"Bearer {key}"),), "timeout": timeout}
+        self._call: dict[str, Any] = {
+            "metadata": (("authorization", f"Bearer {key}"),),
+            "timeout": timeout,
+            "wait_for_ready": True,
+        }
 
     async def __aenter__(self) -> ForebayClient:
         return self
@@ -83,17 +93,24 @@ class ForebayClient:
     async def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Answer:
         """Answers a prompt in one piece. A plain string is the only turn of a conversation."""
         request = router_pb2.GenerateRequest(options=messages.to_pb_options(prompt, options))
+        await self._reach()
         with mesh_errors():
             return messages.from_pb_answer(await self._router.Generate(request, **self._call))
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AnswerStream:
         """Answers a prompt as it is generated. A plain string is the only turn of a conversation."""
         request = router_pb2.StreamGenerateRequest(options=messages.to_pb_options(prompt, options))
-        return AnswerStream(self._router.StreamGenerate(request, **self._call))
+
+        async def open() -> StreamCall:
+            await self._reach()
+            return self._router.StreamGenerate(request, **self._call)
+
+        return AnswerStream(open)
 
     async def count_tokens(self, prompt: Prompt, *, model: str = "") -> TokenCount:
         """Returns how many tokens a prompt has as it would be rendered; spends no quota."""
         request = router_pb2.CountTokensRequest(model=model, prompt=messages.to_pb_prompt(prompt))
+        await self._reach()
         with mesh_errors():
             response = await self._router.CountTokens(request, **self._call)
         return TokenCount(response.prompt_tokens, response.remaining_context)
@@ -102,6 +119,7 @@ class ForebayClient:
         """Returns the models that the key may use, by name."""
         models: list[Model] = []
         page_token = ""
+        await self._reach()
         while True:
             with mesh_errors():
                 page = await self._router.ListModels(router_pb2.ListModelsRequest(page_token=page_token), **self._call)
@@ -123,6 +141,7 @@ class ForebayClient:
         request = router_pb2.StreamUsageRequest(
             cursor=cursor, filter=metering_pb2.UsageFilter(request_ids=request_ids), follow=follow
         )
+        await self._reach()
         call = self._usage.StreamUsage(request, **(self._call | ({"timeout": None} if follow else {})))
         try:
             with mesh_errors():
@@ -138,9 +157,19 @@ class ForebayClient:
             ValueError: a dimension is not known.
         """
         request = router_pb2.SumUsageRequest(group_by=messages.to_pb_dimensions(by))
+        await self._reach()
         with mesh_errors():
             response = await self._usage.SumUsage(request, **self._call)
         return [messages.from_pb_total(total) for total in response.totals]
+
+    async def _reach(self) -> None:
+        """Returns once a router is connected; at once while one is."""
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                await self._channel.channel_ready()
+        except TimeoutError:
+            message = f"no router answers at {self._address}; is the mesh running there?"
+            raise MeshError(Code.UNAVAILABLE, "NO_ROUTER", message) from None
 
 
 @contextmanager

@@ -69,8 +69,21 @@ class Access:
                 "the key is not valid; send `authorization: Bearer fb_...` in the metadata",
             )
         if tenant.suspended:
-            raise MeshError(Code.PERMISSION_DENIED, "TENANT_SUSPENDED", "the tenant is suspended; ask the operator")
+            raise _suspended()
         return Caller(tenant, key)
+
+    def objection(self, caller: Caller) -> MeshError | None:
+        """Returns why a caller who was let in may not go on, as the policies stand now; None when nothing speaks against it.
+
+        A key that expires while a request runs is no reason: it was valid when the request was made.
+        """
+        cache = self._policies.cache
+        tenant, key = cache.tenants.get(caller.tenant.tenant_id), cache.keys.get(caller.key.key_id)
+        if tenant is not None and tenant.suspended:
+            return _suspended()
+        if tenant is None or key is None or key.revoked or key.hash != caller.key.hash:
+            return MeshError(Code.PERMISSION_DENIED, "KEY_REVOKED", "the key was revoked while the request ran")
+        return None
 
     def _expired(self, key: KeyPolicy) -> bool:
         return key.expires_at is not None and key.expires_at <= self._clock.now()
@@ -85,6 +98,10 @@ class Access:
                 raise _unavailable("no policies have come from quota yet; try again") from None
         elif policies.cut_off_for() > self._honour_cut_off_s:
             raise _unavailable("the policies are too old to admit anyone; try again")
+
+
+def _suspended() -> MeshError:
+    return MeshError(Code.PERMISSION_DENIED, "TENANT_SUSPENDED", "the tenant is suspended; ask the operator")
 
 
 def _unavailable(message: str) -> MeshError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from forebay.router.domain.life import FinishReason, Usage
+from forebay.router.domain.events import FinishReason, Usage
 from forebay.router.domain.stream import Piece
 
 

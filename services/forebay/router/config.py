@@ -42,13 +42,17 @@ class RouterConfig(ServiceConfig):
     default_deadline_s: float = Field(600.0, gt=0, le=86_400, description="a request's time if its client sets none")
     usage_wait_s: float = Field(5.0, gt=0, le=60, description="wait for a cancelled request's usage")
     max_requests: int = Field(4096, ge=1, le=4096, description="requests at a time; further ones are UNAVAILABLE")
+    max_tenant_requests: int = Field(1024, ge=1, le=4096, description="those of one tenant at a time")
     max_prompt_bytes: int = Field(1 << 20, ge=1, le=8 << 20, description="the most text in one prompt")
-    max_attempts: int = Field(4, ge=1, le=16, description="executions of one request before it is given up")
+    max_attempts: int = Field(8, ge=1, le=16, description="executions of one request before it is given up")
     prefix_block_tokens: int = Field(
         32, ge=1, le=4096, description="tokens per prefix hash; best the engine's KV block"
     )
     tokenizer_threads: int = Field(2, ge=1, le=64, description="threads that tokenise long prompts")
     public_tls: PublicTlsConfig | None = Field(None, description="TLS for clients; none leaves it to what stands in front")
+    slow_client_s: float = Field(
+        60.0, gt=0, le=3600, description="a client that reads nothing for this long while there is something is cut off"
+    )
     flushers: int = Field(4, ge=1, le=64, description="tasks that write to clients")
 
     @field_validator("quota_address", "scheduler_address", "metering_address")

@@ -10,6 +10,9 @@ Each stream has one writer at a time, because it is either in the queue, or in o
 A client that does not read would hold a flusher for as long as its connection lasts. So a watchdog looks every 100 ms, and
 where a flusher has been in one write for longer it starts another in its place; the stuck one leaves when its write ends. Tasks
 are made for slow clients only, one each at most.
+
+And it would hold its request, with its room in an engine. So a client that has taken nothing for too long is cut off: its request
+is told, and its write is left to end with the call.
 """
 
 from __future__ import annotations
@@ -19,13 +22,14 @@ from collections import deque
 from collections.abc import Callable
 
 from forebay.clock import Clock
-from forebay.errors import MeshError
+from forebay.errors import Code, MeshError
 from forebay.router.client import Client
 from forebay.router.domain.stream import TokenStream
 from forebay.telemetry.logs import get_logger
 
 FLUSHERS = 4
 STUCK_AFTER_S = 0.1
+SLOW_CLIENT_S = 60.0
 
 log = get_logger("delivery")
 
@@ -36,53 +40,88 @@ class Outflow:
     Attributes:
         tokens: what is to be sent.
         client: where to.
-        queued: whether it is in the delivery's queue or in a flusher's hands, or never to be there again because it is `gone`.
-        gone: whether a write failed; nothing more is sent.
+        queued: whether it is in the delivery's queue or in a flusher's hands, or never to be there again because it has `failed`.
+        failed: why nothing more is sent: a write failed, or did not end for too long.
         sent: called after each write, where a worker may want to know; must not raise.
+        cut_off: called when a client is given up that does not read; must not raise.
     """
 
-    __slots__ = ("_drained", "client", "gone", "queued", "sent", "tokens")
+    __slots__ = ("_drained", "client", "cut_off", "failed", "queued", "sent", "tokens")
 
-    def __init__(self, tokens: TokenStream, client: Client) -> None:
+    def __init__(self, tokens: TokenStream, client: Client, cut_off: Callable[[], None] = lambda: None) -> None:
         self.tokens = tokens
         self.client = client
         self.queued = False
-        self.gone = False
+        self.failed: MeshError | None = None
         self.sent: Callable[[], None] | None = None
+        self.cut_off = cut_off
         self._drained: asyncio.Event | None = None
 
     async def drained(self) -> None:
-        """Returns once all that has come so far is sent, or cannot be."""
-        if self.queued and not self.gone:
+        """Returns once all that has come so far is sent.
+
+        Raises:
+            MeshError: it cannot be; CANCELLED for a client that is gone, RESOURCE_EXHAUSTED for one that does not read.
+        """
+        if self.queued and not self.failed:
             self._drained = asyncio.Event()
             await self._drained.wait()
+        if self.failed:
+            raise self.failed
 
     def let_go(self) -> None:
         """Takes note that a flusher is done with it for now."""
-        self.queued = self.gone
+        self.queued = self.failed is not None
         if self._drained is not None:
             self._drained.set()
 
+    def give_up(self) -> None:
+        """Sends nothing more to a client that does not read."""
+        self.failed = too_slow()
+        self.let_go()
+        self.cut_off()
+
+
+def too_slow() -> MeshError:
+    """Returns the error of a client that does not read."""
+    message = "the answer was not read for too long and was cut off; read it as it comes, or ask for all of it at once"
+    return MeshError(Code.RESOURCE_EXHAUSTED, "CLIENT_TOO_SLOW", message)
+
 
 class _Flusher:
-    """What is known of one flushing task; `writing_since` is None while it is in no write."""
+    """What is known of one flushing task.
 
-    __slots__ = ("retired", "writing_since")
+    Attributes:
+        retired: whether another stands in its place, so that it leaves when its write ends.
+        writing: the stream whose write it is in, and `since` when; None while it is in none.
+    """
+
+    __slots__ = ("retired", "since", "writing")
 
     def __init__(self) -> None:
         self.retired = False
-        self.writing_since: float | None = None
+        self.writing: Outflow | None = None
+        self.since = 0.0
 
 
 class Delivery:
     """The flushers of one router; run `run` beside everything else."""
 
-    def __init__(self, clock: Clock, flushers: int = FLUSHERS) -> None:
+    def __init__(self, clock: Clock, flushers: int = FLUSHERS, slow_client_s: float = SLOW_CLIENT_S) -> None:
+        """Prepares to deliver.
+
+        Args:
+            clock: for what takes too long.
+            flushers: tasks that write.
+            slow_client_s: how long one write may take before its client is given up.
+        """
         self._clock = clock
         self._count = flushers
+        self._slow_client_s = slow_client_s
         self._ready: deque[Outflow] = deque()
         self._idle: list[asyncio.Future[None]] = []
         self._flushers: list[_Flusher] = []
+        self._stuck: list[_Flusher] = []
 
     def ready(self, outflow: Outflow) -> None:
         """Puts a stream with something to send into the queue; call it only for one that is not `queued`."""
@@ -98,6 +137,7 @@ class Delivery:
             while True:
                 await self._clock.sleep(STUCK_AFTER_S)
                 self._replace_stuck(group)
+                self._give_up_slow()
 
     def _hire(self, group: asyncio.TaskGroup) -> _Flusher:
         flusher = _Flusher()
@@ -107,9 +147,18 @@ class Delivery:
     def _replace_stuck(self, group: asyncio.TaskGroup) -> None:
         now = self._clock.monotonic()
         for place, flusher in enumerate(self._flushers):
-            if flusher.writing_since is not None and now - flusher.writing_since >= STUCK_AFTER_S:
+            if flusher.writing is not None and now - flusher.since >= STUCK_AFTER_S:
                 flusher.retired = True
+                self._stuck.append(flusher)
                 self._flushers[place] = self._hire(group)
+
+    def _give_up_slow(self) -> None:
+        now = self._clock.monotonic()
+        for flusher in self._stuck:
+            if flusher.writing is not None and now - flusher.since >= self._slow_client_s:
+                flusher.writing.give_up()
+                flusher.writing = None
+        self._stuck = [flusher for flusher in self._stuck if flusher.writing is not None]
 
     async def _flush(self, me: _Flusher) -> None:
         ready = self._ready
@@ -118,18 +167,20 @@ class Delivery:
                 await self._wait()
                 continue
             outflow = ready.popleft()
-            me.writing_since = self._clock.monotonic()
+            me.writing, me.since = outflow, self._clock.monotonic()
             try:
                 await outflow.client.deliver(outflow.tokens.take())
+            except MeshError as error:
+                # A client that went away; its call tells its request so.
+                outflow.failed = outflow.failed or error
             except Exception as error:
-                # A client that went away, whose call tells its request so. Whatever else it is must not end the flusher.
-                if not isinstance(error, MeshError):
-                    log.error("delivery failed", exc_info=error)
-                outflow.gone = True
-            me.writing_since = None
+                # Whatever it is, it must not end the flusher.
+                log.error("delivery failed", exc_info=error)
+                outflow.failed = outflow.failed or _undeliverable()
+            me.writing = None
             if outflow.sent is not None:
                 outflow.sent()
-            if outflow.tokens.pending and not outflow.gone:
+            if outflow.tokens.pending and not outflow.failed:
                 ready.append(outflow)
             else:
                 outflow.let_go()
@@ -147,3 +198,7 @@ class Delivery:
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._idle.append(waiting)
         await waiting
+
+
+def _undeliverable() -> MeshError:
+    return MeshError(Code.INTERNAL, "DELIVERY_FAILED", "the answer could not be sent; the router's log has the details")

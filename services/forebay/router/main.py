@@ -18,6 +18,7 @@ from forebay.router.config import ModelConfig, RouterConfig
 from forebay.router.delivery import Delivery
 from forebay.router.domain.ask import ModelCard
 from forebay.router.hf_tokenizer import HfTokenizer
+from forebay.router.metering_link import MeteringLink
 from forebay.router.models import Model, Models
 from forebay.router.quota_link import QuotaLink
 from forebay.router.request import LiveRequests
@@ -29,7 +30,7 @@ from forebay.router.worker_link import WorkerLinks
 from forebay.rpc.client import connect
 from forebay.rpc.server import RpcServer
 
-# After the last call has ended its settlement still has to reach quota; a quota that is away is not waited for.
+# After the last call has ended its settlement still has to reach quota, and its report metering; if they are away, nobody waits.
 _LAST_SETTLEMENTS_S = 2.0
 
 
@@ -45,7 +46,9 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
     # What a request needs, in the order in which it needs it.
     quota_channel = connect(config.quota_address, caller=config.id, service="quota", tls=config.tls)
     stack.push_async_callback(quota_channel.close)
-    policies = PolicyWatcher(quota_channel, me, quota_pb2.WATCHER_KIND_ROUTER, clock)
+    policies = PolicyWatcher(
+        quota_channel, me, quota_pb2.WATCHER_KIND_ROUTER, clock, changed=lambda: router.policies_changed()
+    )
     access = Access(
         policies,
         config.pepper_bytes(),
@@ -63,21 +66,24 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
     stack.push_async_callback(scheduler_channel.close)
     scheduler = SchedulerLink(scheduler_channel, me, live, clock, config.dependency_wait_s)
 
-    delivery = Delivery(clock, config.flushers)
+    delivery = Delivery(clock, config.flushers, config.slow_client_s)
     workers = WorkerLinks(me, delivery, clock, config.tls)
+
+    metering_channel = connect(config.metering_address, caller=config.id, service="metering", tls=config.tls)
+    stack.push_async_callback(metering_channel.close)
+    metering = MeteringLink(metering_channel, me, clock)
 
     bounds = Bounds(
         max_requests=config.max_requests,
+        max_tenant_requests=config.max_tenant_requests,
         max_prompt_bytes=config.max_prompt_bytes,
         max_attempts=config.max_attempts,
         default_deadline_s=config.default_deadline_s,
         usage_wait_s=config.usage_wait_s,
+        slow_client_s=config.slow_client_s,
         prefix_block_tokens=config.prefix_block_tokens,
     )
-    router = Router(models, quota, scheduler, workers, live, clock, bounds)
-
-    metering_channel = connect(config.metering_address, caller=config.id, service="metering", tls=config.tls)
-    stack.push_async_callback(metering_channel.close)
+    router = Router(models, quota, scheduler, workers, metering, access.objection, live, clock, bounds)
 
     # What the public reaches.
     server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, RouterServicer(router, access), servicer.FULL_NAME)
@@ -94,13 +100,15 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
         (quota.keep_alive(), "quota leases"),
         (scheduler.session.run(), "scheduler session"),
         (scheduler.watch(), "scheduler watch"),
+        (metering.session.run(), "metering session"),
+        (metering.gather(), "reports"),
         (delivery.run(), "delivery"),
         (workers.run(), "worker sessions"),
         (router.watch(), "request watch"),
         (_serve_when_ready(server, policies, quota, scheduler), "readiness"),
     ):
         await stack.enter_async_context(background(work, name))
-    stack.push_async_callback(_settle_all, router, quota)
+    stack.push_async_callback(_settle_all, router, quota, metering)
     return server
 
 
@@ -120,12 +128,12 @@ async def _serve_when_ready(
     server.set_serving(servicer.FULL_NAME, True)
 
 
-async def _settle_all(router: Router, quota: QuotaLink) -> None:
+async def _settle_all(router: Router, quota: QuotaLink, metering: MeteringLink) -> None:
     """Settles what is left, within a bound; what quota does not hear of it charges by what was observed."""
     try:
         async with asyncio.timeout(_LAST_SETTLEMENTS_S):
             await router.settle_all()
-            await quota.all_settled()
+            await asyncio.gather(quota.all_settled(), metering.all_recorded())
     except TimeoutError:
         pass
 

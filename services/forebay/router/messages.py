@@ -6,7 +6,7 @@ from forebay.api.common.v1 import common_pb2
 from forebay.api.router.v1 import router_pb2
 from forebay.router.client import Finished, GatheredAnswer, Started
 from forebay.router.domain.ask import Ask, Chat, Message, ModelCard, Prompt, Sampling, Text, TokenIds
-from forebay.router.domain.life import FinishReason, Usage
+from forebay.router.domain.events import FinishReason, Usage
 from forebay.router.domain.stream import Piece
 from forebay.rpc.status import from_pb_duration, to_pb_duration
 

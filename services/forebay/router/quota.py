@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from forebay.errors import MeshError
-from forebay.router.domain.life import Settlement
+from forebay.router.domain.decisions import Settlement
 from forebay.router.request import Request
 
 

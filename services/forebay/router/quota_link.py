@@ -17,7 +17,7 @@ from forebay.api.common.v1 import common_pb2
 from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc
 from forebay.clock import Clock
 from forebay.errors import Code, MeshError
-from forebay.router.domain.life import Settlement
+from forebay.router.domain.decisions import Settlement
 from forebay.router.quota import Reservation
 from forebay.router.request import LiveRequests, Request, budget_spent, lease_lost
 from forebay.rpc.session import Outbox, SessionClient

@@ -10,9 +10,11 @@ from opentelemetry.trace import INVALID_SPAN, Span
 from forebay.errors import Code, MeshError
 from forebay.router.access import Caller
 from forebay.router.client import Client
-from forebay.router.delivery import Outflow
+from forebay.router.delivery import Outflow, too_slow
 from forebay.router.domain.ask import Ask, Sampling
-from forebay.router.domain.life import Decision, Event, FinishReason, FirstOutput, Life, Stop, deadline_exceeded
+from forebay.router.domain.decisions import Decision
+from forebay.router.domain.events import Event, FinishReason, FirstOutput, Stop
+from forebay.router.domain.life import Life, deadline_exceeded
 from forebay.router.domain.stream import TokenStream
 
 
@@ -51,15 +53,16 @@ class Request:
         life: where it stands; changed by `tell` alone.
         tokens, outflow: what has come of the answer, and its way to the client.
         decisions: what is to be done next.
-        queued_at, queue_time_s: when the present attempt was submitted; how long all of them have waited.
+        enqueued_at, queued_at: when the first attempt was submitted, and when the present one.
+        granted_at, queue_time_s: when the present attempt was granted; how long all of them have waited.
         first_output_at: when the first output came.
         stopping_at: when the worker was told to stop.
         phase: the span of what it is in now; peers hang their own spans under it.
     """
 
     __slots__ = (
-        "admitted_at", "ask", "caller", "deadline_at", "decisions", "first_output_at", "id", "life", "outflow", "payload",
-        "phase", "queue_time_s", "queued_at", "start_at", "stopping_at", "tokens",
+        "admitted_at", "ask", "caller", "deadline_at", "decisions", "enqueued_at", "first_output_at", "granted_at", "id",
+        "life", "outflow", "payload", "phase", "queue_time_s", "queued_at", "start_at", "stopping_at", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -82,7 +85,7 @@ class Request:
         self.deadline_at = deadline_at
         self.start_at = admitted_at
         self.tokens = TokenStream(payload.max_tokens)
-        self.outflow = Outflow(self.tokens, client)
+        self.outflow = Outflow(self.tokens, client, cut_off=lambda: self.tell(client_too_slow()))
         self.life = Life(
             self.tokens,
             len(payload.prompt_token_ids),
@@ -90,7 +93,9 @@ class Request:
             max_attempts=max_attempts,
         )
         self.decisions: asyncio.Queue[Decision] = asyncio.Queue()
+        self.enqueued_at = admitted_at
         self.queued_at = admitted_at
+        self.granted_at = admitted_at
         self.queue_time_s = 0.0
         self.first_output_at: float | None = None
         self.stopping_at: float | None = None
@@ -120,6 +125,16 @@ def client_gone() -> Stop:
 def deadline_passed() -> Stop:
     """The router's own bound on a request's time has passed."""
     return Stop(FinishReason.CANCELLED, deadline_exceeded())
+
+
+def client_too_slow() -> Stop:
+    """The client has not read for too long."""
+    return Stop(FinishReason.CANCELLED, too_slow())
+
+
+def no_longer_allowed(objection: MeshError) -> Stop:
+    """The tenant or its key has lost its leave while the request ran."""
+    return Stop(FinishReason.CANCELLED, objection)
 
 
 def lease_lost() -> Stop:

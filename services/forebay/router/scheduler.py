@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from forebay.router.domain.life import Grant, Granted
+from forebay.router.domain.events import Grant, Granted
 from forebay.router.request import Request
 
 
@@ -39,7 +39,7 @@ class MemoryScheduler:
     def submit(self, request: Request) -> None:
         """Grants."""
         self.log.append(("submit", request.id, request.life.attempt))
-        worker = next((worker for worker in self.workers if worker not in request.life.excluded), None)
+        worker = next((worker for worker in self.workers if worker != request.life.excluded), None)
         if worker is not None:
             request.tell(Granted(Grant(request.life.attempt, worker, 1, worker, 0.0, b"")))
 

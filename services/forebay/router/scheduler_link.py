@@ -14,7 +14,8 @@ from forebay.api.quota.v1 import quota_pb2
 from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from forebay.clock import Clock
 from forebay.errors import Code, MeshError
-from forebay.router.domain.life import Grant, Granted, Rejected, State
+from forebay.router.domain.events import Grant, Granted, Rejected
+from forebay.router.domain.life import State
 from forebay.router.request import LiveRequests, Request
 from forebay.rpc.session import Outbox, SessionClient
 from forebay.rpc.status import from_pb_duration, from_pb_error, to_pb_duration
@@ -145,13 +146,16 @@ class SchedulerLink:
             prefix_hashes=payload.prefix_hashes,
             prefix_block_tokens=payload.prefix_block_tokens,
             remaining=to_pb_duration(max(0.0, request.deadline_at - now)),
-            excluded_workers=life.excluded,
             trace=to_pb_trace(request.phase),
         )
         if request.ask.queue_timeout_s is not None:
-            submission.queue_timeout.CopyFrom(to_pb_duration(request.ask.queue_timeout_s))
-        if again:
-            submission.waited.CopyFrom(to_pb_duration(now - request.queued_at))
+            left = request.ask.queue_timeout_s - (now - request.queued_at)
+            submission.queue_timeout.CopyFrom(to_pb_duration(max(0.0, left)))
+        if again or life.attempt > 1:
+            submission.waited.CopyFrom(to_pb_duration(now - request.enqueued_at))
+        if life.excluded is not None and not again:
+            # The scheduler takes this for the life that it knows; by the time it is said again, that may be another one.
+            submission.excluded_workers.append(life.excluded)
         if request.start_at > now:
             submission.start_after.CopyFrom(to_pb_duration(request.start_at - now))
         return submission

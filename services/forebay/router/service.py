@@ -8,31 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from opentelemetry import trace
 
 from forebay.clock import Clock
-from forebay.errors import Code, MeshError
+from forebay.errors import Code, MeshError, QuotaViolation
+from forebay.killpoints import reached
 from forebay.router.access import Caller
 from forebay.router.client import Client, Finished, Started
+from forebay.router.delivery import SLOW_CLIENT_S, too_slow
 from forebay.router.domain.ask import Ask, Chat, ModelCard, Prompt
-from forebay.router.domain.life import (
-    Cancel,
-    Decline,
-    End,
-    Reserved,
-    Start,
-    Submit,
-    UsageOverdue,
-    Withdraw,
-    deadline_exceeded,
-)
+from forebay.router.domain.decisions import Cancel, Decline, End, Report, Start, Submit, Withdraw
+from forebay.router.domain.events import Reserved, UsageOverdue
+from forebay.router.domain.life import deadline_exceeded
 from forebay.router.domain.prefix import prefix_hashes
 from forebay.router.domain.validation import check_ask, check_prompt, completion_bound
+from forebay.router.metering import Metering
 from forebay.router.models import Model, Models
 from forebay.router.quota import Quota
-from forebay.router.request import LiveRequests, Payload, Request, client_gone, deadline_passed
+from forebay.router.request import LiveRequests, Payload, Request, client_gone, deadline_passed, no_longer_allowed
 from forebay.router.scheduler import Scheduler
 from forebay.router.workers import Workers
 from forebay.telemetry.logs import get_logger
@@ -49,20 +46,24 @@ class Bounds:
 
     Attributes:
         max_requests: requests in the router at a time.
+        max_tenant_requests: those of one tenant.
         max_prompt_bytes: text that is tokenised for one request.
         max_attempts: executions of one request before it is given up.
         default_deadline_s: for clients that set none.
         least_useful_s: a request with less time left is refused.
         usage_wait_s: how long a cancelled request waits for its worker's last word.
+        slow_client_s: how long a client may take for the first word of its answer.
         prefix_block_tokens: tokens per prefix hash.
     """
 
     max_requests: int = 4096
+    max_tenant_requests: int = 1024
     max_prompt_bytes: int = 1 << 20
-    max_attempts: int = 4
+    max_attempts: int = 8
     default_deadline_s: float = 600.0
     least_useful_s: float = 0.1
     usage_wait_s: float = 5.0
+    slow_client_s: float = SLOW_CLIENT_S
     prefix_block_tokens: int = 32
 
 
@@ -75,19 +76,32 @@ class Router:
         quota: Quota,
         scheduler: Scheduler,
         workers: Workers,
+        metering: Metering,
+        objection: Callable[[Caller], MeshError | None],
         live: LiveRequests,
         clock: Clock,
         bounds: Bounds,
     ) -> None:
-        """Wires the use cases; `live` is shared with the links, which only read it."""
+        """Wires the use cases.
+
+        Args:
+            models, quota, scheduler, workers, metering: the ports.
+            objection: why a caller who was let in may not go on, as the policies stand now; None when nothing speaks against it.
+            live: shared with the links, which only read it.
+            clock: for deadlines and waits.
+            bounds: its own.
+        """
         self._models = models
         self._quota = quota
         self._scheduler = scheduler
         self._workers = workers
+        self._metering = metering
+        self._objection = objection
         self._live = live
         self._clock = clock
         self._bounds = bounds
         self._tasks: set[asyncio.Task[None]] = set()
+        self._of_tenant: Counter[str] = Counter()
 
     async def answer(self, caller: Caller, ask: Ask, client: Client, time_left_s: float | None) -> None:
         """Answers one request; `client` has been given all of the answer when this returns.
@@ -109,10 +123,14 @@ class Router:
         if time_left_s is not None and time_left_s < self._bounds.least_useful_s:
             message = f"an answer takes longer than {self._bounds.least_useful_s} s; allow more"
             raise MeshError(Code.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT", message)
+        tenant_id = caller.tenant.tenant_id
+        if self._of_tenant[tenant_id] >= self._bounds.max_tenant_requests:
+            raise _tenant_full(tenant_id, self._bounds.max_tenant_requests)
         request_id = secrets.token_hex(16)
         task = asyncio.create_task(self._see_through(request_id, caller, ask, client, time_left_s))
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        self._of_tenant[tenant_id] += 1
+        task.add_done_callback(lambda task: self._ended(task, tenant_id))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -151,9 +169,12 @@ class Router:
         self._describe(request)
         with tracer().start_as_current_span("router.reserve"):
             reservation = await self._quota.reserve(request)
+        reached("router.after_reserve")
         self._live[request_id] = request
         try:
-            await client.started(Started(request_id, payload.model, len(prompt_ids), trace_id()))
+            if (objection := self._objection(caller)) is not None:
+                raise objection  # it came between the key's check and the reservation
+            await self._begin(client, Started(request_id, payload.model, len(prompt_ids), trace_id()))
             request.start_at = self._clock.monotonic() + reservation.start_after_s
 
             # 3. Its sizes are submitted. 4, 5. The scheduler grants it. 6. Payload and grant go to the worker.
@@ -161,6 +182,7 @@ class Router:
             # 9. The worker says how it ended and what was used; a lost worker means another attempt from 3 on.
             request.tell(Reserved())
             end = await self._carry_out(request)
+            reached("router.before_settle")
         finally:
             # 10. The reservation is settled, once and whatever happened.
             del self._live[request_id]
@@ -177,6 +199,14 @@ class Router:
         if end.error is not None:
             raise end.error
 
+    async def _begin(self, client: Client, first: Started) -> None:
+        """Gives the client its first word. Only a connection that is clogged by other streams can hold that up."""
+        try:
+            async with asyncio.timeout(self._bounds.slow_client_s):
+                await client.started(first)
+        except TimeoutError:
+            raise too_slow() from None
+
     async def _carry_out(self, request: Request) -> End:
         """Does what the request's life decides, until it ends."""
         try:
@@ -185,9 +215,13 @@ class Router:
                     case Submit():
                         self._enter(request, "router.queue")
                         request.queued_at = self._clock.monotonic()
+                        if request.life.attempt == 1:
+                            request.enqueued_at = request.queued_at
                         self._scheduler.submit(request)
                     case Start(grant):
-                        request.queue_time_s += self._clock.monotonic() - request.queued_at
+                        reached("router.after_grant")
+                        request.granted_at = self._clock.monotonic()
+                        request.queue_time_s += request.granted_at - request.queued_at
                         self._enter(request, "router.stream")
                         request.phase.set_attribute("forebay.worker", grant.worker_id)
                         request.phase.set_attribute("forebay.attempt", grant.attempt)
@@ -199,6 +233,8 @@ class Router:
                     case Cancel(reason):
                         request.stopping_at = self._clock.monotonic()
                         self._workers.cancel(request, reason)
+                    case Report() as report:
+                        self._metering.report(request, report)
                     case End() as end:
                         return end
         finally:
@@ -214,6 +250,12 @@ class Router:
                     request.tell(deadline_passed())
                 if request.stopping_at is not None and now >= request.stopping_at + self._bounds.usage_wait_s:
                     request.tell(UsageOverdue())
+
+    def policies_changed(self) -> None:
+        """Stops the requests of tenants that are suspended and of keys that are revoked, as the policies now say."""
+        for request in list(self._live.values()):
+            if (objection := self._objection(request.caller)) is not None:
+                request.tell(no_longer_allowed(objection))
 
     async def settle_all(self) -> None:
         """Ends every request that is left, for the router's own end, and returns once each is settled."""
@@ -315,9 +357,18 @@ class Router:
         request.phase.end()
         request.phase = tracer().start_span(phase)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[None], tenant_id: str) -> None:
         self._tasks.discard(task)
+        self._of_tenant[tenant_id] -= 1
+        if not self._of_tenant[tenant_id]:
+            del self._of_tenant[tenant_id]
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, MeshError):
             # A bug. A caller that still waits hears of it, but most likely nobody does.
             log.error("request broke", exc_info=error)
+
+
+def _tenant_full(tenant_id: str, bound: int) -> MeshError:
+    message = f"this router has {bound} requests of the tenant, as many as it takes; try again when one has ended"
+    violation = QuotaViolation(f"tenant:{tenant_id}", "requests_per_router", bound, bound, 1)
+    return MeshError(Code.RESOURCE_EXHAUSTED, "TENANT_FULL", message, retry_after=1, quota_violations=[violation])

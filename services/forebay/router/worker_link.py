@@ -1,7 +1,8 @@
 """The workers port over one Execute session for each worker in use.
 
 A session is opened with the first grant for a worker's life and kept. When it breaks, all of its attempts are over: each
-request's life decides how to go on, and nothing resumes a session (rule P1).
+request's life decides how to go on, and nothing resumes a session (rule P1). Payloads wait for the worker's welcome, so that a
+session that never came about is known to have carried none, and another life of the worker is shown no prompt.
 
 `_Link.received` is the busiest function of the router: it runs for every step of every engine, and its loop for every token of
 every stream. It makes no object, awaits nothing and logs nothing on the way.
@@ -16,10 +17,10 @@ from forebay.api.common.v1 import common_pb2
 from forebay.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from forebay.clock import Clock
 from forebay.config import TlsConfig
-from forebay.errors import MeshError
+from forebay.errors import Code, MeshError
 from forebay.router.delivery import Delivery
 from forebay.router.domain.ask import Sampling
-from forebay.router.domain.life import Broken, Finished, FinishReason, Grant, HandedOver, Refused, Usage
+from forebay.router.domain.events import Broken, Finished, FinishReason, Grant, HandedOver, Refused, Usage
 from forebay.router.request import Request, out_of_order
 from forebay.rpc.client import connect
 from forebay.rpc.session import Outbox, SessionClient
@@ -104,12 +105,13 @@ class _Lane:
         silent: whether it has yielded no token yet.
     """
 
-    __slots__ = ("attempt", "base", "link", "outflow", "ref", "request", "silent", "tokens")
+    __slots__ = ("attempt", "base", "grant", "link", "outflow", "ref", "request", "silent", "tokens")
 
-    def __init__(self, link: _Link, ref: int, request: Request) -> None:
+    def __init__(self, link: _Link, ref: int, request: Request, grant: Grant) -> None:
         self.link = link
         self.ref = ref
         self.request = request
+        self.grant = grant
         self.attempt = request.life.attempt
         self.base = request.life.base
         self.tokens = request.tokens
@@ -140,29 +142,23 @@ class _Link:
         self._incarnation = incarnation
         self._refs = itertools.count(1)
         self._lanes: dict[int, _Lane] = {}
-        self._unsent: dict[int, worker_pb2.Start] = {}
+        self._unsent: dict[int, _Lane] = {}
+        self._welcomed = False
         self._window_tokens = 0
-        self._misled = False
 
     def start(self, request: Request, grant: Grant) -> _Lane:
-        """Sends a payload, now or when the session opens."""
-        lane = _Lane(self, next(self._refs), request)
-        self._lanes[lane.ref] = lane
+        """Sends a payload, now or when the worker has welcomed the session."""
+        lane = _Lane(self, next(self._refs), request, grant)
+        self._lanes[lane.ref] = self._unsent[lane.ref] = lane
         lane.outflow.sent = lane.report
-        start = _to_pb_start(lane, grant, self._links.clock.monotonic())
-        outbox = self._outbox()
-        if outbox is None:
-            self._unsent[lane.ref] = start
-        else:
-            outbox.message.starts.append(start)
-            _flush(outbox)
+        self._send_starts()
         return lane
 
     def cancel(self, lane: _Lane, reason: FinishReason) -> None:
         """Has an attempt aborted; one that has not left yet is over at once."""
         if self._unsent.pop(lane.ref, None) is not None:
             self.forget(lane)
-            lane.request.tell(Broken(lane.attempt))
+            lane.request.tell(Broken(lane.attempt, sent=False))
             return
         outbox = self._outbox()
         if outbox is not None:
@@ -176,6 +172,7 @@ class _Link:
     def forget(self, lane: _Lane) -> None:
         """Drops an attempt; what may still come for it is not looked at."""
         self._lanes.pop(lane.ref, None)
+        self._unsent.pop(lane.ref, None)
         if lane.outflow.sent == lane.report:
             lane.outflow.sent = None
 
@@ -188,17 +185,14 @@ class _Link:
             _flush(outbox)
 
     def opened(self, outbox: WorkerOutbox) -> None:
-        """Says who calls, and sends what has waited for it."""
+        """Says who calls."""
         outbox.message.hello.router.CopyFrom(self._links.router)
-        outbox.message.starts.extend(self._unsent.values())
-        self._unsent.clear()
         _flush(outbox)
 
     def received(self, response: worker_pb2.ExecuteResponse) -> None:
         """Takes what the engine yielded."""
         if response.HasField("welcome"):
-            self._window_tokens = response.welcome.window_tokens
-            self._misled = response.welcome.worker.incarnation != self._incarnation
+            self._welcome(response.welcome)
         lanes, ready = self._lanes, self._links.delivery.ready
         for delta in response.step.deltas:
             lane = lanes.get(delta.ref)
@@ -223,16 +217,35 @@ class _Link:
             if (given := lanes.get(handover.ref)) is not None:
                 self.forget(given)
                 given.request.tell(HandedOver(given.attempt, handover.reason))
-        if self._misled and not lanes:
-            self._close()
 
     def closed(self, error: MeshError) -> None:
         """Ends all attempts of the session, and the session for good: the next grant opens another."""
-        lanes, self._lanes = list(self._lanes.values()), {}
+        lanes, unsent = list(self._lanes.values()), set(self._unsent)
         self._close()
         for lane in lanes:
             self.forget(lane)
-            lane.request.tell(Broken(lane.attempt))
+            lane.request.tell(Broken(lane.attempt, sent=lane.ref not in unsent))
+
+    def _welcome(self, welcome: worker_pb2.ExecuteResponse.Welcome) -> None:
+        if welcome.worker.incarnation != self._incarnation:
+            # The worker that the grants are for is no more.
+            self._close()
+            for lane in list(self._lanes.values()):
+                self.forget(lane)
+                lane.request.tell(Refused(lane.attempt, _wrong_incarnation()))
+            return
+        self._window_tokens = welcome.window_tokens
+        self._welcomed = True
+        self._send_starts()
+
+    def _send_starts(self) -> None:
+        outbox = self._outbox()
+        if not self._welcomed or outbox is None or not self._unsent:
+            return
+        now = self._links.clock.monotonic()
+        outbox.message.starts.extend(_to_pb_start(lane, now) for lane in self._unsent.values())
+        self._unsent.clear()
+        _flush(outbox)
 
     def _finish(self, lane: _Lane, finish: worker_pb2.Finish) -> None:
         self.forget(lane)
@@ -256,7 +269,7 @@ class _Link:
         return None if self.session is None else self.session.outbox
 
 
-def _to_pb_start(lane: _Lane, grant: Grant, now: float) -> worker_pb2.Start:
+def _to_pb_start(lane: _Lane, now: float) -> worker_pb2.Start:
     request = lane.request
     payload, tenant = request.payload, request.caller.tenant
     start = worker_pb2.Start(
@@ -270,15 +283,15 @@ def _to_pb_start(lane: _Lane, grant: Grant, now: float) -> worker_pb2.Start:
             priced_by_plan=tenant.priced_by_plan,
             service_class=tenant.service_class.name.lower(),
             model=payload.model,
-            queue_time=to_pb_duration(now - request.admitted_at),
+            queue_time=to_pb_duration(request.granted_at - request.admitted_at),
             client_request_id=request.ask.client_request_id,
             labels=request.ask.labels,
         ),
         remaining=to_pb_duration(max(0.0, request.deadline_at - now)),
         trace=to_pb_trace(request.phase),
     )
-    start.grant.ParseFromString(grant.body)
-    if lane.attempt > 1:
+    start.grant.ParseFromString(lane.grant.body)
+    if request.life.continued:
         start.continuation.token_ids.extend(lane.tokens.token_ids)
         start.continuation.held_text = lane.tokens.held_text
         start.continuation.completion_from = lane.base
@@ -309,3 +322,7 @@ def _flush(outbox: WorkerOutbox) -> None:
     except MeshError:
         # The session overflowed and is being ended; its attempts go on elsewhere.
         pass
+
+
+def _wrong_incarnation() -> MeshError:
+    return MeshError(Code.ABORTED, "WRONG_INCARNATION", "the worker has restarted since the grant")

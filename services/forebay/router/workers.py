@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from forebay.router.delivery import Delivery
-from forebay.router.domain.life import Broken, Finished, FinishReason, Grant, Usage
+from forebay.router.domain.events import Broken, Finished, FinishReason, Grant, Usage
 from forebay.router.request import Request
 
 

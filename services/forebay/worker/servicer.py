@@ -20,6 +20,7 @@ from forebay.worker.start_message import from_pb_start
 
 FULL_NAME = "forebay.api.worker.v1.WorkerService"
 MAX_GRACE_S = 3600.0
+MAX_SESSIONS = 256
 
 
 class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
@@ -31,13 +32,35 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         self._peer = peer
         self._model = model
         self._pool = pool
+        self._sessions = 0
 
     async def Execute(  # type: ignore[override]  # a session writes by itself instead of yielding
         self,
         request_iterator: AsyncIterator[worker_pb2.ExecuteRequest],
         context: grpc.aio.ServicerContext[worker_pb2.ExecuteRequest, worker_pb2.ExecuteResponse],
     ) -> None:
-        """Runs one router's session; its attempts end with it."""
+        """Runs one router's session; its attempts end with it.
+
+        RESOURCE_EXHAUSTED TOO_MANY_SESSIONS beyond MAX_SESSIONS at a time.
+        """
+        if self._sessions >= MAX_SESSIONS:
+            raise MeshError(
+                Code.RESOURCE_EXHAUSTED,
+                "TOO_MANY_SESSIONS",
+                f"the worker has {MAX_SESSIONS} sessions, its bound; end one first",
+                retry_after=1.0,
+            )
+        self._sessions += 1
+        try:
+            await self._session(request_iterator, context)
+        finally:
+            self._sessions -= 1
+
+    async def _session(
+        self,
+        request_iterator: AsyncIterator[worker_pb2.ExecuteRequest],
+        context: grpc.aio.ServicerContext[worker_pb2.ExecuteRequest, worker_pb2.ExecuteResponse],
+    ) -> None:
         async with ServerSession(request_iterator, context, worker_pb2.ExecuteResponse) as session:
             welcome = worker_pb2.ExecuteResponse.Welcome(worker=self._peer, window_tokens=self._engine.window_tokens)
             session.outbox.message.welcome.CopyFrom(welcome)

@@ -174,7 +174,6 @@ class SpoolEventLog:
         self._live_bytes -= GROWTH_BYTES
 
     def _change(self, id: AttemptId, record: bytes) -> None:
-        self._changes.pop(id, None)  # the order of the last records is the order in which events are sent again
         self._changes[id] = record
         self._wake.set()
 

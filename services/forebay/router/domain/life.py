@@ -14,14 +14,46 @@ which two things could both believe that they end the request.
 Only the router starts a continuation (P1), and only a request whose next token depends on nothing but prompt, tokens so far,
 seed and position can be continued (P7): with penalties the engine would have to replay, which is still to come, so those fail if
 tokens were delivered. An attempt that was refused or lost has used up its number: attempt ids are unique for ever.
+
+Money follows the attempts that an engine may have had (P5, P6). Each is reported when it ends, with the positions from where it
+began to where the next will begin, so that together they bill each position once; the settlement is the sum of them. An attempt
+counts from the moment its payload has left, because a session that broke does not tell what the worker had done.
 """
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import replace
 
 from forebay.errors import Code, MeshError
+from forebay.router.domain.decisions import (
+    Cancel,
+    Decision,
+    Decline,
+    End,
+    Outcome,
+    Report,
+    Settlement,
+    Start,
+    Submit,
+    Withdraw,
+)
+from forebay.router.domain.events import (
+    Broken,
+    Event,
+    Finished,
+    FinishReason,
+    FirstOutput,
+    Grant,
+    Granted,
+    HandedOver,
+    Refused,
+    Rejected,
+    Reserved,
+    Stop,
+    Usage,
+    UsageOverdue,
+)
 from forebay.router.domain.stream import TokenStream
 
 
@@ -36,197 +68,13 @@ class State(enum.Enum):
     DONE = enum.auto()
 
 
-class FinishReason(enum.Enum):
-    """Why an answer ended; the numbers are the contract's."""
-
-    STOP = 1
-    LENGTH = 2
-    CANCELLED = 3
-    ERROR = 4
-    BUDGET = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens of a whole request, those of earlier attempts included."""
-
-    prompt_tokens: int
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """The scheduler's leave to run one attempt on one worker.
-
-    Attributes:
-        worker_incarnation: the life of that worker that it is for.
-        worker_address: where the worker's Execute session is reached.
-        waited_s: how long the request has waited in all, as the scheduler counts.
-        body: the grant as received, which the worker is shown and the router does not look into.
-    """
-
-    attempt: int
-    worker_id: str
-    worker_incarnation: int
-    worker_address: str
-    waited_s: float
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """What is to be charged for a request.
-
-    Attributes:
-        started: whether an engine is known to have had it; otherwise nothing is charged.
-        gpu_time_s: of all attempts that said.
-    """
-
-    started: bool
-    usage: Usage
-    gpu_time_s: float
-
-
-# What happens.
-
-
-@dataclass(frozen=True, slots=True)
-class Reserved:
-    """The tenant's limits have room for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """It may run."""
-
-    grant: Grant
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """The scheduler will not have it run."""
-
-    attempt: int
-    error: MeshError
-
-
-@dataclass(frozen=True, slots=True)
-class FirstOutput:
-    """The worker yields output: the payload has arrived."""
-
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The worker turned the payload away; no engine had it."""
-
-    attempt: int
-    error: MeshError
-
-
-@dataclass(frozen=True, slots=True)
-class HandedOver:
-    """The worker wants it continued elsewhere."""
-
-    attempt: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """The session to its worker ended."""
-
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The worker's last word on an attempt."""
-
-    attempt: int
-    reason: FinishReason
-    usage: Usage
-    gpu_time_s: float
-    error: MeshError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """It is to end before its time.
-
-    Attributes:
-        reason: what the worker is told: CANCELLED or BUDGET.
-        error: what the client is told; None ends the answer regularly with `reason`.
-    """
-
-    reason: FinishReason
-    error: MeshError | None
-
-
-@dataclass(frozen=True, slots=True)
-class UsageOverdue:
-    """The worker was told to stop and has not said for too long what was used."""
-
-
-Event = (
-    Reserved | Granted | Rejected | FirstOutput | Refused | HandedOver | Broken | Finished | Stop | UsageOverdue
-)  # fmt: skip
-
-
-# What is to be done.
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """Put this attempt into the scheduler's queue."""
-
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Bring the payload to the worker."""
-
-    grant: Grant
-
-
-@dataclass(frozen=True, slots=True)
-class Decline:
-    """Tell the scheduler that a grant is not used."""
-
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class Withdraw:
-    """Tell the scheduler that an attempt is over or no longer wanted."""
-
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Tell the worker to stop; its usage is still to come."""
-
-    reason: FinishReason
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """The request is over.
-
-    Attributes:
-        reason: why, when there was an answer.
-        error: what the client is told instead of a regular end.
-    """
-
-    reason: FinishReason
-    error: MeshError | None = None
-
-
-Decision = Submit | Start | Decline | Withdraw | Cancel | End
+_OUTCOMES = {
+    FinishReason.STOP: Outcome.COMPLETED,
+    FinishReason.LENGTH: Outcome.COMPLETED,
+    FinishReason.CANCELLED: Outcome.CANCELLED,
+    FinishReason.ERROR: Outcome.FAILED,
+    FinishReason.BUDGET: Outcome.BUDGET_STOPPED,
+}
 
 
 class Life:
@@ -237,7 +85,9 @@ class Life:
         attempt: the present execution, from 1; 0 before the first.
         base: tokens received before the present attempt.
         grant: of the present attempt; None unless GRANTED, RUNNING or STOPPING.
-        excluded: workers that must not run it, because an attempt was lost there.
+        excluded: the worker that must not run it, because the attempt before was lost there; None for none. Those before that
+            one may be back in another life by now.
+        continued: whether an attempt before the present one may have reached an engine.
     """
 
     def __init__(self, stream: TokenStream, prompt_tokens: int, *, continuable: bool, max_attempts: int) -> None:
@@ -253,7 +103,8 @@ class Life:
         self.attempt = 0
         self.base = 0
         self.grant: Grant | None = None
-        self.excluded: list[str] = []
+        self.excluded: str | None = None
+        self.continued = False
         self._stream = stream
         self._prompt_tokens = prompt_tokens
         self._continuable = continuable
@@ -277,30 +128,28 @@ class Life:
                 self.state = State.RUNNING if self.state is State.GRANTED else self.state
             case Refused(attempt, error) if self._in_flight(attempt):
                 return (Decline(attempt), *self._refused(error))
-            case Broken(attempt) if self._in_flight(attempt):
-                return (Withdraw(attempt), *self._lost("its worker was lost"))
+            case Broken(attempt, sent) if self._in_flight(attempt):
+                report = (self._report(Outcome.LOST),) if sent else ()
+                return (Withdraw(attempt), *report, *self._lost("its worker was lost"))
             case HandedOver(attempt, reason) if self._in_flight(attempt):
-                self._started = True
-                return self._lost(f"its worker handed it over ({reason})")
+                return (self._report(Outcome.HANDED_OVER), *self._lost(f"its worker handed it over ({reason})"))
             case Finished(attempt) if self._in_flight(attempt):
                 return self._finished(event)
             case Stop():
                 return self._stop(event)
             case UsageOverdue() if self.state is State.STOPPING:
-                self._started = True
-                return self._finish(self._end)
+                return (self._report(self._stopped), *self._finish(self._end))
         return ()
 
     def settlement(self) -> Settlement:
-        """Returns what is to be charged, as far as is known: the worker's count, or else what was received from it."""
+        """Returns what is to be charged."""
         if not self._started:
             return Settlement(False, Usage(0), 0.0)
-        usage = self._usage or Usage(self._prompt_tokens, 0, self._stream.received)
-        return Settlement(True, usage, self._gpu_time_s)
+        return Settlement(True, self.usage, self._gpu_time_s)
 
     @property
     def usage(self) -> Usage:
-        """What the client is told of its tokens."""
+        """What is known of its tokens: the worker's count, or else what was received from it."""
         return self._usage or Usage(self._prompt_tokens, 0, self._stream.received)
 
     def _is(self, attempt: int, *states: State) -> bool:
@@ -328,10 +177,31 @@ class Life:
             error = MeshError(Code.INTERNAL, error.reason, f"the worker refused the payload: {error.message}")
         return self._finish(End(FinishReason.ERROR, error))
 
-    def _finished(self, event: Finished) -> tuple[Decision, ...]:
+    def _report(self, outcome: Outcome) -> Report:
+        """Takes note that the present attempt may have reached an engine, and reports it."""
+        assert self.grant is not None
         self._started = True
-        self._usage = event.usage
+        return Report(self.grant, outcome, self.continued, self.base, self._stream.received)
+
+    @property
+    def _stopped(self) -> Outcome:
+        budget = self._end is not None and self._end.reason is FinishReason.BUDGET
+        return Outcome.BUDGET_STOPPED if budget else Outcome.CANCELLED
+
+    def _finished(self, event: Finished) -> tuple[Decision, ...]:
+        report = replace(
+            self._report(_OUTCOMES[event.reason]),
+            completion_to=max(self.base, event.usage.completion_tokens),
+            cached_tokens=event.usage.cached_tokens,
+            gpu_time_s=event.gpu_time_s,
+            confirmed=True,
+        )
+        # What is billed as cached is what the first attempt found, and an attempt that was lost did not say.
+        self._usage = replace(event.usage, cached_tokens=0) if self.continued else event.usage
         self._gpu_time_s += event.gpu_time_s
+        return (report, *self._finished_as(event))
+
+    def _finished_as(self, event: Finished) -> tuple[Decision, ...]:
         if event.reason in (FinishReason.STOP, FinishReason.LENGTH) and (self._end is None or self._end.error is None):
             return self._finish(End(event.reason))
         if self._end is not None:
@@ -359,11 +229,9 @@ class Life:
 
     def _lost(self, why: str) -> tuple[Decision, ...]:
         """Goes on elsewhere than on the present worker."""
-        if self.grant is not None and self.grant.worker_id not in self.excluded:
-            self.excluded.append(self.grant.worker_id)
-        return self._again(why)
+        return self._again(why, excluded=self.grant.worker_id if self.grant else None)
 
-    def _again(self, why: str) -> tuple[Decision, ...]:
+    def _again(self, why: str, excluded: str | None = None) -> tuple[Decision, ...]:
         if self.state is State.STOPPING:
             return self._finish(self._end)
         received = self._stream.received
@@ -375,11 +243,13 @@ class Life:
             return self._finish(
                 End(FinishReason.ERROR, MeshError(Code.UNAVAILABLE, "WORKER_LOST", message, retry_after=1))
             )
-        return self._submit()
+        return self._submit(excluded)
 
-    def _submit(self) -> tuple[Decision, ...]:
+    def _submit(self, excluded: str | None = None) -> tuple[Decision, ...]:
         self.attempt += 1
         self.base = self._stream.received
+        self.continued = self._started
+        self.excluded = excluded
         self.grant = None
         self.state = State.QUEUED
         return (Submit(self.attempt),)
@@ -387,6 +257,7 @@ class Life:
     def _finish(self, end: End | None) -> tuple[Decision, ...]:
         assert end is not None
         self.state = State.DONE
+        self._usage = self.usage  # whatever still comes is not counted
         return (end,)
 
 

