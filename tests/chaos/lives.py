@@ -35,8 +35,6 @@ class Lives:
         self._present: dict[str, Life] = {}
         self.all: list[Life] = []
         self.look()
-        for life in self.all:
-            life.ready = life.born
 
     async def watch(self) -> None:
         """Looks until cancelled."""
@@ -62,7 +60,8 @@ class Lives:
     def look(self) -> None:
         """Takes note of what has changed."""
         now = time.monotonic()
-        for name, process in self._mesh.state()["processes"].items():
+        state = self._mesh.state()
+        for name, process in state["processes"].items():
             life = self._present.get(name)
             if life is None or life.pid != process["pid"]:
                 if life is not None and life.died is None:
@@ -71,6 +70,8 @@ class Lives:
                 self.all.append(life)
             if life.died is None and not _is_alive(life.pid):
                 life.died = now
+            if state["ready"] and life.died is None and life.ready is None:
+                life.ready = now
         self._read_log(now)
 
     def _read_log(self, now: float) -> None:

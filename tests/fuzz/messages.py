@@ -55,7 +55,7 @@ class Generator:
         plausible: by field name, values that pass a first look, so that others behind them are reached as well.
     """
 
-    def __init__(self, random: random.Random, plausible: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, random: random.Random, plausible: Mapping[str, Sequence[Any]]) -> None:
         self._random = random
         self._plausible = plausible
 
@@ -136,7 +136,7 @@ class Generator:
             case _:
                 low, high = _BITS[field.cpp_type]
                 if ordinary:
-                    return random.choice((1, 1, 2, 7, 20))
+                    return random.choice(self._plausible.get(field.name, (1, 1, 2, 7, 20)))
                 numbers = [low, low + 1, -1, 0, 1, 2, 1_000, 10**6, 2**31 - 1, 2**31, 2**53 + 1, high - 1, high]
                 return random.choice([number for number in numbers if low <= number <= high])
 

@@ -14,7 +14,7 @@ from forebay.errors import Code, MeshError, QuotaViolation
 from forebay.lifecycle import background
 from forebay.router import service
 from forebay.router.access import Caller
-from forebay.router.client import Client, GatheredAnswer
+from forebay.router.client import Client, GatheredAnswer, Started
 from forebay.router.delivery import Delivery
 from forebay.router.domain.ask import Chat, Message, ModelCard, Sampling, Text
 from forebay.router.domain.decisions import Outcome, Settlement
@@ -305,6 +305,17 @@ async def test_a_request_out_of_time_is_ended(world: World) -> None:
     await world.pass_time(2.1)
     with pytest.raises(MeshError, match="DEADLINE_EXCEEDED"):
         await task
+    assert not (await world.settled()).started
+
+
+async def test_a_client_that_does_not_take_the_first_word_is_cut_off(clock: FakeClock) -> None:
+    class Clogged(GatheredAnswer):
+        async def started(self, started: Started) -> None:
+            await asyncio.Event().wait()
+
+    world = World(clock, bounds=Bounds(slow_client_s=0.01))
+    with pytest.raises(MeshError, match="CLIENT_TOO_SLOW"):
+        await world.begin(Clogged())
     assert not (await world.settled()).started
 
 
