@@ -20,7 +20,7 @@ def explain(error: MeshError) -> str:
     lines += [f"  {violation.field}: {violation.description}" for violation in error.field_violations]
     if error.retry_after is not None:
         lines.append(f"Try again in {duration(error.retry_after)}.")
-    elif error.reason == "GRPC_UNAVAILABLE":
+    elif error.reason in ("GRPC_UNAVAILABLE", "NO_ROUTER"):
         lines = [
             "nothing answers at that address",
             "Is the mesh running? See `forebay status`, or start one with `forebay up`.",

@@ -17,7 +17,9 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9._/-]{1,128}$", description="the name to use in requests")
-    directory: DirectoryPath = Field(description="the model's files: tokenizer.json, tokenizer_config.json, chat_template.jinja")
+    directory: DirectoryPath = Field(
+        description="the model's files: tokenizer.json, tokenizer_config.json, chat_template.jinja"
+    )
     context_tokens: int = Field(ge=2, le=10_000_000, description="prompt and completion together, in tokens")
     default_max_tokens: int = Field(256, ge=1, description="what max_tokens is when a request leaves it unset")
 
@@ -49,7 +51,9 @@ class RouterConfig(ServiceConfig):
         32, ge=1, le=4096, description="tokens per prefix hash; best the engine's KV block"
     )
     tokenizer_threads: int = Field(2, ge=1, le=64, description="threads that tokenise long prompts")
-    public_tls: PublicTlsConfig | None = Field(None, description="TLS for clients; none leaves it to what stands in front")
+    public_tls: PublicTlsConfig | None = Field(
+        None, description="TLS for clients; none leaves it to what stands in front"
+    )
     slow_client_s: float = Field(
         60.0, gt=0, le=3600, description="a client that reads nothing for this long while there is something is cut off"
     )

@@ -25,7 +25,9 @@ from forebay.rpc.status import from_pb_duration, from_pb_error, to_pb_duration
 from forebay.telemetry.logs import get_logger
 from forebay.telemetry.tracing import to_pb_trace
 
-RENEW_EVERY_S = 10.0
+# Until quota says how long leases hold; a lease survives two lost renewals.
+DEFAULT_LEASE_S = 30.0
+RENEWALS_PER_LEASE = 3
 RETRY_EVERY_S = 1.0
 MAX_UNSETTLED = 10_000
 # A first message after a long absence must stay well below the largest message.
@@ -81,6 +83,7 @@ class QuotaLink:
         self._reserves: dict[int, _Reserve] = {}
         self._settles: dict[int, quota_pb2.SettleRequest] = {}
         self._to_repeat: dict[int, None] = {}
+        self._lease_s = DEFAULT_LEASE_S
         self._all_settled = asyncio.Event()
         self._all_settled.set()
         self.dropped = 0
@@ -129,12 +132,12 @@ class QuotaLink:
         await self._all_settled.wait()
 
     async def keep_alive(self) -> None:
-        """Renews all leases every 10 s, and repeats what quota could not settle every second, until cancelled."""
+        """Renews all leases three times in a lease, and repeats what quota could not settle each second, until cancelled."""
         renewed_at = self._clock.monotonic()
         while True:
             await self._clock.sleep(RETRY_EVERY_S)
             self._repeat_settles()
-            if self._clock.monotonic() - renewed_at >= RENEW_EVERY_S:
+            if self._clock.monotonic() - renewed_at >= self._lease_s / RENEWALS_PER_LEASE:
                 renewed_at = self._clock.monotonic()
                 self._renew()
 
@@ -145,10 +148,13 @@ class QuotaLink:
             self._send_reserve(seq, call)
         self._to_repeat = dict.fromkeys(self._settles)
         self._repeat_settles()
+        self._renew()
         _flush(outbox, 1)
 
     def received(self, response: quota_pb2.SessionResponse) -> None:
         """Takes results."""
+        if response.HasField("welcome"):
+            self._lease_s = from_pb_duration(response.welcome.lease) or DEFAULT_LEASE_S
         for reserved in response.reserves:
             call = self._reserves.get(reserved.seq)
             if call is None or call.answer.done():

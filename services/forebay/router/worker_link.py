@@ -36,9 +36,7 @@ _REASONS: dict[int, FinishReason] = {reason.value: reason for reason in FinishRe
 class WorkerLinks:
     """All workers that this router has sent requests to; run `run` beside everything else."""
 
-    def __init__(
-        self, router: common_pb2.Peer, delivery: Delivery, clock: Clock, tls: TlsConfig | None = None
-    ) -> None:
+    def __init__(self, router: common_pb2.Peer, delivery: Delivery, clock: Clock, tls: TlsConfig | None = None) -> None:
         """Prepares; nothing is sent before `run`.
 
         Args:

@@ -11,6 +11,7 @@ Each interceptor is an async context manager around the handler, so that unary c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -35,6 +36,8 @@ log = get_logger("rpc")
 
 # A server that cannot answer within this time says so at once instead of working in vain.
 LEAST_USEFUL_SECONDS = 0.02
+
+ABORT_WITHIN_S = 5.0
 
 # Sessions outlive requests and health checks are noise: a span for them would be a trace of its own.
 _UNTRACED = ("/grpc.", "Session", "/Schedule", "/Attach", "/Execute", "/Record", "/Watch", "/StreamUsage")
@@ -118,7 +121,10 @@ async def errors(call: Call) -> AsyncIterator[None]:
 
 
 async def _abort(call: Call, error: MeshError) -> None:
-    await call.context.abort_with_status(rpc_status.to_status(to_status(error)))
+    # A client that reads nothing keeps the status waiting behind what it has not read; it still gets it once it reads.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(ABORT_WITHIN_S):
+            await call.context.abort_with_status(rpc_status.to_status(to_status(error)))
 
 
 @asynccontextmanager
