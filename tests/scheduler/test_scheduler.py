@@ -405,6 +405,18 @@ def running_on(attempt: AttemptKey, *, generated: int = 0, started: bool = True)
     return RunningAttempt(attempt, "acme", kv_tokens=20, generated_tokens=generated, started=started)
 
 
+def test_what_peers_tell_of_from_before_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forebay.scheduler.domain.scheduler.MAX_REPORTED", 2)
+    core = Scheduler(Limits(), EPOCH)
+    core.worker_registered(info())
+    with pytest.raises(MeshError, match="TOO_MANY_REPORTED"):
+        core.worker_running("w1", [running_on(key()) for _ in range(3)])
+    for _ in range(2):
+        core.claim(request(), "router", "w1")
+    with pytest.raises(MeshError, match="TOO_MANY_REPORTED"):
+        core.claim(request(), "router", "w1")
+
+
 def test_nothing_is_granted_before_a_worker_has_said_all_that_it_holds() -> None:
     core = scheduler()
     asked = request()

@@ -321,6 +321,20 @@ async def test_a_workers_later_session_takes_the_place_of_the_one_before(world: 
     assert [grant.ref for grant in (await router.hear()).grants] == [ref(1)]
 
 
+async def test_a_worker_from_the_future_is_refused_and_locks_nobody_out(world: World) -> None:
+    impostor = FakePeer(world.stub.Attach())
+    peer = common_pb2.Peer(id="worker-1", incarnation=2**64 - 1)
+    await impostor.say(scheduler_pb2.AttachRequest(register=scheduler_pb2.AttachRequest.Register(worker=peer)))
+    error = await impostor.fails()
+    assert error.reason == "BAD_REGISTER"
+    assert "worker.incarnation" in {violation.field for violation in error.field_violations}
+    await world.worker()
+    router = await world.router()
+    await router.hear()
+    await router.say(submit(submission(1)))
+    assert (await router.hear()).grants
+
+
 @pytest.mark.parametrize("peer", ["router", "worker"])
 async def test_a_session_that_does_not_introduce_itself_is_refused(world: World, peer: str) -> None:
     if peer == "router":

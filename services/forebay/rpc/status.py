@@ -123,7 +123,10 @@ def from_status(status: status_pb2.Status) -> MeshError:
 
 def from_rpc_error(error: grpc.RpcError) -> MeshError:
     """Returns the error of a failed call: the server's own where it sent one, else what gRPC says of the connection."""
-    status = rpc_status.from_call(error)
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:
+        status = None  # the server's details have come, and then the call ended in another way
     if status is not None:
         return from_status(status)
     code = error.code()

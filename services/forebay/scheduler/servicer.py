@@ -80,7 +80,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             first = await anext(messages, None)
             if first is None:
                 return
-            info = from_pb_register(first.register)
+            info = from_pb_register(first.register, self._service.latest_incarnation)
             link = _WorkerLink(session.outbox)
             self._service.worker_opened(info, link)
             session.outbox.message.welcome.CopyFrom(self._welcome)
@@ -136,15 +136,16 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             core.cancel(from_pb_ref(ref))
         for ref in message.declines:
             core.decline(from_pb_ref(ref))
+        not_taken: list[MeshError] = []
         for held in message.held:
             if held.state in _BOUND_STATES:
                 try:
                     core.claim(from_pb_submission(held.submission), router, held.worker_id)
                 except MeshError as error:
-                    # Without it the attempt still runs and its room still counts; only its service is charged to nobody.
-                    log.warning(
-                        "held attempt not understood", router=router, reason=error.reason, message=error.message
-                    )
+                    not_taken.append(error)
+        if not_taken:
+            # Such an attempt still runs and its room still counts; only its service is charged to nobody.
+            log.warning("held attempts not taken", router=router, attempts=len(not_taken), first=str(not_taken[0]))
         self._service.wake()
 
     def _hear_worker(self, worker_id: str, message: scheduler_pb2.AttachRequest) -> None:

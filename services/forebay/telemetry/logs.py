@@ -24,6 +24,8 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 
 def configure_logs(service: str, instance: str, level: str = "info") -> None:
     """Sends structured lines to standard error; `level` is debug, info, warning or error."""
+    # It complains of callers' malformed trace headers in plain lines, one for each.
+    logging.getLogger("opentelemetry").setLevel(logging.ERROR)
     structlog.contextvars.bind_contextvars(service=service, instance=instance)
     structlog.configure(
         processors=[

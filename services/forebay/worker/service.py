@@ -34,6 +34,7 @@ from forebay.worker.spans import record_attempt, trace_of
 from forebay.worker.start import Start
 
 DRAIN_GRACE_S = 30.0
+CLOCK_SKEW_S = 60.0
 CHECKPOINT_INTERVAL_S = 1.0
 KEPT_WITHIN_S = 2.0  # an event log that takes longer to keep a start cannot be waited for
 
@@ -150,6 +151,9 @@ class WorkerService:
         )
         try:
             self._check_ready()
+            if start.grant.epoch > (self._clock.now() + CLOCK_SKEW_S) * 1e6:
+                # An epoch is about the time of an election; one from the future would shut out every real leader.
+                raise MeshError(Code.INVALID_ARGUMENT, "BAD_EPOCH", "the grant's epoch lies in the future")
             self.roster.admit(start.grant, payload)
         except MeshError as error:
             stream.refused(start.ref, error)

@@ -36,5 +36,10 @@ def deadline_exceeded() -> MeshError:
     )
 
 
+def too_many_reported(most: int) -> MeshError:
+    """A peer tells of more attempts from before its session than it can have."""
+    return MeshError(Code.RESOURCE_EXHAUSTED, "TOO_MANY_REPORTED", f"at most {most} attempts may be told of at a time")
+
+
 def _unavailable(reason: str, message: str, retry_after_s: float) -> MeshError:
     return MeshError(Code.UNAVAILABLE, reason, message, retry_after=retry_after_s)

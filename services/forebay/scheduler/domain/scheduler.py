@@ -35,6 +35,8 @@ from forebay.scheduler.domain.virtual_counters import Flow
 from forebay.scheduler.domain.worker import EngineState, InFlight, RunningAttempt, Worker, WorkerInfo
 
 GRANT_MARGIN_S = 0.5
+# Attempts from before a session that one worker, and all routers together, may tell of.
+MAX_REPORTED = 20_000
 """How long after a grant's expiry its payload can still turn up in a worker's word."""
 
 
@@ -165,6 +167,8 @@ class Scheduler:
             return
         worker = self._workers.get(worker_id)
         if request.key not in self._queued and (worker is None or worker.reported is not None):
+            if len(self._claims) >= MAX_REPORTED:
+                raise refusals.too_many_reported(MAX_REPORTED)
             self._claims[request.key] = Claim(request, router, worker_id)
 
     def router_lost(self, router: str) -> None:
@@ -203,7 +207,10 @@ class Scheduler:
         """Takes a part of what a worker holds from before its session."""
         reported = self._workers[worker_id].reported
         if reported is not None:
-            reported.update((attempt.key, attempt) for attempt in attempts)
+            for attempt in attempts:
+                if len(reported) >= MAX_REPORTED:
+                    raise refusals.too_many_reported(MAX_REPORTED)
+                reported[attempt.key] = attempt
 
     def worker_reported(self, worker_id: str, now: float) -> None:
         """Squares what a worker holds with what was known of it; it may be given work from now on."""
