@@ -283,6 +283,28 @@ async def test_a_bad_first_message_gets_its_status_at_once(servicer: Servicer, c
     assert (await end_of(call)).reason == "HELLO_MISSING"
 
 
+async def test_a_peer_that_never_welcomes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forebay.rpc.session.WELCOME_WITHIN_S", 0.01)
+
+    class Silent(worker_pb2_grpc.WorkerServiceServicer):
+        async def Execute(self, requests: Any, context: Any) -> None:
+            async for _ in requests:
+                pass
+
+    server = RpcServer("127.0.0.1:0")
+    server.add(worker_pb2_grpc.add_WorkerServiceServicer_to_server, Silent(), NAME)
+    await server.start()
+    handler = Handler()
+    async with connect(server.address, caller="test") as channel:
+        await channel.channel_ready()
+        stub = worker_pb2_grpc.WorkerServiceStub(channel)
+        running = asyncio.create_task(SessionClient("test", stub.Execute, worker_pb2.ExecuteRequest, handler).run())
+        assert (await handler.ends.get()).reason == "NO_WELCOME"
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    await server.drain(0)
+
+
 async def test_a_session_that_overflows_ends_with_a_typed_error(servicer: Servicer, channel: grpc.aio.Channel) -> None:
     servicer.limit = 10
 

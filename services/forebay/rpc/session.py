@@ -34,6 +34,8 @@ Got = TypeVar("Got", bound=Message, contravariant=True)
 DEFAULT_LIMIT = 65_536
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 1.0
+# A peer that is there welcomes at once; one that takes the session and hangs is as good as gone.
+WELCOME_WITHIN_S = 10.0
 
 log = get_logger("session")
 
@@ -234,6 +236,11 @@ class SessionClient(Generic[Req, Resp]):
         reader = asyncio.create_task(self._read(call))
         try:
             self._handler.opened(outbox)
+            ended, _ = await asyncio.wait(
+                {writer, reader}, timeout=WELCOME_WITHIN_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not ended and not self._connected.is_set():
+                return MeshError(Code.UNAVAILABLE, "NO_WELCOME", "the peer took the session and says nothing")
             await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
             if writer.done() and not reader.done():
                 # A write on a broken stream says little; the reader soon has the stream's status.
