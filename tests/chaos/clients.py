@@ -29,7 +29,7 @@ class Load:
 
     Attributes:
         begun: requests begun.
-        tries: every call that has ended.
+        tries: every call.
     """
 
     def __init__(self, plan: Plan, answers: Sequence[Answer], mesh: MeshProcesses, lives: Lives) -> None:
@@ -59,9 +59,11 @@ class Load:
         for number in range(MOST_TRIES):
             router = self._choose(ask, number)
             call = Try(ask.number, f"{ask.number}.{number}", ask.tenant, len(ask.prompt), router, time.monotonic())
-            await self._call(call, ask)
-            call.ended = time.monotonic()
             self.tries.append(call)
+            try:
+                await self._call(call, ask)
+            finally:
+                call.ended = time.monotonic()
             if call.end is not End.FAILED:
                 return
             await asyncio.sleep(PAUSE_S)

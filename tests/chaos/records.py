@@ -33,7 +33,7 @@ class Try:
         deltas: (position, number of tokens) as they came.
         usage: (prompt, completion) tokens as the last message told them.
         typed: whether the error had the mesh's own details, which only a living router sends.
-        error: code and reason, for people.
+        error: code, reason and message, for people.
     """
 
     ask: int
@@ -50,7 +50,7 @@ class Try:
     usage: tuple[int, int] | None = None
     end: End = End.FAILED
     typed: bool = False
-    error: str = ""
+    error: str = "did not end in the time of the run"
 
 
 @dataclass(slots=True)

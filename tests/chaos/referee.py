@@ -232,6 +232,6 @@ def _check_rows(verdict: Verdict, call: Try, answer: Answer, rows: Sequence[Row]
 
 def _told(call: Try) -> str:
     """Returns a call in a few words."""
-    how = call.error or call.end.value
+    how = call.error if call.end is End.FAILED else call.end.value
     name = f"{call.label} {call.request_id}".strip()
     return f"{name} ({call.tenant}, {call.router}, {call.prompt_tokens} + {len(call.tokens)} tokens, {how})"

@@ -58,25 +58,27 @@ class Targets:
     kills_min: int
 
 
-def run_chaos(data: Path, plan: Plan, concurrency: int, load_within_s: float, say: Callable[[str], None]) -> Verdict:
+def run_chaos(
+    directory: Path, plan: Plan, concurrency: int, load_within_s: float, say: Callable[[str], None]
+) -> Verdict:
     """Runs a plan on a new mesh; returns the verdict.
 
     Args:
-        data: the mesh's data directory, which must not exist.
+        directory: an empty one, or none yet; the mesh's data is to be in `data` there.
         plan: what to do.
         concurrency: how many requests run at a time.
         load_within_s: bound of the load's time.
         say: told of the progress.
     """
-    points = data / "killpoints"
+    points = directory / "killpoints"
     points.mkdir(parents=True)
-    tenants = data.with_suffix(".yaml")
+    tenants = directory / "tenants.yaml"
     tenants.write_text(
         yaml.safe_dump({"tenants": {tenant: {"plan": p, "limits": UNLIMITED} for tenant, p in TENANTS.items()}})
     )
     environment = {**ENVIRONMENT, VARIABLE: str(points)}
     with MeshProcesses(
-        data, routers=len(ROUTERS), workers=len(WORKERS), tenants=tenants, environment=environment
+        directory / "data", routers=len(ROUTERS), workers=len(WORKERS), tenants=tenants, environment=environment
     ) as mesh:
         verdict: Verdict = uvloop.run(_disturb(mesh, plan, points, concurrency, load_within_s, say))
     return verdict
@@ -125,7 +127,7 @@ async def _report(load: Load, lives: Lives, say: Callable[[str], None]) -> None:
     while True:
         await asyncio.sleep(10.0)
         deaths = sum(life.died is not None for life in lives.all)
-        say(f"{time.monotonic() - began:4.0f} s {load.begun:5} begun {len(load.tries):5} calls ended {deaths:4} deaths")
+        say(f"{time.monotonic() - began:4.0f} s {load.begun:5} begun {len(load.tries):5} calls {deaths:4} deaths")
 
 
 def table(verdict: Verdict) -> str:
@@ -156,10 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="decides everything (default 1)")
     parser.add_argument("--concurrency", type=int, default=28, help="requests at a time (default 28)")
     parser.add_argument(
-        "--keep", type=Path, help="the data directory, to be kept; otherwise kept when something is wrong"
+        "--keep", type=Path, help="a new directory to run in and to keep; otherwise kept only if something is wrong"
     )
     given = parser.parse_args(arguments)
-    directory = given.keep or Path(tempfile.mkdtemp(prefix="forebay-chaos-")) / "data"
+    directory = given.keep or Path(tempfile.mkdtemp(prefix="forebay-chaos-"))
     plan = make_plan(given.seed, given.requests, given.kills, sorted(POINTS))
     print(f"seed {given.seed}: {len(plan.asks)} requests, {len(plan.disruptions)} disruptions", flush=True)
     verdict = run_chaos(directory, plan, given.concurrency, LOAD_WITHIN_S, lambda line: print(line, flush=True))
@@ -169,9 +171,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in short:
         print(line)
     if short:
-        print(f"the logs are in {directory / 'logs'}")
+        print(f"the logs are in {directory / 'data' / 'logs'}")
     elif given.keep is None:
-        shutil.rmtree(directory.parent)
+        shutil.rmtree(directory)
     print(json.dumps(verdict.figures()))
     return 1 if short else 0
 
