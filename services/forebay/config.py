@@ -7,10 +7,10 @@ file, the default. Unknown fields are errors, and every problem is reported at o
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FilePath, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 _NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
@@ -18,6 +18,22 @@ _NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 
 class ConfigError(Exception):
     """The configuration cannot be used; the message names every problem, one a line."""
+
+
+def host_and_port(value: str) -> str:
+    """Returns `value` if it is host:port.
+
+    Raises:
+        ValueError: it is not.
+    """
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535:
+        raise ValueError("give it as host:port, such as 127.0.0.1:7001")
+    return value
+
+
+# host:port, as every address in a configuration.
+Address = Annotated[str, AfterValidator(host_and_port)]
 
 
 class TlsConfig(BaseModel):
@@ -57,8 +73,8 @@ class ServiceConfig(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", env_nested_delimiter="__", frozen=True, validate_default=True)
 
     id: str = Field(pattern=_NAME, description="this replica's name, unique among the service's replicas")
-    listen: str = Field("127.0.0.1:0", description="host:port of the gRPC server; port 0 takes a free one")
-    metrics_listen: str | None = Field(None, description="host:port of Prometheus' /metrics; none by default")
+    listen: Address = Field("127.0.0.1:0", description="host:port of the gRPC server; port 0 takes a free one")
+    metrics_listen: Address | None = Field(None, description="host:port of Prometheus' /metrics; none by default")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level that is logged")
     otlp_endpoint: str | None = Field(None, description="OTLP/gRPC address for traces, such as http://127.0.0.1:4317")
     trace_file: Path | None = Field(
@@ -71,11 +87,6 @@ class ServiceConfig(BaseSettings):
     tls: TlsConfig | None = Field(None, description="mutual TLS with the other services; none is for development alone")
     max_connections: int = Field(1_024, ge=1, le=65_536, description="connections at a time; further ones are closed")
     channelz: bool = Field(False, description="offer grpc.channelz.v1 for debugging")
-
-    @field_validator("listen", "metrics_listen")
-    @classmethod
-    def _host_and_port(cls, value: str | None) -> str | None:
-        return value if value is None else host_and_port(value)
 
     @classmethod
     def load(cls, file: Path | None = None) -> Self:
@@ -110,18 +121,6 @@ class ServiceConfig(BaseSettings):
             default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)}"
             lines.append(f"  {name}: {field.description or ''} ({default})")
         return "\n".join(lines)
-
-
-def host_and_port(value: str) -> str:
-    """Returns `value` if it is host:port.
-
-    Raises:
-        ValueError: it is not.
-    """
-    host, _, port = value.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65_535:
-        raise ValueError("give it as host:port, such as 127.0.0.1:7001")
-    return value
 
 
 def _read(file: Path) -> dict[str, Any]:

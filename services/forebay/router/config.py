@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, FilePath, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, model_validator
 
-from forebay.config import PublicTlsConfig, ServiceConfig, host_and_port
-
-MIN_PEPPER_BYTES = 16
+from forebay.config import Address, PublicTlsConfig
+from forebay.policy.pepper import PepperConfig
 
 
 class ModelConfig(BaseModel):
@@ -24,20 +23,14 @@ class ModelConfig(BaseModel):
     default_max_tokens: int = Field(256, ge=1, description="what max_tokens is when a request leaves it unset")
 
 
-class RouterConfig(ServiceConfig):
+class RouterConfig(PepperConfig):
     """What a router must be told, and what it may be."""
 
     service: ClassVar[str] = "router"
 
-    quota_address: str = Field(description="host:port of quota")
-    scheduler_address: str = Field(description="host:port of the scheduler")
-    metering_address: str = Field(description="host:port of metering")
-    pepper: SecretStr | None = Field(
-        None, description="secret that goes into the hash of every key, the same as quota's; or name a pepper_file"
-    )
-    pepper_file: FilePath | None = Field(
-        None, description="file with the pepper; white space around it does not belong to it"
-    )
+    quota_address: Address = Field(description="host:port of quota")
+    scheduler_address: Address = Field(description="host:port of the scheduler")
+    metering_address: Address = Field(description="host:port of metering")
     models: tuple[ModelConfig, ...] = Field(min_length=1, description="the models that requests may name")
     dependency_wait_s: float = Field(5.0, gt=0, le=60, description="how long quota or the scheduler may be away")
     policy_honour_s: float = Field(30.0, ge=0, le=3600, description="how long policies count while quota is away")
@@ -59,29 +52,9 @@ class RouterConfig(ServiceConfig):
     )
     flushers: int = Field(4, ge=1, le=64, description="tasks that write to clients")
 
-    @field_validator("quota_address", "scheduler_address", "metering_address")
-    @classmethod
-    def _address(cls, value: str) -> str:
-        return host_and_port(value)
-
-    @model_validator(mode="after")
-    def _one_pepper(self) -> Self:
-        if (self.pepper is None) == (self.pepper_file is None):
-            raise ValueError("give either pepper or pepper_file")
-        if len(self.pepper_bytes()) < MIN_PEPPER_BYTES:
-            raise ValueError(f"the pepper must be at least {MIN_PEPPER_BYTES} bytes long")
-        return self
-
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
         names = [model.name for model in self.models]
         if len(set(names)) != len(names):
             raise ValueError("models: two models have one name")
         return self
-
-    def pepper_bytes(self) -> bytes:
-        """Returns the pepper."""
-        if self.pepper is not None:
-            return self.pepper.get_secret_value().encode()
-        assert self.pepper_file is not None
-        return self.pepper_file.read_bytes().strip()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, model_validator
 
-from forebay.config import ServiceConfig, host_and_port
+from forebay.config import Address, ServiceConfig
 from forebay.worker.vllm_config import VllmConfig
 
 
@@ -41,10 +41,10 @@ class WorkerConfig(ServiceConfig):
 
     service: ClassVar[str] = "worker"
 
-    scheduler_address: str = Field(description="host:port of the scheduler")
-    quota_address: str = Field(description="host:port of the quota service, for tenants' isolation keys")
-    metering_address: str = Field(description="host:port of metering")
-    advertise: str | None = Field(
+    scheduler_address: Address = Field(description="host:port of the scheduler")
+    quota_address: Address = Field(description="host:port of the quota service, for tenants' isolation keys")
+    metering_address: Address = Field(description="host:port of metering")
+    advertise: Address | None = Field(
         None, description="host:port where routers reach this worker; the bound one by default"
     )
     pool: str = Field("", max_length=256, description="the pool it serves in; empty for the model's shared pool")
@@ -65,11 +65,6 @@ class WorkerConfig(ServiceConfig):
     spool_bytes: int = Field(
         64 << 20, ge=64 << 10, description="usage events kept there; the directory may take about three times as much"
     )
-
-    @field_validator("scheduler_address", "quota_address", "metering_address", "advertise")
-    @classmethod
-    def _address(cls, value: str | None) -> str | None:
-        return value if value is None else host_and_port(value)
 
     @model_validator(mode="after")
     def _has_model(self) -> Self:
