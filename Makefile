@@ -7,6 +7,8 @@ MODEL  ?=               # a directory or a hub id; SmolLM2-135M by default
 ARGS   ?=               # handed on: make run ARGS="--workers 2", make test ARGS="-k quota"
 
 SHELL  := bash
+# gRPC tells of every connection that a test breaks on purpose.
+export GRPC_VERBOSITY ?= ERROR
 engine := $(strip $(ENGINE))
 up      = $(venv)/forebay up --engine $(engine) $(if $(strip $(MODEL)),--model $(strip $(MODEL))) --demo
 venv   := .venv/bin
