@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import redis
 
-from forebay.policy.model import Limits, ServiceClass, TenantPolicy
+from forebay.policy.model import Limits, ServiceClass, TenantPolicy, Thresholds
 from forebay.quota.counters import CounterStore, InMemoryCounters
 from forebay.quota.domain.limits import Usage, rows_of
 from forebay.quota.domain.reservations import Decision, Order, Router, Terms
@@ -47,9 +47,11 @@ def store(request: pytest.FixtureRequest, clock: FakeClock) -> CounterStore:
 
 @pytest.fixture
 def tenant() -> TenantPolicy:
-    """A tenant with small limits."""
+    """A tenant with small limits, never warned."""
     limits = Limits(requests_per_minute=5, tokens_per_minute=100, concurrent_requests=2)
-    return TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, limits=limits)
+    return TenantPolicy(
+        "acme", "basic", ServiceClass.BRONZE, 500, limits=limits, thresholds=Thresholds(warn_percent=1000)
+    )
 
 
 @pytest.fixture

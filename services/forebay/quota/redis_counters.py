@@ -27,7 +27,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from forebay.errors import Code, MeshError
 from forebay.quota.domain.counters import HOLD_RETRY_MS
-from forebay.quota.domain.limits import Row
+from forebay.quota.domain.limits import Kind, Row
 from forebay.quota.domain.reservations import (
     Decision,
     LimitState,
@@ -126,13 +126,13 @@ class RedisCounters:
             order.prompt_tokens,
             order.max_completion_tokens,
             HOLD_RETRY_MS,
-            *(field for row in rows for field in (row.name, row.kind.value, _text(row.value), row.amount)),
+            *itertools.chain.from_iterable(map(_reserve_fields, rows)),
         )
         outcome = Outcome(reply[0])
-        if outcome is not Outcome.REFUSED:
-            return Decision(outcome)
-        full = zip(reply[2::2], reply[3::2], strict=True)
-        return Decision(outcome, tuple(rows[number].violation(used) for number, used in full), reply[1])
+        told = [(rows[number], used) for number, used in zip(reply[2::2], reply[3::2], strict=True)]
+        if outcome is Outcome.REFUSED:
+            return Decision(outcome, tuple(row.violation(used) for row, used in told), reply[1])
+        return Decision.admitted(told) if outcome is Outcome.ADMITTED else Decision(outcome)
 
     async def settle(self, tenant_id: str, request_id: str, amounts: Mapping[str, int]) -> bool:
         """Replaces what a reservation took by what was used."""
@@ -179,7 +179,7 @@ class RedisCounters:
 
     async def peek(self, tenant_id: str, rows: Sequence[Row]) -> Sequence[LimitState]:
         """Returns the state of the limits that exist."""
-        reply = await self._call(_PEEK, tenant_id, *(field for row in rows for field in (row.name, row.kind.value)))
+        reply = await self._call(_PEEK, tenant_id, *itertools.chain.from_iterable(map(_peek_fields, rows)))
         return [
             LimitState(row.subject, row.limit, row.value, used, resets_in_ms)
             for row, used, resets_in_ms in zip(rows, reply[::2], reply[1::2], strict=True)
@@ -278,10 +278,26 @@ def _to_json(observation: Observation) -> str:
         {
             "attempt": observation.attempt,
             "position": observation.position,
-            "amounts": observation.amounts,
+            "amounts": {limit: str(amount) for limit, amount in observation.amounts.items()},
             "final": observation.final,
         }
     )
+
+
+def _reserve_fields(row: Row) -> tuple[str | int, ...]:
+    detail, ends_at_ms = _detail(row)
+    return (row.name, row.kind.value, _text(row.value), row.amount, detail, ends_at_ms, _text(row.notice_at))
+
+
+def _peek_fields(row: Row) -> tuple[str | int, ...]:
+    return (row.name, row.kind.value, *_detail(row))
+
+
+def _detail(row: Row) -> tuple[str | int, int]:
+    """Returns what the scripts need to know of a rate or a period beside its name, and when the period ends."""
+    if row.period is not None:
+        return row.period.name, row.period.ends_at_ms
+    return (row.drain if row.kind is Kind.RATE else ""), 0
 
 
 def _text(value: int | None) -> str | int:

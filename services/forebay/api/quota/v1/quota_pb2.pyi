@@ -123,7 +123,7 @@ class Limits(_message.Message):
     DAILY_BUDGET_NANO_USD_FIELD_NUMBER: _builtins.int
     MONTHLY_BUDGET_NANO_USD_FIELD_NUMBER: _builtins.int
     requests_per_second: _builtins.int
-    """Requests in any second."""
+    """Requests a second: a second's worth may come at once, and then as many as have been gained since."""
     requests_per_minute: _builtins.int
     """Requests in any 60 seconds."""
     tokens_per_minute: _builtins.int
@@ -754,6 +754,7 @@ class SettleRequest(_message.Message):
     GPU_TIME_FIELD_NUMBER: _builtins.int
     STARTED_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The reservation."""
     tenant_id: _builtins.str
@@ -766,6 +767,8 @@ class SettleRequest(_message.Message):
     """Those of prompt_tokens that came from the prefix cache."""
     started: _builtins.bool
     """Whether any attempt reached an engine; a request that never did gives everything back."""
+    model: _builtins.str
+    """The model, for the price."""
     @_builtins.property
     def router(self) -> _common_pb2.Peer:
         """Who asks."""
@@ -790,10 +793,11 @@ class SettleRequest(_message.Message):
         gpu_time: _duration_pb2.Duration | None = ...,
         started: _builtins.bool = ...,
         trace: _common_pb2.TraceContext | None = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["gpu_time", b"gpu_time", "router", b"router", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "gpu_time", b"gpu_time", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "router", b"router", "started", b"started", "tenant_id", b"tenant_id", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "gpu_time", b"gpu_time", "model", b"model", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "router", b"router", "started", b"started", "tenant_id", b"tenant_id", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
