@@ -15,7 +15,7 @@ venv   := .venv/bin
 setup   = PYTHON=$(strip $(PYTHON)) deploy/scripts/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools protos baseline lint format check test test-system run demo bench-mesh chaos clean
+.PHONY: help setup tools protos baseline lint format check test test-system run demo bench-mesh bench-quota chaos clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ test-system: ## Tests that need packages of the system, which this installs by a
 
 bench-mesh: tools ## Measure the mesh with an engine that costs nothing
 	@$(venv)/python tests/bench/mesh.py $(ARGS)
+
+bench-quota: tools ## Measure reservations, and try to overrun every limit while processes are killed
+	@$(venv)/python tests/bench/quota.py $(ARGS)
 
 chaos: tools ## Kill every kind of process under load, again and again; nothing may be lost, billed twice or left open
 	@$(venv)/python -m tests.chaos.run $(ARGS)

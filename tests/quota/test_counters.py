@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from forebay.policy.model import Limits, ServiceClass, TenantPolicy
 from forebay.quota.domain.counters import TenantCounters
 from forebay.quota.domain.limits import Usage, amounts_of, rows_of
+from forebay.quota.domain.rates import Rate, whole
 from forebay.quota.domain.reservations import Observation, Order, Outcome, Router, Terms
 from forebay.quota.domain.windows import Window
 
@@ -109,7 +110,28 @@ def test_a_window_sums_the_last_61_seconds(taken: list[tuple[int, int]]) -> None
         assert window.used(second + 61) == 0
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 50), st.lists(st.integers(0, 700), max_size=60))
+def test_a_rate_admits_a_second_at_once_and_then_as_many_as_have_drained(per_second: int, pauses: list[int]) -> None:
+    rate, now, admitted = Rate(), 1_700_000_000_000, []
+    for pause in pauses:
+        now += pause
+        while whole(rate.level(now, per_second) + 1_000) <= per_second:
+            rate.take(now, per_second, 1)
+            admitted.append(now)
+    for since in admitted:
+        later = [at for at in admitted if at >= since]
+        assert all(1_000 * (number + 1) <= per_second * (at - since + 1_000) for number, at in enumerate(later))
+
+
 def test_a_refusal_counts_a_limit_that_does_not_exist_as_endless() -> None:
     rows = rows_of(TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500), Usage(1, 10**9, 10**9))
-    assert [row.limit for row in rows] == ["requests_per_minute", "tokens_per_minute", "concurrent_requests"]
+    assert [row.limit for row in rows] == [
+        "requests_per_minute",
+        "tokens_per_minute",
+        "concurrent_requests",
+        "tokens_per_day",
+        "daily_budget_nano_usd",
+        "monthly_budget_nano_usd",
+    ]
     assert all(row.value is None and row.has_room(10**12) for row in rows)

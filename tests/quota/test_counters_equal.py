@@ -14,17 +14,25 @@ from hypothesis import strategies as st
 
 from forebay.quota.counters import CounterStore, InMemoryCounters
 from forebay.quota.domain.limits import Kind, Row
+from forebay.quota.domain.periods import Period
 from forebay.quota.domain.reservations import Observation, Order, Router, Terms
 from forebay.quota.redis_counters import RedisCounters
 
 TERMS = Terms(lease_ms=30_000, provisional_ms=100_000, remembered_ms=50_000)
 START_MS = 1_700_000_000_000
+# Money in amounts whose sums have more digits than a printed Lua number.
+SCALE = 123_456_789_012_345
+# At least 10,000 steps in all, each with a look at every row.
+HISTORIES, LEAST_STEPS = 250, 40
 
 tenants = itertools.count()
 request_ids = st.sampled_from(["0a", "0b", "1a", "1b", "2a", "2b"])
 routers = st.sampled_from([Router("router-1", 1_700_000_000_123_456), Router("router-1", 1_700_000_000_123_457)])
 values = st.none() | st.integers(1, 12)
 amounts = st.integers(1, 6)
+# Of three days in whichever order callers name them; the soft thresholds lie below the limit, or do not exist.
+periods = st.integers(1, 3).map(lambda day: Period(f"2023-11-1{day}", START_MS - 1_000, START_MS + day * 40_000))
+softs = st.none() | st.integers(1, 8)
 
 
 @dataclass(frozen=True)
@@ -46,18 +54,44 @@ def rows(draw: st.DrawFn, least: int = 1) -> tuple[Row, ...]:
     Most rows of one history have the same limits, so that they fill up; some have others, as after a change of policy.
     """
 
-    def row(subject: str, limit: str, kind: Kind) -> Row:
+    def row(subject: str, limit: str, kind: Kind, scale: int = 1) -> Row:
         usual = st.shared(values, key=f"{subject}/{limit}")
         value = draw(st.one_of(usual, usual, usual, values))
+        if kind is Kind.RATE:
+            value = value or 3
         most = 6 if value is None else min(6, value)
-        return Row(subject, limit, kind, value, draw(st.integers(least, most)) if kind is Kind.WINDOW else 1)
+        amount = draw(st.integers(least, most)) if kind is not Kind.HOLD else 1
+        warn_at, throttle_at = draw(softs), draw(softs)
+        return Row(
+            subject,
+            limit,
+            kind,
+            None if value is None else value * scale,
+            amount * scale,
+            base=0 if value is None else max(1, value - 1) * scale,
+            warn_at=None if value is None or warn_at is None else warn_at * scale,
+            throttle_at=None if value is None or throttle_at is None else throttle_at * scale,
+            period=draw(periods) if kind is Kind.PERIOD else None,
+        )
 
     return (
+        row("tenant:t", "requests_per_second", Kind.RATE),
         row("tenant:t", "tokens_per_minute", Kind.WINDOW),
         row("tenant:t/model:m", "tokens_per_minute", Kind.WINDOW),
         row("tenant:t", "concurrent_requests", Kind.HOLD),
         row("key:k", "concurrent_requests", Kind.HOLD),
+        row("key:k", "tokens_per_day", Kind.PERIOD),
+        row("tenant:t", "daily_budget_nano_usd", Kind.PERIOD, SCALE),
     )
+
+
+used = st.just({}) | st.fixed_dictionaries(
+    {
+        "tokens_per_minute": st.integers(0, 9),
+        "tokens_per_day": st.integers(0, 9),
+        "daily_budget_nano_usd": st.integers(0, 9).map(lambda amount: amount * SCALE),
+    }
+)
 
 
 def step(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Step]:
@@ -70,14 +104,14 @@ observations = st.builds(
     request_ids,
     st.integers(1, 3),
     st.integers(1, 5),
-    st.just({}) | st.fixed_dictionaries({"tokens_per_minute": st.integers(0, 9)}),
+    used,
     st.booleans(),
 )
 orders = st.builds(Order, request_ids, routers, amounts, amounts)
 steps = st.one_of(
     step("reserve", orders, rows()),
     step("reserve", orders, rows()),
-    step("settle", request_ids, st.just({}) | st.fixed_dictionaries({"tokens_per_minute": st.integers(0, 9)})),
+    step("settle", request_ids, used),
     step("observe", st.lists(observations, min_size=1, max_size=3)),
     step("renew", routers, st.lists(request_ids, min_size=1, max_size=3), rows()),
     step("sweep", st.integers(1, 3)),
@@ -107,7 +141,16 @@ async def play(url: str, history: list[Step], peeked: tuple[Row, ...]) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(steps, min_size=5, max_size=40), rows())
+@settings(
+    max_examples=HISTORIES,
+    deadline=None,
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.large_base_example,
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+    ],
+)
+@given(st.lists(steps, min_size=LEAST_STEPS, max_size=60), rows())
 def test_every_history_has_the_same_answers(empty_redis_url: str, history: list[Step], peeked: tuple[Row, ...]) -> None:
     asyncio.run(play(empty_redis_url, history, peeked))

@@ -16,6 +16,7 @@ from forebay.quota.counters import InMemoryCounters
 from forebay.quota.domain.limits import Usage, rows_of
 from forebay.quota.domain.reservations import Order, Router, Swept, Terms
 from forebay.quota.metering_link import LOOK_BACK_S, RETRY_S, MeteringLink
+from forebay.quota.prices import Prices
 from forebay.rpc.client import connect
 from forebay.rpc.server import RpcServer
 from forebay.testing.clock import FakeClock
@@ -90,7 +91,7 @@ async def follow(ledger: Ledger, counters: Counters, clock: FakeClock) -> AsyncI
     await server.start()
     running: list[asyncio.Task[None]] = []
     async with connect(server.address, caller="test") as channel:
-        yield lambda: running.append(asyncio.create_task(MeteringLink(channel, counters, clock).run()))
+        yield lambda: running.append(asyncio.create_task(MeteringLink(channel, counters, clock, Prices()).run()))
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)

@@ -67,6 +67,8 @@ async def test_all_keys_of_a_tenant_share_its_tag_and_end_by_themselves(
     with redis.Redis.from_url(empty_redis_url, decode_responses=True) as client:
         keys = {str(key): client.ttl(key) for key in client.scan_iter()}
     assert set(keys) == {f"forebay:{{acme}}:{part}" for part in ("counters", "reservations", "settled", "due")}
+    month_s = 31 * 86_400
+    assert keys.pop("forebay:{acme}:counters") > month_s
     assert all(7_100 < seconds <= 7_200 for seconds in keys.values())
 
 

@@ -19,7 +19,9 @@ class QuotaConfig(PepperConfig):
     service: ClassVar[str] = "quota"
 
     redis_url: str = Field(
-        "redis://127.0.0.1:6379/0", pattern=r"^(rediss?|unix)://", description="the Redis or Valkey with the counters"
+        "redis://127.0.0.1:6379/0",
+        pattern=r"^(rediss?|unix|redis\+cluster)://",
+        description="the Redis or Valkey with the counters; redis+cluster://host:port, of any node, for a cluster",
     )
     tenants_file: Path = Field(description="YAML file of the tenants; watched for changes")
     keys_file: Path = Field(description="YAML file of the hashes of their keys; watched for changes")

@@ -12,6 +12,8 @@ from forebay.quota.metering_link import MeteringLink
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.policy_files import PolicyFiles
 from forebay.quota.policy_servicer import PolicyServicer
+from forebay.quota.price_link import PriceLink
+from forebay.quota.prices import Prices
 from forebay.quota.redis_counters import RedisCounters
 from forebay.quota.service import Quota
 from forebay.quota.servicer import QuotaServicer
@@ -33,7 +35,8 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     counters = RedisCounters(config.redis_url, config.terms())
 
     server = RpcServer(config.listen, tls=config.tls, max_connections=config.max_connections, channelz=config.channelz)
-    quota = QuotaServicer(Quota(feed, counters), clock, config.lease_seconds)
+    prices = Prices()
+    quota = QuotaServicer(Quota(feed, counters, prices, clock.now), clock, config.lease_seconds)
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, QUOTA)
     server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyServicer(feed), POLICY)
     server.add(quota_pb2_grpc.add_TenantServiceServicer_to_server, TenantServicer(feed), TENANT)
@@ -50,7 +53,8 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     if config.metering_address is not None:
         metering = connect(config.metering_address, caller=config.id, service="metering", tls=config.tls)
         stack.push_async_callback(metering.close)
-        link = MeteringLink(metering, counters, clock)
+        link = MeteringLink(metering, counters, clock, prices)
+        await stack.enter_async_context(background(PriceLink(metering, prices).run(), "prices"))
         await stack.enter_async_context(background(link.run(), "usage"))
     return server
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from forebay.api.common.v1 import common_pb2
 from forebay.api.metering.v1 import metering_pb2
 from forebay.api.quota.v1 import quota_pb2
 from forebay.errors import Code, FieldViolation, MeshError
 from forebay.policy.messages import to_pb_limits
+from forebay.policy.model import ServiceClass, TenantPolicy
 from forebay.quota.domain.limits import Usage, amounts_of
 from forebay.quota.domain.plans import Plan
+from forebay.quota.domain.prices import Price
 from forebay.quota.domain.reservations import LimitState, Observation, Order, Reservation, Router, State
+from forebay.quota.prices import Prices
 from forebay.rpc.status import to_pb_duration
 
 MAX_LEASES = 10_000
@@ -20,6 +24,8 @@ MAX_PAGE = 1_000
 DEFAULT_PAGE = 100
 # Far above any model's context, and far below where a sum of many loses digits.
 MAX_TOKENS = 10**9
+
+MAX_GPU_TIME_S = 10**9
 
 _ID = re.compile("[a-z0-9-]{1,63}")
 _REQUEST_ID = re.compile("[0-9a-f]{32}")
@@ -62,8 +68,14 @@ def from_pb_settle(request: quota_pb2.SettleRequest) -> Usage:
         (_ID.fullmatch(request.tenant_id), "tenant_id", _ID_RULE),
         (0 <= request.prompt_tokens <= MAX_TOKENS, "prompt_tokens", _TOKENS_RULE),
         (0 <= request.completion_tokens <= MAX_TOKENS, "completion_tokens", _TOKENS_RULE),
+        (0 <= request.cached_tokens <= request.prompt_tokens, "cached_tokens", "must be from 0 to prompt_tokens"),
+        (0 <= request.gpu_time.seconds <= MAX_GPU_TIME_S, "gpu_time", f"must be from 0 to {MAX_GPU_TIME_S} s"),
     )
-    return Usage(1, request.prompt_tokens, request.completion_tokens) if request.started else Usage(0, 0, 0)
+    if not request.started:
+        return Usage(0, 0, 0)
+    return Usage(
+        1, request.prompt_tokens, request.completion_tokens, request.cached_tokens, request.gpu_time.ToNanoseconds()
+    )
 
 
 def from_pb_leases(leases: Sequence[quota_pb2.RenewRequest.Lease]) -> list[tuple[str, str]]:
@@ -77,11 +89,20 @@ def from_pb_leases(leases: Sequence[quota_pb2.RenewRequest.Lease]) -> list[tuple
     return [(lease.tenant_id, lease.request_id) for lease in leases]
 
 
-def from_pb_entry(entry: metering_pb2.LedgerEntry) -> Observation:
-    """Returns what a row of the ledger says of its request."""
+def from_pb_entry(entry: metering_pb2.LedgerEntry, prices: Prices) -> Observation:
+    """Returns what a row of the ledger says of its request, at the prices of its end."""
     event = entry.event
-    amounts = amounts_of(Usage(1, event.prompt_tokens, event.completion_to))
+    used = Usage(1, event.prompt_tokens, event.completion_to, event.cached_tokens, event.gpu_time.ToNanoseconds())
+    payer = TenantPolicy(event.tenant_id, event.plan, ServiceClass.BRONZE, 1, priced_by_plan=event.priced_by_plan)
+    cost = prices.cost(payer, event.model, used, event.finished_at.ToMilliseconds() / 1000)
+    amounts = amounts_of(replace(used, cost_nano_usd=cost))
     return Observation(event.request_id, event.attempt, entry.position, amounts, event.outcome in _FINAL)
+
+
+def from_pb_price(price: metering_pb2.Price) -> Price:
+    """Returns one price."""
+    since_s = price.effective_from.ToMilliseconds() / 1000
+    return Price(price.subject, price.item, price.nano_usd_per_million, since_s, price.model)
 
 
 def from_pb_tenant_id(tenant_id: str) -> str:

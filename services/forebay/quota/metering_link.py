@@ -17,6 +17,7 @@ from forebay.errors import MeshError
 from forebay.quota.counters import CounterStore
 from forebay.quota.domain.reservations import Observation
 from forebay.quota.messages import from_pb_entry
+from forebay.quota.prices import Prices
 from forebay.rpc.status import from_rpc_error
 from forebay.telemetry.logs import get_logger
 
@@ -30,10 +31,11 @@ log = get_logger("metering_link")
 class MeteringLink:
     """Follows the ledger into the counters; `run` must be running."""
 
-    def __init__(self, channel: grpc.aio.Channel, counters: CounterStore, clock: Clock) -> None:
+    def __init__(self, channel: grpc.aio.Channel, counters: CounterStore, clock: Clock, prices: Prices) -> None:
         self._stub: metering_pb2_grpc.MeteringServiceAsyncStub = metering_pb2_grpc.MeteringServiceStub(channel)
         self._counters = counters
         self._clock = clock
+        self._prices = prices
         self._trouble = ""
 
     async def run(self) -> None:
@@ -66,6 +68,6 @@ class MeteringLink:
     async def _observe(self, page: metering_pb2.StreamUsageResponse) -> None:
         by_tenant: defaultdict[str, list[Observation]] = defaultdict(list)
         for entry in page.entries:
-            by_tenant[entry.event.tenant_id].append(from_pb_entry(entry))
+            by_tenant[entry.event.tenant_id].append(from_pb_entry(entry, self._prices))
         await asyncio.gather(*(self._counters.observe(*of_tenant) for of_tenant in by_tenant.items()))
         await self._counters.keep_usage_cursor(page.cursor)

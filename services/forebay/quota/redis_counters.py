@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from forebay.errors import Code, MeshError
 from forebay.quota.domain.counters import HOLD_RETRY_MS
-from forebay.quota.domain.limits import Row
+from forebay.quota.domain.limits import Kind, Row
 from forebay.quota.domain.reservations import (
     Decision,
     LimitState,
@@ -47,6 +47,7 @@ MAX_WAITING = 20_000
 MAX_PIPELINE = 500
 # A script runs for as long as it has ids: so many at once keep every other tenant waiting for a few ms at most.
 MAX_IDS = 500
+CLUSTER = "redis+cluster://"
 USAGE_CURSOR = "forebay:usage_cursor"
 # Keys that one step of a scan looks at.
 SCANNED = 1_000
@@ -87,7 +88,7 @@ class RedisCounters:
         """Prepares the client; nothing is connected yet.
 
         Args:
-            url: redis://host:port/db.
+            url: redis://host:port/db, or redis+cluster://host:port for the cluster that this node is part of.
             terms: how long what lasts.
             now: the present in ms since the epoch, 0 for the server's own time.
         """
@@ -96,14 +97,18 @@ class RedisCounters:
         self._waiting: deque[_Call] = deque()
         self._wake = asyncio.Event()
         # RESP2: with RESP3 the client also listens for maintenance notices and so overlooks that a pooled connection is closed.
-        self._redis: Any = Redis.from_url(
-            url,
-            protocol=2,
-            decode_responses=True,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=TIMEOUT_S,
-            socket_connect_timeout=TIMEOUT_S,
-        )
+        options: dict[str, Any] = {
+            "protocol": 2,
+            "decode_responses": True,
+            "socket_timeout": TIMEOUT_S,
+            "socket_connect_timeout": TIMEOUT_S,
+        }
+        self._redis: Any
+        if url.startswith(CLUSTER):
+            # All keys of a script share the tenant's tag and with it a node, which one it is the client finds out.
+            self._redis = RedisCluster.from_url(f"redis://{url.removeprefix(CLUSTER)}", **options)
+        else:
+            self._redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
 
     async def run(self) -> None:
         """Sends what is called, until cancelled."""
@@ -126,13 +131,13 @@ class RedisCounters:
             order.prompt_tokens,
             order.max_completion_tokens,
             HOLD_RETRY_MS,
-            *(field for row in rows for field in (row.name, row.kind.value, _text(row.value), row.amount)),
+            *itertools.chain.from_iterable(map(_reserve_fields, rows)),
         )
         outcome = Outcome(reply[0])
-        if outcome is not Outcome.REFUSED:
-            return Decision(outcome)
-        full = zip(reply[2::2], reply[3::2], strict=True)
-        return Decision(outcome, tuple(rows[number].violation(used) for number, used in full), reply[1])
+        told = [(rows[number], used) for number, used in zip(reply[2::2], reply[3::2], strict=True)]
+        if outcome is Outcome.REFUSED:
+            return Decision(outcome, tuple(row.violation(used) for row, used in told), reply[1])
+        return Decision.admitted(told) if outcome is Outcome.ADMITTED else Decision(outcome)
 
     async def settle(self, tenant_id: str, request_id: str, amounts: Mapping[str, int]) -> bool:
         """Replaces what a reservation took by what was used."""
@@ -179,7 +184,7 @@ class RedisCounters:
 
     async def peek(self, tenant_id: str, rows: Sequence[Row]) -> Sequence[LimitState]:
         """Returns the state of the limits that exist."""
-        reply = await self._call(_PEEK, tenant_id, *(field for row in rows for field in (row.name, row.kind.value)))
+        reply = await self._call(_PEEK, tenant_id, *itertools.chain.from_iterable(map(_peek_fields, rows)))
         return [
             LimitState(row.subject, row.limit, row.value, used, resets_in_ms)
             for row, used, resets_in_ms in zip(rows, reply[::2], reply[1::2], strict=True)
@@ -211,6 +216,10 @@ class RedisCounters:
     async def ping(self) -> str:
         """Returns the name of the server's present life if it can be reached."""
         try:
+            if isinstance(self._redis, RedisCluster):
+                await self._redis.ping(target_nodes=RedisCluster.PRIMARIES)
+                nodes = await self._redis.info("server", target_nodes=RedisCluster.PRIMARIES)
+                return ",".join(sorted(server["run_id"] for server in nodes.values()))
             # A server that still loads its data refuses a ping, though not to tell of itself.
             _, server = await self._redis.pipeline(transaction=False).ping().info("server").execute()
         except (RedisError, OSError) as error:
@@ -264,7 +273,7 @@ class RedisCounters:
     async def _execute(self, batch: Sequence[_Call]) -> list[Any]:
         pipeline = self._redis.pipeline(transaction=False)
         for call in batch:
-            pipeline.evalsha(call.script.sha, *call.arguments)
+            pipeline.execute_command("EVALSHA", call.script.sha, *call.arguments)
         replies: list[Any] = await pipeline.execute(raise_on_error=False)
         return replies
 
@@ -278,10 +287,26 @@ def _to_json(observation: Observation) -> str:
         {
             "attempt": observation.attempt,
             "position": observation.position,
-            "amounts": observation.amounts,
+            "amounts": {limit: str(amount) for limit, amount in observation.amounts.items()},
             "final": observation.final,
         }
     )
+
+
+def _reserve_fields(row: Row) -> tuple[str | int, ...]:
+    detail, ends_at_ms = _detail(row)
+    return (row.name, row.kind.value, _text(row.value), row.amount, detail, ends_at_ms, _text(row.notice_at))
+
+
+def _peek_fields(row: Row) -> tuple[str | int, ...]:
+    return (row.name, row.kind.value, *_detail(row))
+
+
+def _detail(row: Row) -> tuple[str | int, int]:
+    """Returns what the scripts need to know of a rate or a period beside its name, and when the period ends."""
+    if row.period is not None:
+        return row.period.name, row.period.ends_at_ms
+    return (row.drain if row.kind is Kind.RATE else ""), 0
 
 
 def _text(value: int | None) -> str | int:

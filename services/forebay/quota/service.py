@@ -7,16 +7,19 @@ room becomes the refusal that the client reads.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from forebay import killpoints
 from forebay.errors import Code, FieldViolation, MeshError
-from forebay.policy.model import TenantPolicy
+from forebay.policy.model import KeyPolicy, TenantPolicy
 from forebay.quota.counters import CounterStore
-from forebay.quota.domain.limits import Row, Usage, amounts_of, rows_of
+from forebay.quota.domain.limits import Row, Usage, amounts_of, hold_values, rows_of
 from forebay.quota.domain.reservations import Decision, LimitState, Order, Outcome, Reservation, Router
 from forebay.quota.policies import PolicyFeed
+from forebay.quota.prices import Prices
 
 _NOTHING = Usage(0, 0, 0)
 
@@ -24,12 +27,28 @@ _NOTHING = Usage(0, 0, 0)
 class Quota:
     """The use cases, over the policies in force and the counters."""
 
-    def __init__(self, feed: PolicyFeed, counters: CounterStore) -> None:
+    def __init__(
+        self,
+        feed: PolicyFeed,
+        counters: CounterStore,
+        prices: Prices | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Prepares the use cases.
+
+        Args:
+            feed: the policies in force.
+            counters: what is used.
+            prices: what it costs; without any, tenants that have a budget are refused.
+            now: the present in seconds since the epoch, which says what day it is.
+        """
         self._feed = feed
         self._counters = counters
+        self._prices = prices or Prices()
+        self._now = now
 
-    async def reserve(self, tenant_id: str, order: Order) -> None:
-        """Holds what a request may use at most; returns once it is held.
+    async def reserve(self, tenant_id: str, order: Order, key_id: str = "", model: str = "") -> Decision:
+        """Holds what a request may use at most; returns once it is held, with what the tenant is to be told.
 
         Raises:
             MeshError: NOT_FOUND or PERMISSION_DENIED for the tenant, INVALID_ARGUMENT for a request that no wait makes room for,
@@ -38,7 +57,10 @@ class Quota:
         tenant = self._tenant(tenant_id)
         if tenant.suspended:
             raise MeshError(Code.PERMISSION_DENIED, "TENANT_SUSPENDED", f"tenant {tenant_id} is suspended")
-        rows = rows_of(tenant, Usage(1, order.prompt_tokens, order.max_completion_tokens))
+        key, now_s = self._key(tenant_id, key_id), self._now()
+        asked = Usage(1, order.prompt_tokens, order.max_completion_tokens)
+        most = self._prices.most(tenant, key, model, asked, now_s)
+        rows = rows_of(tenant, replace(asked, cost_nano_usd=most), now_s, key, model)
         oversized = [row for row in rows if not row.has_room(0)]
         if oversized:
             raise _too_large(oversized)
@@ -52,12 +74,16 @@ class Quota:
                 f"request {order.request_id} was reserved by another router, or by an earlier life of this one",
             )
         killpoints.reached("quota.after_reserve")
+        return decision
 
-    async def settle(self, tenant_id: str, request_id: str, used: Usage) -> bool:
+    async def settle(self, tenant_id: str, request_id: str, used: Usage, model: str = "") -> bool:
         """Replaces a reservation by what was used; returns whether this settlement was the one that counted.
 
         The tenant may be gone by now: what it holds is settled all the same.
         """
+        tenant = self._feed.policies.tenants.get(tenant_id)
+        if tenant is not None:
+            used = replace(used, cost_nano_usd=self._prices.cost(tenant, model, used, self._now()))
         applied = await self._counters.settle(tenant_id, request_id, amounts_of(used))
         killpoints.reached("quota.after_settle")
         return applied
@@ -70,6 +96,10 @@ class Quota:
         by_tenant: defaultdict[str, list[str]] = defaultdict(list)
         for tenant_id, request_id in leases:
             by_tenant[tenant_id].append(request_id)
+        keys: defaultdict[str, list[KeyPolicy]] = defaultdict(list)
+        for key in self._feed.policies.keys.values():
+            if key.limits.concurrent_requests is not None and key.tenant_id in by_tenant:
+                keys[key.tenant_id].append(key)
         lost: list[str] = []
         calls = []
         for tenant_id, request_ids in by_tenant.items():
@@ -77,19 +107,26 @@ class Quota:
             if tenant is None:
                 lost += request_ids
             else:
-                calls.append(self._counters.renew(tenant_id, router, request_ids, rows_of(tenant, _NOTHING)))
+                values = hold_values(tenant, keys[tenant_id])
+                calls.append(self._counters.renew(tenant_id, router, request_ids, values))
         for lost_of_tenant in await asyncio.gather(*calls):
             lost += lost_of_tenant
         return lost
 
-    async def peek(self, tenant_id: str) -> Sequence[LimitState]:
-        """Returns the state of a tenant's limits; NOT_FOUND when there is no such tenant."""
-        return await self._counters.peek(tenant_id, rows_of(self._tenant(tenant_id), _NOTHING))
+    async def peek(self, tenant_id: str, key_id: str = "", model: str = "") -> Sequence[LimitState]:
+        """Returns the state of a tenant's limits, and of those of a key and on a model; NOT_FOUND without such a tenant."""
+        tenant = self._tenant(tenant_id)
+        rows = rows_of(tenant, _NOTHING, self._now(), self._key(tenant_id, key_id), model)
+        return await self._counters.peek(tenant_id, rows)
 
     async def reservations(self, tenant_id: str, after: str, most: int) -> Sequence[Reservation]:
         """Returns a page of what a tenant holds, in order of the request id; NOT_FOUND when there is no such tenant."""
         self._tenant(tenant_id)
         return await self._counters.reservations(tenant_id, after, most)
+
+    def _key(self, tenant_id: str, key_id: str) -> KeyPolicy | None:
+        key = self._feed.policies.keys.get(key_id)
+        return key if key is not None and key.tenant_id == tenant_id else None
 
     def _tenant(self, tenant_id: str) -> TenantPolicy:
         tenant = self._feed.policies.tenants.get(tenant_id)
@@ -121,7 +158,9 @@ def _too_large(rows: Sequence[Row]) -> MeshError:
         "LARGER_THAN_LIMIT",
         "the request can never fit; shorten the prompt or lower max_tokens",
         field_violations=[
-            FieldViolation("max_completion_tokens", f"{row.amount} at most are more than {row.limit}, {row.value}")
+            FieldViolation(
+                "max_completion_tokens", f"{row.amount} at most are more than {row.limit} of {row.subject}, {row.value}"
+            )
             for row in rows
         ],
         metadata={row.limit: str(row.value) for row in rows},

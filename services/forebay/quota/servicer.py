@@ -67,7 +67,7 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
 
     async def Peek(self, request: quota_pb2.PeekRequest, context: object) -> quota_pb2.PeekResponse:
         """Shows the state of a tenant's limits."""
-        states = await self._quota.peek(from_pb_tenant_id(request.tenant_id))
+        states = await self._quota.peek(from_pb_tenant_id(request.tenant_id), request.key_id, request.model)
         return quota_pb2.PeekResponse(limits=map(to_pb_limit_state, states))
 
     async def ListReservations(
@@ -147,13 +147,18 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
     async def _reserve(self, request: quota_pb2.ReserveRequest, router: Router) -> quota_pb2.Reservation:
         order = from_pb_reserve(request, router)
         with self._span("quota.reserve", request):
-            await self._quota.reserve(request.tenant_id, order)
-        return quota_pb2.Reservation(request_id=request.request_id, lease=self._lease)
+            decision = await self._quota.reserve(request.tenant_id, order, request.key_id, request.model)
+        return quota_pb2.Reservation(
+            request_id=request.request_id,
+            lease=self._lease,
+            start_after=to_pb_duration(decision.start_after_ms / 1000) if decision.start_after_ms else None,
+            warnings=decision.warnings,
+        )
 
     async def _settle(self, request: quota_pb2.SettleRequest) -> quota_pb2.SettleResponse:
         used = from_pb_settle(request)
         with self._span("quota.settle", request):
-            applied = await self._quota.settle(request.tenant_id, request.request_id, used)
+            applied = await self._quota.settle(request.tenant_id, request.request_id, used, request.model)
         return quota_pb2.SettleResponse(applied=applied)
 
     @contextmanager

@@ -124,6 +124,7 @@ class QuotaLink:
                 gpu_time=to_pb_duration(settlement.gpu_time_s),
                 started=settlement.started,
                 trace=to_pb_trace(),
+                model=request.payload.model,
             )
         )
 

@@ -9,6 +9,13 @@ SERVICES = ("router", "quota", "scheduler", "worker", "metering")
 ADMIN = "admin"
 PROBE = "probe"
 
+# Roles of people, by the name in their certificates; what each may do, quota says.
+ROLES = (ADMIN, "operator", "viewer")
+TENANT_RPCS = (
+    "ListTenants", "GetTenant", "CreateTenant", "UpdateTenant", "DeleteTenant", "SuspendTenant", "ResumeTenant",
+    "ImportTenants", "ListPlans", "UpdatePlan", "ListKeys", "IssueKey", "RotateKey", "RevokeKey", "ListAuditEvents",
+)  # fmt: skip
+
 _EVERYONE = frozenset({*SERVICES, ADMIN, PROBE})
 _API = "/forebay.api"
 
@@ -33,9 +40,8 @@ INTERNAL: Mapping[str, frozenset[str]] = {
         "quota.v1.QuotaService/Peek": ("router", ADMIN),
         "quota.v1.QuotaService/ListReservations": (ADMIN,),
         "quota.v1.PolicyService/WatchPolicies": ("router", "scheduler", "worker", "metering"),
-        "quota.v1.TenantService/ListTenants": (ADMIN,),
-        "quota.v1.TenantService/GetTenant": (ADMIN,),
-        "quota.v1.TenantService/ListPlans": (ADMIN,),
+        # Whether a role may do what it asks for is decided by the service, which keeps an audit log of it.
+        **{f"quota.v1.TenantService/{rpc}": ROLES for rpc in TENANT_RPCS},
         "scheduler.v1.SchedulerService/Schedule": ("router",),
         "scheduler.v1.SchedulerService/Attach": ("worker",),
         "scheduler.v1.SchedulerService/DescribePools": (ADMIN,),

@@ -1,4 +1,4 @@
-"""A real Valkey (or Redis) for tests: a process on a free loopback port."""
+"""A real Valkey (or Redis) for tests: a process on a free loopback port, or three of them as a cluster."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import os
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from redis import Redis
 
 from forebay.cli.valkey import valkey_binary
 
@@ -21,11 +25,14 @@ def free_port() -> int:
 class ValkeyServer:
     """One server process; stop it with `stop`, or kill it and `start` it again on the same port and data."""
 
-    def __init__(self, directory: Path, binary: Path | None = None, *, durable: bool = False) -> None:
+    def __init__(
+        self, directory: Path, binary: Path | None = None, *, durable: bool = False, cluster: bool = False
+    ) -> None:
         self.directory = directory.resolve()
         self.binary = binary or valkey_binary()
         self.port = free_port()
         self.durable = durable
+        self.bus_port = free_port() if cluster else None
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -42,6 +49,8 @@ class ValkeyServer:
         self.directory.mkdir(parents=True, exist_ok=True)
         command = [str(self.binary), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)]
         command += ["--save", "", "--appendonly", "yes" if self.durable else "no", "--appendfsync", "everysec"]
+        if self.bus_port is not None:
+            command += ["--cluster-enabled", "yes", "--cluster-port", str(self.bus_port)]
         with (self.directory / "server.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "LC_ALL": "C"})
         give_up = time.monotonic() + 10
@@ -68,3 +77,55 @@ class ValkeyServer:
             self.process.terminate()
             self.process.wait()
             self.process = None
+
+
+SLOTS = 16_384
+
+
+class ValkeyCluster:
+    """Primaries that share the slots, without replicas."""
+
+    def __init__(self, directory: Path, binary: Path | None = None, nodes: int = 3) -> None:
+        self.nodes: Sequence[ValkeyServer] = [
+            ValkeyServer(directory / str(number), binary, cluster=True) for number in range(nodes)
+        ]
+
+    @property
+    def url(self) -> str:
+        """The cluster's redis+cluster:// address, which is its first node's."""
+        return f"redis+cluster://127.0.0.1:{self.nodes[0].port}"
+
+    def start(self) -> None:
+        """Starts the nodes, gives out the slots and returns once all nodes know of each other.
+
+        Raises:
+            RuntimeError: a node did not start, or they did not find together within 10 s.
+        """
+        for node in self.nodes:
+            node.start()
+        clients: list[Any] = [Redis(port=node.port, decode_responses=True) for node in self.nodes]
+        share = -(-SLOTS // len(clients))
+        for number, client in enumerate(clients):
+            last = min(SLOTS, (number + 1) * share) - 1
+            client.execute_command("CLUSTER ADDSLOTSRANGE", number * share, last)
+            client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+        for node in self.nodes[1:]:
+            clients[0].execute_command("CLUSTER MEET", "127.0.0.1", node.port, node.bus_port)
+        give_up = time.monotonic() + 10
+        while not all(client.cluster("INFO")["cluster_state"] == "ok" for client in clients):
+            if time.monotonic() > give_up:
+                raise RuntimeError("the nodes of the cluster do not find together")
+            time.sleep(0.02)
+        for client in clients:
+            client.close()
+
+    def flush(self) -> None:
+        """Forgets all that is stored."""
+        for node in self.nodes:
+            with Redis(port=node.port) as client:
+                client.flushall()
+
+    def stop(self) -> None:
+        """Ends the nodes."""
+        for node in self.nodes:
+            node.stop()

@@ -4,7 +4,8 @@ Every operation takes the present time in ms since the epoch. Time never goes ba
 tenant's clock to the latest time it was told, and an earlier time counts as that one. All operations are atomic.
 
 Charges of a window stay in the second in which the request was admitted: a settlement corrects that second, so the minute is held
-to what was *admitted* in it, and a request that runs for longer than a minute no longer counts when it ends.
+to what was *admitted* in it, and a request that runs for longer than a minute no longer counts when it ends. So do charges of a
+day or a month, which is how a budget is a hold of the most that a request can cost, replaced by what it did cost.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from forebay.quota.domain.limits import Kind, Row
+from forebay.quota.domain.periods import PeriodTotal
+from forebay.quota.domain.rates import WEIGHT, Rate, whole
 from forebay.quota.domain.reservations import (
     Decision,
     LimitState,
@@ -34,10 +37,11 @@ HOLD_RETRY_MS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A live reservation with what it took, by counter name, and what the ledger says of it."""
+    """A live reservation with what it took, by counter name (of periods in which one), and what the ledger says of it."""
 
     reservation: Reservation
     windows: Mapping[str, int]
+    periods: Mapping[str, tuple[int, str]]
     holds: Mapping[str, int]
     observed: Observation | None = None
 
@@ -49,6 +53,8 @@ class TenantCounters:
         self._terms = terms
         self._now_ms = 0
         self._windows: defaultdict[str, Window] = defaultdict(Window)
+        self._rates: defaultdict[str, Rate] = defaultdict(Rate)
+        self._periods: defaultdict[str, PeriodTotal] = defaultdict(PeriodTotal)
         self._held: defaultdict[str, int] = defaultdict(int)
         self._live: dict[str, _Entry] = {}
         self._settled: dict[str, tuple[Router, int]] = {}
@@ -62,24 +68,32 @@ class TenantCounters:
         owner = self._owner(order.request_id)
         if owner is not None:
             return Decision(Outcome.ADMITTED if owner == order.router else Outcome.TAKEN)
-        full = [row for row in rows if not row.has_room(self._used(row, now_ms))]
+        full = [row for row in rows if self._over(row, now_ms) > 0]
         if full:
             return Decision(
                 Outcome.REFUSED,
                 tuple(row.violation(self._used(row, now_ms)) for row in full),
                 max(self._wait_ms(row, now_ms) for row in full),
             )
+        noticed = [(row, self._used(row, now_ms)) for row in rows]
+        windows: dict[str, int] = {}
+        periods: dict[str, tuple[int, str]] = {}
+        holds: dict[str, int] = {}
         for row in rows:
-            if row.kind is Kind.WINDOW:
+            if row.kind is Kind.RATE:
+                self._rates[row.name].take(now_ms, row.drain, row.amount)
+            elif row.kind is Kind.WINDOW:
                 self._windows[row.name].take(now_ms // 1000, row.amount)
+                windows[row.name] = row.amount
+            elif row.kind is Kind.PERIOD:
+                assert row.period is not None
+                periods[row.name] = (row.amount, self._periods[row.name].take(row.period.name, row.amount))
             else:
                 self._held[row.name] += row.amount
-        self._live[order.request_id] = _Entry(
-            Reservation(order, State.HELD, now_ms, now_ms + self._terms.lease_ms),
-            windows={row.name: row.amount for row in rows if row.kind is Kind.WINDOW},
-            holds={row.name: row.amount for row in rows if row.kind is Kind.HOLD},
-        )
-        return Decision(Outcome.ADMITTED)
+                holds[row.name] = row.amount
+        reservation = Reservation(order, State.HELD, now_ms, now_ms + self._terms.lease_ms)
+        self._live[order.request_id] = _Entry(reservation, windows, periods, holds)
+        return Decision.admitted(noticed)
 
     def settle(self, now_ms: int, request_id: str, amounts: Mapping[str, int]) -> bool:
         """Replaces what a reservation took by what was used; returns whether this settlement is the one that counts.
@@ -184,18 +198,48 @@ class TenantCounters:
         return self._settled[request_id][0] if request_id in self._settled else None
 
     def _used(self, row: Row, now_ms: int) -> int:
-        return self._windows[row.name].used(now_ms // 1000) if row.kind is Kind.WINDOW else self._held[row.name]
+        match row.kind:
+            case Kind.RATE:
+                return whole(self._rates[row.name].level(now_ms, row.drain))
+            case Kind.WINDOW:
+                return self._windows[row.name].used(now_ms // 1000)
+            case Kind.PERIOD:
+                assert row.period is not None
+                return self._periods[row.name].used(row.period.name)
+            case Kind.HOLD:
+                return self._held[row.name]
+
+    def _over(self, row: Row, now_ms: int) -> int:
+        """Returns by how much a row is too small, of a rate in thousandths; 0 or less where there is room."""
+        if row.value is None:
+            return 0
+        if row.kind is Kind.RATE:
+            return self._rates[row.name].level(now_ms, row.drain) + WEIGHT * (row.amount - row.value)
+        return self._used(row, now_ms) + row.amount - row.value
 
     def _wait_ms(self, row: Row, now_ms: int) -> int:
-        if row.kind is Kind.HOLD:
-            return HOLD_RETRY_MS
-        assert row.value is not None
-        over = self._used(row, now_ms) + row.amount - row.value
-        return self._windows[row.name].free_at(now_ms // 1000, over) * 1000 - now_ms
+        over = self._over(row, now_ms)
+        match row.kind:
+            case Kind.RATE:
+                return -(-over // row.drain)
+            case Kind.WINDOW:
+                return self._windows[row.name].free_at(now_ms // 1000, over) * 1000 - now_ms
+            case Kind.PERIOD:
+                assert row.period is not None
+                return max(HOLD_RETRY_MS, row.period.ends_at_ms - now_ms)
+            case Kind.HOLD:
+                return HOLD_RETRY_MS
 
     def _resets_in_ms(self, row: Row, now_ms: int) -> int:
-        if row.kind is Kind.HOLD or self._used(row, now_ms) == 0:
+        used = self._used(row, now_ms)
+        if row.kind is Kind.HOLD or used == 0:
             return 0
+        if row.kind is Kind.RATE:
+            level = self._rates[row.name].level(now_ms, row.drain)
+            return -(-(level - WEIGHT * (used - 1)) // row.drain)
+        if row.kind is Kind.PERIOD:
+            assert row.period is not None
+            return max(0, row.period.ends_at_ms - now_ms)
         return self._windows[row.name].free_at(now_ms // 1000, 1) * 1000 - now_ms
 
     def _extend(self, now_ms: int, entry: _Entry) -> None:
@@ -211,6 +255,8 @@ class TenantCounters:
         for name, taken in entry.windows.items():
             used = amounts.get(name.rpartition("/")[2], 0)
             self._windows[name].correct(now_ms // 1000, admitted_in, used - taken)
+        for name, (taken, period) in entry.periods.items():
+            self._periods[name].correct(period, amounts.get(name.rpartition("/")[2], 0) - taken)
         if entry.reservation.state is State.HELD:
             self._give_back(entry)
         order = entry.reservation.order

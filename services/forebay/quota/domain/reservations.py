@@ -10,8 +10,8 @@
 ```
 
 An expired reservation has given back what it held (its place among the concurrent requests) and stays charged in full for what
-counts by the minute: provisionally, since a late settlement still applies the difference. Only `settled` is final; it is
-remembered for a while, so that a settlement or a reserve that is repeated finds it.
+counts by the minute, the day and the month: provisionally, since a late settlement still applies the difference. Only `settled`
+is final; it is remembered for a while, so that a settlement or a reserve that is repeated finds it.
 
 What the ledger says of a request is kept with its reservation and counts only once the lease has lapsed: a router that lives
 settles by itself. Then it settles the reservation: at once if the request has ended with it; after another lease if only an
@@ -21,10 +21,11 @@ attempt has, which another one may have followed. Without any usage for an hour 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from forebay.errors import QuotaViolation
+from forebay.quota.domain.limits import Row
 
 
 class State(enum.Enum):
@@ -119,11 +120,25 @@ class Decision:
         outcome: how it ended.
         violations: every limit without room, if it was refused.
         retry_after_ms: when there will be room, or may be.
+        warnings: names of the rows that crossed their warning threshold by this request.
+        start_after_ms: for how long an admitted request is to be held back.
     """
 
     outcome: Outcome
     violations: tuple[QuotaViolation, ...] = ()
     retry_after_ms: int = 0
+    warnings: tuple[str, ...] = ()
+    start_after_ms: int = 0
+
+    @classmethod
+    def admitted(cls, noticed: Iterable[tuple[Row, int]]) -> Decision:
+        """Returns the admission of a request, given the rows that it brought to a soft threshold and what was used of each."""
+        rows = list(noticed)
+        return cls(
+            Outcome.ADMITTED,
+            warnings=tuple(row.name for row, used in rows if row.warns(used)),
+            start_after_ms=max((row.start_after_ms(used) for row, used in rows), default=0),
+        )
 
 
 @dataclass(frozen=True, slots=True)

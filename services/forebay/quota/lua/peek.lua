@@ -1,17 +1,26 @@
 -- Shows how much of each row is used; changes nothing.
 --
--- ARGV from 2, for each row: name, kind (window | hold)
+-- ARGV from 2, for each row: name, kind (rate | window | period | hold), what drains of a rate in a second or the name of a
+--     period, when the period ends in ms
 -- Returns for each row: used, ms until some of it is free again (0 where that is not known).
 
 local now = present()
 local answer = {}
-for at = 2, #ARGV, 2 do
-  local row, used, resets_in = ARGV[at], 0, 0
-  if ARGV[at + 1] == 'window' then
+for at = 2, #ARGV, 4 do
+  local row, kind, detail, ends_at = unpack(ARGV, at, at + 3)
+  local used, resets_in = 0, 0
+  if kind == 'window' then
     for _, amount in ipairs(window_buckets(row, second_of(now))) do
       used = used + amount
     end
     resets_in = used > 0 and window_wait(row, now, 1) or 0
+  elseif kind == 'rate' then
+    local level = rate_level(row, now, detail)
+    used = math.ceil(level / WEIGHT)
+    resets_in = used > 0 and math.ceil((level - WEIGHT * (used - 1)) / detail) or 0
+  elseif kind == 'period' then
+    used = period_used(row, detail)
+    resets_in = used > 0 and math.max(0, ends_at - now) or 0
   else
     used = held(row)
   end

@@ -2,12 +2,15 @@
 --
 -- ARGV[2] lease, ms   [3] request id   [4] router   [5] incarnation   [6] prompt tokens   [7] most completion tokens
 --     [8] wait to advise for a hold without room, ms
---     then for each row: name, kind (window | hold), value (empty for none), amount
--- Returns {outcome}, outcome being admitted or taken; or {'refused', ms to wait, row number, used, row number, used, ...}.
+--     then for each row: name, kind (rate | window | period | hold), value (empty for none), amount,
+--         what drains of a rate in a second or the name of a period, when the period ends in ms,
+--         from how much on its use is told (empty for never)
+-- Returns {'taken'}; or {'admitted', 0, row number, used, row number, used, ...} with the rows whose use is to be told;
+-- or {'refused', ms to wait, row number, used, row number, used, ...} with the rows without room.
 
 local now = present()
 local lease, id, router, incarnation, prompt, max, hold_wait = unpack(ARGV, 2, 8)
-local FIRST_ROW = 9
+local FIRST_ROW, FIELDS = 9, 7
 
 local function owner()
   local reservation = load_reservation(id)
@@ -17,37 +20,75 @@ local function owner()
   return redis.call('HGET', SETTLED, id)
 end
 
-local function refusal()
-  local full, wait = {}, 0
-  for at = FIRST_ROW, #ARGV, 4 do
-    local row, kind, value, amount = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-    local used = kind == 'window' and window_used(row, second_of(now)) or held(row)
-    if value and used + amount > value then
-      full[#full + 1] = (at - FIRST_ROW) / 4
-      full[#full + 1] = used
-      wait = math.max(wait, kind == 'window' and window_wait(row, now, used + amount - value) or tonumber(hold_wait))
+-- What is used of a row; of a rate in thousandths.
+local function used_of(kind, row, detail)
+  if kind == 'window' then
+    return window_used(row, second_of(now))
+  elseif kind == 'rate' then
+    return rate_level(row, now, detail)
+  elseif kind == 'period' then
+    return period_used(row, detail)
+  end
+  return held(row)
+end
+
+local function wait_of(kind, row, over, detail, ends_at)
+  if kind == 'window' then
+    return window_wait(row, now, over)
+  elseif kind == 'rate' then
+    return math.ceil(over / detail)
+  elseif kind == 'period' then
+    return math.max(hold_wait, ends_at - now)
+  end
+  return tonumber(hold_wait)
+end
+
+-- Returns the refusal, or the admission with what is to be told.
+local function decide()
+  local full, told, wait = {}, {}, 0
+  for at = FIRST_ROW, #ARGV, FIELDS do
+    local row, kind, value, amount, detail, ends_at, tell_from = unpack(ARGV, at, at + FIELDS - 1)
+    local weight = kind == 'rate' and WEIGHT or 1
+    local used = used_of(kind, row, detail)
+    local number, shown = (at - FIRST_ROW) / FIELDS, math.ceil(used / weight)
+    local over = value ~= '' and used + (amount - value) * weight or 0
+    if over > 0 then
+      full[#full + 1] = number
+      full[#full + 1] = shown
+      wait = math.max(wait, wait_of(kind, row, over, detail, ends_at))
+    elseif tell_from ~= '' and shown + amount >= tonumber(tell_from) then
+      told[#told + 1] = number
+      told[#told + 1] = shown
     end
   end
-  return #full > 0 and { 'refused', wait, unpack(full) }
+  if #full > 0 then
+    return { 'refused', wait, unpack(full) }
+  end
+  return { 'admitted', 0, unpack(told) }
 end
 
 local function take()
-  local windows, holds = {}, {}
-  for at = FIRST_ROW, #ARGV, 4 do
-    local row, kind, amount = ARGV[at], ARGV[at + 1], ARGV[at + 3]
-    redis.call('HINCRBY', COUNTERS, row, amount)
-    if kind == 'window' then
-      redis.call('HINCRBY', COUNTERS, row .. ':' .. second_of(now), amount)
-      windows[row] = tonumber(amount)
+  local windows, periods, holds = {}, {}, {}
+  for at = FIRST_ROW, #ARGV, FIELDS do
+    local row, kind, _, amount, detail = unpack(ARGV, at, at + FIELDS - 1)
+    if kind == 'rate' then
+      redis.call('HSET', COUNTERS, row, rate_level(row, now, detail) + amount * WEIGHT, row .. ':at', now)
+    elseif kind == 'period' then
+      periods[row] = { amount, take_period(row, detail, amount) }
     else
-      holds[row] = tonumber(amount)
+      redis.call('HINCRBY', COUNTERS, row, amount)
+      if kind == 'window' then
+        redis.call('HINCRBY', COUNTERS, row .. ':' .. second_of(now), amount)
+        windows[row] = amount
+      else
+        holds[row] = amount
+      end
     end
   end
   save_reservation(id, {
     router = router, incarnation = incarnation, state = 'held', at = now,
-    prompt = tonumber(prompt), max = tonumber(max), windows = windows, holds = holds,
+    prompt = tonumber(prompt), max = tonumber(max), windows = windows, periods = periods, holds = holds,
   }, now + lease)
-  return { 'admitted' }
 end
 
 local known = owner()
@@ -55,7 +96,10 @@ local answer
 if known then
   answer = { known == router .. '/' .. incarnation and 'admitted' or 'taken' }
 else
-  answer = refusal() or take()
+  answer = decide()
+  if answer[1] == 'admitted' then
+    take()
+  end
 end
 keep(now)
 return answer

@@ -7,7 +7,7 @@ local now = present()
 local id, remembered = ARGV[2], ARGV[3]
 local amounts = {}
 for at = 4, #ARGV, 2 do
-  amounts[ARGV[at]] = tonumber(ARGV[at + 1])
+  amounts[ARGV[at]] = ARGV[at + 1]
 end
 
 local reservation = load_reservation(id)

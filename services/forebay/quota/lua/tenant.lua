@@ -3,11 +3,15 @@
 --
 -- KEYS, all with the tag {tenant}:
 --   KEYS[1] counters      hash  now                latest time seen, ms; it never goes back
---                               <row>              integer: what counts now of a window, or is held of a hold
+--                               <row>              integer: what counts now of a window or a period, is held of a hold,
+--                                                  or has not drained of a rate, in thousandths of a request
+--                               <row>:at           ms: when that of a rate was so
+--                               <row>:period       the day or month of a period's integer, such as 2026-11-22; never goes back
 --                               <row>:from         second: the oldest one that is still part of a window's integer
 --                               <row>:<second>     integer: taken of a window in that second
 --   KEYS[2] reservations  hash  <request id>       JSON {router, incarnation, state: held | expired, at: ms, prompt, max,
 --                                                  windows: {<row>: amount}, holds: {<row>: amount},
+--                                                  periods: {<row>: {amount, period}},
 --                                                  observed: {attempt, position, amounts: {<limit>: amount}, final}}
 --   KEYS[3] settled       hash  <request id>       "<router>/<incarnation>", remembered for repeats
 --   KEYS[4] due           zset  <request id> by ms at which its state ends by itself
@@ -15,13 +19,15 @@
 -- A row is "<subject>/<limit>", such as tenant:acme/tokens_per_minute.
 -- ARGV[1] is the present in ms since the epoch, 0 for this server's own time.
 --
--- Sums move by HINCRBY and incarnations stay strings: a Lua number that is printed loses its digits above 1e14. Nor is a number
--- negated by a minus alone: -0 prints as "-0", which HINCRBY refuses.
+-- Sums move by HINCRBY, and amounts in JSON and incarnations stay strings: a Lua number that is printed loses its digits above
+-- 1e14. What is compared is below 2^53, up to where doubles are exact: no limit is larger. Nor is a number negated by a minus
+-- alone: -0 prints as "-0", which HINCRBY refuses.
 
 local COUNTERS, RESERVATIONS, SETTLED, DUE = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local WINDOW_S = 60
--- Longer than any state lasts without being touched, so that a tenant that is gone leaves nothing behind.
-local KEEP_S = 7200
+local WEIGHT = 1000 -- of one request in a rate
+-- Longer than any state lasts without being touched, so that a tenant that is gone leaves nothing behind; counters outlive a month.
+local KEEP_S, KEEP_COUNTERS_S = 7200, 32 * 86400
 
 local function present()
   local now = tonumber(ARGV[1])
@@ -36,7 +42,7 @@ end
 local function keep(now)
   redis.call('HSET', COUNTERS, 'now', now)
   for _, key in ipairs(KEYS) do
-    redis.call('EXPIRE', key, KEEP_S)
+    redis.call('EXPIRE', key, key == COUNTERS and KEEP_COUNTERS_S or KEEP_S)
   end
 end
 
@@ -87,6 +93,28 @@ local function window_wait(row, now, amount)
   return 0
 end
 
+-- What has not drained of a rate, `per_second` requests of it in a second.
+local function rate_level(row, now, per_second)
+  local level, at = unpack(redis.call('HMGET', COUNTERS, row, row .. ':at'))
+  return math.max(0, (tonumber(level) or 0) - per_second * (now - (tonumber(at) or now)))
+end
+
+local function period_used(row, period)
+  local used, present_one = unpack(redis.call('HMGET', COUNTERS, row, row .. ':period'))
+  return present_one and period <= present_one and tonumber(used) or 0
+end
+
+-- Takes in a period, or in the latest one that anybody named; returns which.
+local function take_period(row, period, amount)
+  local present_one = redis.call('HGET', COUNTERS, row .. ':period')
+  if not present_one or present_one < period then
+    redis.call('HSET', COUNTERS, row, 0, row .. ':period', period)
+    present_one = period
+  end
+  redis.call('HINCRBY', COUNTERS, row, amount)
+  return present_one
+end
+
 local function held(row)
   return tonumber(redis.call('HGET', COUNTERS, row)) or 0
 end
@@ -117,12 +145,19 @@ end
 
 -- Replaces what a reservation took by what was used, by limit; a limit that is not named was not used.
 local function finish(id, reservation, amounts, now, remembered)
+  local function difference(row, taken)
+    return (tonumber(amounts[row:match('[^/]*$')]) or 0) - taken
+  end
   local admitted_in = second_of(reservation.at)
   if admitted_in >= second_of(now) - WINDOW_S then
     for row, taken in pairs(reservation.windows) do
-      local difference = (amounts[row:match('[^/]*$')] or 0) - taken
-      redis.call('HINCRBY', COUNTERS, row, difference)
-      redis.call('HINCRBY', COUNTERS, row .. ':' .. admitted_in, difference)
+      redis.call('HINCRBY', COUNTERS, row, difference(row, taken))
+      redis.call('HINCRBY', COUNTERS, row .. ':' .. admitted_in, difference(row, taken))
+    end
+  end
+  for row, taken in pairs(reservation.periods) do
+    if redis.call('HGET', COUNTERS, row .. ':period') == taken[2] then
+      redis.call('HINCRBY', COUNTERS, row, difference(row, taken[1]))
     end
   end
   if reservation.state == 'held' then

@@ -405,7 +405,11 @@ class PolicyService:
 
 
 class TenantServiceStub:
-    """TenantService administers tenants, plans and keys. For administrators alone.
+    """TenantService administers tenants, plans and keys. The caller's role follows from its certificate: viewers read, operators
+    also suspend, resume and revoke, admins do everything. Every change and every refusal is appended to the audit log.
+
+    Changes carry a `request_id` (32 lower-case hex digits, chosen by the caller): a repeat within a day is answered as before
+    and changes nothing. A change of something that exists may carry its `etag`; ABORTED when it has changed meanwhile.
     """
 
     def __init__(self, channel):
@@ -424,15 +428,79 @@ class TenantServiceStub:
                 request_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.GetTenantRequest.SerializeToString,
                 response_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.GetTenantResponse.FromString,
                 _registered_method=True)
+        self.CreateTenant = channel.unary_unary(
+                '/forebay.api.quota.v1.TenantService/CreateTenant',
+                request_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.CreateTenantRequest.SerializeToString,
+                response_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.CreateTenantResponse.FromString,
+                _registered_method=True)
+        self.UpdateTenant = channel.unary_unary(
+                '/forebay.api.quota.v1.TenantService/UpdateTenant',
+                request_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.UpdateTenantRequest.SerializeToString,
+                response_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.UpdateTenantResponse.FromString,
+                _registered_method=True)
+        self.DeleteTenant = channel.unary_unary(
+                '/forebay.api.quota.v1.TenantService/DeleteTenant',
+                request_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.DeleteTenantRequest.SerializeToString,
+                response_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.DeleteTenantResponse.FromString,
+                _registered_method=True)
+        self.SuspendTenant = channel.unary_unary(
+                '/forebay.api.quota.v1.TenantService/SuspendTenant',
+                request_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.SuspendTenantRequest.SerializeToString,
+                response_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.SuspendTenantResponse.FromString,
+                _registered_method=True)
+        self.ResumeTenant = channel.unary_unary(
+                '/forebay.api.quota.v1.TenantService/ResumeTenant',
+                request_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ResumeTenantRequest.SerializeToString,
+                response_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ResumeTenantResponse.FromString,
+                _registered_method=True)
+        self.ImportTenants = channel.unary_unary(
+                '/forebay.api.quota.v1.TenantService/ImportTenants',
+                request_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ImportTenantsRequest.SerializeToString,
+                response_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ImportTenantsResponse.FromString,
+                _registered_method=True)
         self.ListPlans = channel.unary_unary(
                 '/forebay.api.quota.v1.TenantService/ListPlans',
                 request_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ListPlansRequest.SerializeToString,
                 response_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ListPlansResponse.FromString,
                 _registered_method=True)
+        self.UpdatePlan = channel.unary_unary(
+                '/forebay.api.quota.v1.TenantService/UpdatePlan',
+                request_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.UpdatePlanRequest.SerializeToString,
+                response_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.UpdatePlanResponse.FromString,
+                _registered_method=True)
+        self.ListKeys = channel.unary_unary(
+                '/forebay.api.quota.v1.TenantService/ListKeys',
+                request_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ListKeysRequest.SerializeToString,
+                response_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ListKeysResponse.FromString,
+                _registered_method=True)
+        self.IssueKey = channel.unary_unary(
+                '/forebay.api.quota.v1.TenantService/IssueKey',
+                request_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.IssueKeyRequest.SerializeToString,
+                response_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.IssueKeyResponse.FromString,
+                _registered_method=True)
+        self.RotateKey = channel.unary_unary(
+                '/forebay.api.quota.v1.TenantService/RotateKey',
+                request_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.RotateKeyRequest.SerializeToString,
+                response_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.RotateKeyResponse.FromString,
+                _registered_method=True)
+        self.RevokeKey = channel.unary_unary(
+                '/forebay.api.quota.v1.TenantService/RevokeKey',
+                request_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.RevokeKeyRequest.SerializeToString,
+                response_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.RevokeKeyResponse.FromString,
+                _registered_method=True)
+        self.ListAuditEvents = channel.unary_unary(
+                '/forebay.api.quota.v1.TenantService/ListAuditEvents',
+                request_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ListAuditEventsRequest.SerializeToString,
+                response_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ListAuditEventsResponse.FromString,
+                _registered_method=True)
 
 
 class TenantServiceServicer:
-    """TenantService administers tenants, plans and keys. For administrators alone.
+    """TenantService administers tenants, plans and keys. The caller's role follows from its certificate: viewers read, operators
+    also suspend, resume and revoke, admins do everything. Every change and every refusal is appended to the audit log.
+
+    Changes carry a `request_id` (32 lower-case hex digits, chosen by the caller): a repeat within a day is answered as before
+    and changes nothing. A change of something that exists may carry its `etag`; ABORTED when it has changed meanwhile.
     """
 
     def ListTenants(self, request, context):
@@ -449,8 +517,92 @@ class TenantServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateTenant(self, request, context):
+        """CreateTenant makes a tenant from a plan; ALREADY_EXISTS when the id is taken, NOT_FOUND when the plan is not there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateTenant(self, request, context):
+        """UpdateTenant changes the fields of a tenant that the mask names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteTenant(self, request, context):
+        """DeleteTenant removes a tenant and revokes its keys. Its ledger stays, and its id is not given again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SuspendTenant(self, request, context):
+        """SuspendTenant refuses what the tenant asks for and aborts what runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeTenant(self, request, context):
+        """ResumeTenant ends a suspension.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportTenants(self, request, context):
+        """ImportTenants takes a tenants file in the common shape: whole, or not at all with every problem named by line.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListPlans(self, request, context):
         """ListPlans lists the plans in order of their name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdatePlan(self, request, context):
+        """UpdatePlan makes a plan, or changes the fields that the mask names; its tenants follow where they override nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListKeys(self, request, context):
+        """ListKeys lists a tenant's keys in order of their id, without secrets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IssueKey(self, request, context):
+        """IssueKey makes a key. The answer is the only time that the key is shown; a repeat is answered without it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateKey(self, request, context):
+        """RotateKey makes a key in place of another, which goes on for the overlap and then expires.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeKey(self, request, context):
+        """RevokeKey ends a key; connected routers refuse it within a second.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAuditEvents(self, request, context):
+        """ListAuditEvents lists what was done and refused, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -469,10 +621,70 @@ def add_TenantServiceServicer_to_server(servicer, server):
                     request_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.GetTenantRequest.FromString,
                     response_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.GetTenantResponse.SerializeToString,
             ),
+            'CreateTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateTenant,
+                    request_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.CreateTenantRequest.FromString,
+                    response_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.CreateTenantResponse.SerializeToString,
+            ),
+            'UpdateTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateTenant,
+                    request_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.UpdateTenantRequest.FromString,
+                    response_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.UpdateTenantResponse.SerializeToString,
+            ),
+            'DeleteTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTenant,
+                    request_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.DeleteTenantRequest.FromString,
+                    response_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.DeleteTenantResponse.SerializeToString,
+            ),
+            'SuspendTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.SuspendTenant,
+                    request_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.SuspendTenantRequest.FromString,
+                    response_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.SuspendTenantResponse.SerializeToString,
+            ),
+            'ResumeTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeTenant,
+                    request_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ResumeTenantRequest.FromString,
+                    response_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ResumeTenantResponse.SerializeToString,
+            ),
+            'ImportTenants': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportTenants,
+                    request_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ImportTenantsRequest.FromString,
+                    response_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ImportTenantsResponse.SerializeToString,
+            ),
             'ListPlans': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPlans,
                     request_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ListPlansRequest.FromString,
                     response_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ListPlansResponse.SerializeToString,
+            ),
+            'UpdatePlan': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdatePlan,
+                    request_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.UpdatePlanRequest.FromString,
+                    response_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.UpdatePlanResponse.SerializeToString,
+            ),
+            'ListKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListKeys,
+                    request_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ListKeysRequest.FromString,
+                    response_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ListKeysResponse.SerializeToString,
+            ),
+            'IssueKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.IssueKey,
+                    request_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.IssueKeyRequest.FromString,
+                    response_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.IssueKeyResponse.SerializeToString,
+            ),
+            'RotateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateKey,
+                    request_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.RotateKeyRequest.FromString,
+                    response_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.RotateKeyResponse.SerializeToString,
+            ),
+            'RevokeKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeKey,
+                    request_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.RevokeKeyRequest.FromString,
+                    response_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.RevokeKeyResponse.SerializeToString,
+            ),
+            'ListAuditEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditEvents,
+                    request_deserializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ListAuditEventsRequest.FromString,
+                    response_serializer=forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ListAuditEventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -483,7 +695,11 @@ def add_TenantServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TenantService:
-    """TenantService administers tenants, plans and keys. For administrators alone.
+    """TenantService administers tenants, plans and keys. The caller's role follows from its certificate: viewers read, operators
+    also suspend, resume and revoke, admins do everything. Every change and every refusal is appended to the audit log.
+
+    Changes carry a `request_id` (32 lower-case hex digits, chosen by the caller): a repeat within a day is answered as before
+    and changes nothing. A change of something that exists may carry its `etag`; ABORTED when it has changed meanwhile.
     """
 
     @staticmethod
@@ -541,6 +757,168 @@ class TenantService:
             _registered_method=True)
 
     @staticmethod
+    def CreateTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.api.quota.v1.TenantService/CreateTenant',
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.CreateTenantRequest.SerializeToString,
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.CreateTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.api.quota.v1.TenantService/UpdateTenant',
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.UpdateTenantRequest.SerializeToString,
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.UpdateTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.api.quota.v1.TenantService/DeleteTenant',
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.DeleteTenantRequest.SerializeToString,
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.DeleteTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SuspendTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.api.quota.v1.TenantService/SuspendTenant',
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.SuspendTenantRequest.SerializeToString,
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.SuspendTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.api.quota.v1.TenantService/ResumeTenant',
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ResumeTenantRequest.SerializeToString,
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ResumeTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportTenants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.api.quota.v1.TenantService/ImportTenants',
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ImportTenantsRequest.SerializeToString,
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ImportTenantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListPlans(request,
             target,
             options=(),
@@ -557,6 +935,168 @@ class TenantService:
             '/forebay.api.quota.v1.TenantService/ListPlans',
             forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ListPlansRequest.SerializeToString,
             forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ListPlansResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdatePlan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.api.quota.v1.TenantService/UpdatePlan',
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.UpdatePlanRequest.SerializeToString,
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.UpdatePlanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.api.quota.v1.TenantService/ListKeys',
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ListKeysRequest.SerializeToString,
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ListKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IssueKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.api.quota.v1.TenantService/IssueKey',
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.IssueKeyRequest.SerializeToString,
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.IssueKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.api.quota.v1.TenantService/RotateKey',
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.RotateKeyRequest.SerializeToString,
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.RotateKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.api.quota.v1.TenantService/RevokeKey',
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.RevokeKeyRequest.SerializeToString,
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.RevokeKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.api.quota.v1.TenantService/ListAuditEvents',
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ListAuditEventsRequest.SerializeToString,
+            forebay_dot_api_dot_quota_dot_v1_dot_quota__pb2.ListAuditEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -176,7 +176,12 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class TenantServiceStub:
-    """TenantService administers tenants, plans and keys. For administrators alone."""
+    """TenantService administers tenants, plans and keys. The caller's role follows from its certificate: viewers read, operators
+    also suspend, resume and revoke, admins do everything. Every change and every refusal is appended to the audit log.
+
+    Changes carry a `request_id` (32 lower-case hex digits, chosen by the caller): a repeat within a day is answered as before
+    and changes nothing. A change of something that exists may carry its `etag`; ABORTED when it has changed meanwhile.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -186,23 +191,81 @@ class TenantServiceStub:
     """ListTenants lists tenants in order of their id."""
     GetTenant: _grpc.UnaryUnaryMultiCallable[_quota_pb2.GetTenantRequest, _quota_pb2.GetTenantResponse]
     """GetTenant returns one tenant; NOT_FOUND when there is none."""
+    CreateTenant: _grpc.UnaryUnaryMultiCallable[_quota_pb2.CreateTenantRequest, _quota_pb2.CreateTenantResponse]
+    """CreateTenant makes a tenant from a plan; ALREADY_EXISTS when the id is taken, NOT_FOUND when the plan is not there."""
+    UpdateTenant: _grpc.UnaryUnaryMultiCallable[_quota_pb2.UpdateTenantRequest, _quota_pb2.UpdateTenantResponse]
+    """UpdateTenant changes the fields of a tenant that the mask names."""
+    DeleteTenant: _grpc.UnaryUnaryMultiCallable[_quota_pb2.DeleteTenantRequest, _quota_pb2.DeleteTenantResponse]
+    """DeleteTenant removes a tenant and revokes its keys. Its ledger stays, and its id is not given again."""
+    SuspendTenant: _grpc.UnaryUnaryMultiCallable[_quota_pb2.SuspendTenantRequest, _quota_pb2.SuspendTenantResponse]
+    """SuspendTenant refuses what the tenant asks for and aborts what runs."""
+    ResumeTenant: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ResumeTenantRequest, _quota_pb2.ResumeTenantResponse]
+    """ResumeTenant ends a suspension."""
+    ImportTenants: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ImportTenantsRequest, _quota_pb2.ImportTenantsResponse]
+    """ImportTenants takes a tenants file in the common shape: whole, or not at all with every problem named by line."""
     ListPlans: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ListPlansRequest, _quota_pb2.ListPlansResponse]
     """ListPlans lists the plans in order of their name."""
+    UpdatePlan: _grpc.UnaryUnaryMultiCallable[_quota_pb2.UpdatePlanRequest, _quota_pb2.UpdatePlanResponse]
+    """UpdatePlan makes a plan, or changes the fields that the mask names; its tenants follow where they override nothing."""
+    ListKeys: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ListKeysRequest, _quota_pb2.ListKeysResponse]
+    """ListKeys lists a tenant's keys in order of their id, without secrets."""
+    IssueKey: _grpc.UnaryUnaryMultiCallable[_quota_pb2.IssueKeyRequest, _quota_pb2.IssueKeyResponse]
+    """IssueKey makes a key. The answer is the only time that the key is shown; a repeat is answered without it."""
+    RotateKey: _grpc.UnaryUnaryMultiCallable[_quota_pb2.RotateKeyRequest, _quota_pb2.RotateKeyResponse]
+    """RotateKey makes a key in place of another, which goes on for the overlap and then expires."""
+    RevokeKey: _grpc.UnaryUnaryMultiCallable[_quota_pb2.RevokeKeyRequest, _quota_pb2.RevokeKeyResponse]
+    """RevokeKey ends a key; connected routers refuse it within a second."""
+    ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ListAuditEventsRequest, _quota_pb2.ListAuditEventsResponse]
+    """ListAuditEvents lists what was done and refused, newest first."""
 
 @_typing.type_check_only
 class TenantServiceAsyncStub(TenantServiceStub):
-    """TenantService administers tenants, plans and keys. For administrators alone."""
+    """TenantService administers tenants, plans and keys. The caller's role follows from its certificate: viewers read, operators
+    also suspend, resume and revoke, admins do everything. Every change and every refusal is appended to the audit log.
+
+    Changes carry a `request_id` (32 lower-case hex digits, chosen by the caller): a repeat within a day is answered as before
+    and changes nothing. A change of something that exists may carry its `etag`; ABORTED when it has changed meanwhile.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListTenants: _aio.UnaryUnaryMultiCallable[_quota_pb2.ListTenantsRequest, _quota_pb2.ListTenantsResponse]  # type: ignore[assignment]
     """ListTenants lists tenants in order of their id."""
     GetTenant: _aio.UnaryUnaryMultiCallable[_quota_pb2.GetTenantRequest, _quota_pb2.GetTenantResponse]  # type: ignore[assignment]
     """GetTenant returns one tenant; NOT_FOUND when there is none."""
+    CreateTenant: _aio.UnaryUnaryMultiCallable[_quota_pb2.CreateTenantRequest, _quota_pb2.CreateTenantResponse]  # type: ignore[assignment]
+    """CreateTenant makes a tenant from a plan; ALREADY_EXISTS when the id is taken, NOT_FOUND when the plan is not there."""
+    UpdateTenant: _aio.UnaryUnaryMultiCallable[_quota_pb2.UpdateTenantRequest, _quota_pb2.UpdateTenantResponse]  # type: ignore[assignment]
+    """UpdateTenant changes the fields of a tenant that the mask names."""
+    DeleteTenant: _aio.UnaryUnaryMultiCallable[_quota_pb2.DeleteTenantRequest, _quota_pb2.DeleteTenantResponse]  # type: ignore[assignment]
+    """DeleteTenant removes a tenant and revokes its keys. Its ledger stays, and its id is not given again."""
+    SuspendTenant: _aio.UnaryUnaryMultiCallable[_quota_pb2.SuspendTenantRequest, _quota_pb2.SuspendTenantResponse]  # type: ignore[assignment]
+    """SuspendTenant refuses what the tenant asks for and aborts what runs."""
+    ResumeTenant: _aio.UnaryUnaryMultiCallable[_quota_pb2.ResumeTenantRequest, _quota_pb2.ResumeTenantResponse]  # type: ignore[assignment]
+    """ResumeTenant ends a suspension."""
+    ImportTenants: _aio.UnaryUnaryMultiCallable[_quota_pb2.ImportTenantsRequest, _quota_pb2.ImportTenantsResponse]  # type: ignore[assignment]
+    """ImportTenants takes a tenants file in the common shape: whole, or not at all with every problem named by line."""
     ListPlans: _aio.UnaryUnaryMultiCallable[_quota_pb2.ListPlansRequest, _quota_pb2.ListPlansResponse]  # type: ignore[assignment]
     """ListPlans lists the plans in order of their name."""
+    UpdatePlan: _aio.UnaryUnaryMultiCallable[_quota_pb2.UpdatePlanRequest, _quota_pb2.UpdatePlanResponse]  # type: ignore[assignment]
+    """UpdatePlan makes a plan, or changes the fields that the mask names; its tenants follow where they override nothing."""
+    ListKeys: _aio.UnaryUnaryMultiCallable[_quota_pb2.ListKeysRequest, _quota_pb2.ListKeysResponse]  # type: ignore[assignment]
+    """ListKeys lists a tenant's keys in order of their id, without secrets."""
+    IssueKey: _aio.UnaryUnaryMultiCallable[_quota_pb2.IssueKeyRequest, _quota_pb2.IssueKeyResponse]  # type: ignore[assignment]
+    """IssueKey makes a key. The answer is the only time that the key is shown; a repeat is answered without it."""
+    RotateKey: _aio.UnaryUnaryMultiCallable[_quota_pb2.RotateKeyRequest, _quota_pb2.RotateKeyResponse]  # type: ignore[assignment]
+    """RotateKey makes a key in place of another, which goes on for the overlap and then expires."""
+    RevokeKey: _aio.UnaryUnaryMultiCallable[_quota_pb2.RevokeKeyRequest, _quota_pb2.RevokeKeyResponse]  # type: ignore[assignment]
+    """RevokeKey ends a key; connected routers refuse it within a second."""
+    ListAuditEvents: _aio.UnaryUnaryMultiCallable[_quota_pb2.ListAuditEventsRequest, _quota_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
+    """ListAuditEvents lists what was done and refused, newest first."""
 
 class TenantServiceServicer(metaclass=_abc_1.ABCMeta):
-    """TenantService administers tenants, plans and keys. For administrators alone."""
+    """TenantService administers tenants, plans and keys. The caller's role follows from its certificate: viewers read, operators
+    also suspend, resume and revoke, admins do everything. Every change and every refusal is appended to the audit log.
+
+    Changes carry a `request_id` (32 lower-case hex digits, chosen by the caller): a repeat within a day is answered as before
+    and changes nothing. A change of something that exists may carry its `etag`; ABORTED when it has changed meanwhile.
+    """
 
     @_abc_1.abstractmethod
     def ListTenants(
@@ -221,11 +284,107 @@ class TenantServiceServicer(metaclass=_abc_1.ABCMeta):
         """GetTenant returns one tenant; NOT_FOUND when there is none."""
 
     @_abc_1.abstractmethod
+    def CreateTenant(
+        self,
+        request: _quota_pb2.CreateTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_pb2.CreateTenantResponse, _abc.Awaitable[_quota_pb2.CreateTenantResponse]]:
+        """CreateTenant makes a tenant from a plan; ALREADY_EXISTS when the id is taken, NOT_FOUND when the plan is not there."""
+
+    @_abc_1.abstractmethod
+    def UpdateTenant(
+        self,
+        request: _quota_pb2.UpdateTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_pb2.UpdateTenantResponse, _abc.Awaitable[_quota_pb2.UpdateTenantResponse]]:
+        """UpdateTenant changes the fields of a tenant that the mask names."""
+
+    @_abc_1.abstractmethod
+    def DeleteTenant(
+        self,
+        request: _quota_pb2.DeleteTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_pb2.DeleteTenantResponse, _abc.Awaitable[_quota_pb2.DeleteTenantResponse]]:
+        """DeleteTenant removes a tenant and revokes its keys. Its ledger stays, and its id is not given again."""
+
+    @_abc_1.abstractmethod
+    def SuspendTenant(
+        self,
+        request: _quota_pb2.SuspendTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_pb2.SuspendTenantResponse, _abc.Awaitable[_quota_pb2.SuspendTenantResponse]]:
+        """SuspendTenant refuses what the tenant asks for and aborts what runs."""
+
+    @_abc_1.abstractmethod
+    def ResumeTenant(
+        self,
+        request: _quota_pb2.ResumeTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_pb2.ResumeTenantResponse, _abc.Awaitable[_quota_pb2.ResumeTenantResponse]]:
+        """ResumeTenant ends a suspension."""
+
+    @_abc_1.abstractmethod
+    def ImportTenants(
+        self,
+        request: _quota_pb2.ImportTenantsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_pb2.ImportTenantsResponse, _abc.Awaitable[_quota_pb2.ImportTenantsResponse]]:
+        """ImportTenants takes a tenants file in the common shape: whole, or not at all with every problem named by line."""
+
+    @_abc_1.abstractmethod
     def ListPlans(
         self,
         request: _quota_pb2.ListPlansRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_quota_pb2.ListPlansResponse, _abc.Awaitable[_quota_pb2.ListPlansResponse]]:
         """ListPlans lists the plans in order of their name."""
+
+    @_abc_1.abstractmethod
+    def UpdatePlan(
+        self,
+        request: _quota_pb2.UpdatePlanRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_pb2.UpdatePlanResponse, _abc.Awaitable[_quota_pb2.UpdatePlanResponse]]:
+        """UpdatePlan makes a plan, or changes the fields that the mask names; its tenants follow where they override nothing."""
+
+    @_abc_1.abstractmethod
+    def ListKeys(
+        self,
+        request: _quota_pb2.ListKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_pb2.ListKeysResponse, _abc.Awaitable[_quota_pb2.ListKeysResponse]]:
+        """ListKeys lists a tenant's keys in order of their id, without secrets."""
+
+    @_abc_1.abstractmethod
+    def IssueKey(
+        self,
+        request: _quota_pb2.IssueKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_pb2.IssueKeyResponse, _abc.Awaitable[_quota_pb2.IssueKeyResponse]]:
+        """IssueKey makes a key. The answer is the only time that the key is shown; a repeat is answered without it."""
+
+    @_abc_1.abstractmethod
+    def RotateKey(
+        self,
+        request: _quota_pb2.RotateKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_pb2.RotateKeyResponse, _abc.Awaitable[_quota_pb2.RotateKeyResponse]]:
+        """RotateKey makes a key in place of another, which goes on for the overlap and then expires."""
+
+    @_abc_1.abstractmethod
+    def RevokeKey(
+        self,
+        request: _quota_pb2.RevokeKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_pb2.RevokeKeyResponse, _abc.Awaitable[_quota_pb2.RevokeKeyResponse]]:
+        """RevokeKey ends a key; connected routers refuse it within a second."""
+
+    @_abc_1.abstractmethod
+    def ListAuditEvents(
+        self,
+        request: _quota_pb2.ListAuditEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_pb2.ListAuditEventsResponse, _abc.Awaitable[_quota_pb2.ListAuditEventsResponse]]:
+        """ListAuditEvents lists what was done and refused, newest first."""
 
 def add_TenantServiceServicer_to_server(servicer: TenantServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

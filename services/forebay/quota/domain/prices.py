@@ -1,0 +1,75 @@
+"""What a request costs, at most and truly, by the price table that metering sends.
+
+The rules are the ledger's: the most specific subject with a price in force wins (tenant, plan for tenants priced by plan, model,
+default), and within a subject a price for this model goes before one for all; each item is rounded once, half up.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from forebay.policy.model import TenantPolicy
+from forebay.quota.domain.limits import Usage
+
+_MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """One price: nano-USD for a million of the item, from a time on, for all models or one."""
+
+    subject: str
+    item: str
+    nano_usd_per_million: int
+    effective_from_s: float = 0.0
+    model: str = ""
+
+
+class PriceTable:
+    """Prices, indexed; immutable. An item without any price costs nothing."""
+
+    def __init__(self, prices: Iterable[Price]) -> None:
+        self._dated: defaultdict[tuple[str, str, str], list[Price]] = defaultdict(list)
+        for price in sorted(prices, key=lambda price: price.effective_from_s):
+            self._dated[price.subject, price.model, price.item].append(price)
+
+    def cost(self, tenant: TenantPolicy, model: str, used: Usage, now_s: float) -> int:
+        """Returns what was used costs, in nano-USD."""
+        quantities = {
+            "requests": used.requests,
+            "prompt_tokens": used.prompt_tokens - used.cached_tokens,
+            "cached_tokens": used.cached_tokens,
+            "completion_tokens": used.completion_tokens,
+        }
+        total = sum(
+            _rounded(quantity * self._price(tenant, model, item, now_s), _MILLION)
+            for item, quantity in quantities.items()
+        )
+        return total + _rounded(used.gpu_time_ns * self._price(tenant, model, "gpu_seconds", now_s), _MILLION * 10**9)
+
+    def most(self, tenant: TenantPolicy, model: str, asked: Usage, now_s: float) -> int:
+        """Returns what a request costs at most, in nano-USD, cached or not; but for GPU time, which nobody knows before."""
+        prompt = max(self._price(tenant, model, item, now_s) for item in ("prompt_tokens", "cached_tokens"))
+        completion = self._price(tenant, model, "completion_tokens", now_s)
+        request = self._price(tenant, model, "requests", now_s)
+        lines = (asked.prompt_tokens * prompt, asked.completion_tokens * completion, asked.requests * request)
+        return sum(-(-line // _MILLION) for line in lines) + (1 if asked.prompt_tokens else 0)
+
+    def _price(self, tenant: TenantPolicy, model: str, item: str, now_s: float) -> int:
+        subjects = [f"tenant:{tenant.tenant_id}", f"model:{model}", "default"]
+        if tenant.priced_by_plan:
+            subjects.insert(1, f"plan:{tenant.plan}")
+        for subject in subjects:
+            for of_model in (model, ""):
+                dated = self._dated.get((subject, of_model, item), [])
+                in_force = bisect_right(dated, now_s, key=lambda price: price.effective_from_s)
+                if in_force:
+                    return dated[in_force - 1].nano_usd_per_million
+        return 0
+
+
+def _rounded(product: int, per: int) -> int:
+    return (2 * product + per) // (2 * per)

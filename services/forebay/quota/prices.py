@@ -1,0 +1,39 @@
+"""The price table in force, as metering sent it last."""
+
+from __future__ import annotations
+
+from forebay.errors import Code, MeshError
+from forebay.policy.model import KeyPolicy, Limits, TenantPolicy
+from forebay.quota.domain.limits import Usage
+from forebay.quota.domain.prices import PriceTable
+
+RETRY_AFTER_S = 1.0
+
+
+class Prices:
+    """Prices requests by the table in force; `table` is replaced with each change, and None until the first is known."""
+
+    def __init__(self, table: PriceTable | None = None) -> None:
+        self.table = table
+
+    def most(self, tenant: TenantPolicy, key: KeyPolicy | None, model: str, asked: Usage, now_s: float) -> int:
+        """Returns what a request costs at most, in nano-USD.
+
+        Raises:
+            MeshError: UNAVAILABLE, PRICES_UNKNOWN when a budget is to be kept and no price is known yet.
+        """
+        if self.table is not None:
+            return self.table.most(tenant, model, asked, now_s)
+        limits = [tenant.limits, tenant.model_limits.get(model, Limits()), key.limits if key else Limits()]
+        if any(each.daily_budget_nano_usd or each.monthly_budget_nano_usd for each in limits):
+            raise MeshError(
+                Code.UNAVAILABLE,
+                "PRICES_UNKNOWN",
+                "there is a budget to be kept, and metering has not told the prices yet; try again",
+                retry_after=RETRY_AFTER_S,
+            )
+        return 0
+
+    def cost(self, tenant: TenantPolicy, model: str, used: Usage, now_s: float) -> int:
+        """Returns what was used costs, in nano-USD; 0 while no price is known."""
+        return self.table.cost(tenant, model, used, now_s) if self.table is not None else 0

@@ -1,0 +1,246 @@
+"""Every kind of limit, for tenant, key and model: on the specification and on a real server; and the soft ones between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from forebay.errors import Code, MeshError
+from forebay.policy.model import KeyPolicy, Limits, ServiceClass, TenantPolicy, Thresholds
+from forebay.quota.counters import CounterStore
+from forebay.quota.domain.limits import Kind, Row, Usage, amounts_of, rows_of
+from forebay.quota.domain.periods import calendar
+from forebay.quota.domain.policies import Policies
+from forebay.quota.domain.prices import Price, PriceTable
+from forebay.quota.domain.reservations import Decision, Order, Outcome, Router
+from forebay.quota.policies import PolicyFeed
+from forebay.quota.prices import Prices
+from forebay.quota.service import Quota
+from forebay.testing.clock import FakeClock
+
+ROUTER = Router("router-1", 1_700_000_000_123_456)
+USD = 10**9
+# A dollar for a thousand tokens, cached or not; half of it for the tenant's own model.
+PRICES = PriceTable(
+    [
+        *(Price("default", item, 10**12) for item in ("prompt_tokens", "cached_tokens", "completion_tokens")),
+        *(Price("tenant:acme", item, 10**12 // 2, model="own") for item in ("prompt_tokens", "completion_tokens")),
+    ]
+)
+
+
+class Desk:
+    """The service with one tenant and one key, and the clock that store and calendar share."""
+
+    def __init__(self, store: CounterStore, clock: FakeClock, limits: Limits, **fields: Any) -> None:
+        key_limits = fields.pop("key_limits", Limits())
+        tenant = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, limits=limits, **fields)
+        keys = {key_id: KeyPolicy(key_id, "acme", b"h" * 32, limits=key_limits) for key_id in ("k1", "k2")}
+        self.quota = Quota(PolicyFeed(Policies({"acme": tenant}, keys, {}), clock), store, Prices(PRICES), clock.now)
+        self.count = 0
+
+    async def ask(self, prompt: int = 10, completion: int = 20, key: str = "k1", model: str = "m") -> str:
+        self.count += 1
+        request_id = f"{self.count:032x}"
+        await self.quota.reserve("acme", Order(request_id, ROUTER, prompt, completion), key, model)
+        return request_id
+
+    async def refusal(self, *arguments: Any) -> tuple[str, str, int, int, float | None]:
+        with pytest.raises(MeshError) as caught:
+            await self.ask(*arguments)
+        error = caught.value
+        assert error.code is Code.RESOURCE_EXHAUSTED
+        (violation,) = error.quota_violations
+        return violation.subject, violation.limit, violation.value, violation.used, error.retry_after
+
+    async def used(self) -> Mapping[str, int]:
+        return {state.limit: state.used for state in await self.quota.peek("acme", "k1", "m")}
+
+
+async def test_a_rate_admits_a_second_at_once_and_says_when_the_next_may_come(
+    store: CounterStore, clock: FakeClock
+) -> None:
+    desk = Desk(store, clock, Limits(requests_per_second=3))
+    for _ in range(3):
+        await desk.ask()
+    assert await desk.refusal() == ("tenant:acme", "requests_per_second", 3, 3, 0.334)
+    clock.advance(0.333)
+    await desk.refusal()
+    clock.advance(0.001)
+    await desk.ask()
+    assert await desk.used() == {"requests_per_second": 3}
+    clock.advance(1)
+    assert await desk.used() == {"requests_per_second": 0}
+
+
+async def test_input_and_output_are_limited_apart(store: CounterStore, clock: FakeClock) -> None:
+    desk = Desk(store, clock, Limits(input_tokens_per_minute=25, output_tokens_per_minute=50))
+    await desk.ask(20, 20)
+    assert (await desk.refusal(10, 10))[1:4] == ("input_tokens_per_minute", 25, 20)
+    assert (await desk.refusal(1, 40))[1:4] == ("output_tokens_per_minute", 50, 20)
+    await desk.ask(5, 30)
+
+
+async def test_tokens_of_a_day_come_back_at_midnight_of_the_tenant(store: CounterStore, clock: FakeClock) -> None:
+    zone = "America/St_Johns"  # three and a half hours behind: its midnight is 03:30 in UTC
+    clock.advance(datetime(2026, 11, 22, 3, 0, tzinfo=UTC).timestamp() - clock.now())
+    desk = Desk(store, clock, Limits(tokens_per_day=100), time_zone=zone)
+    request_id = await desk.ask(10, 80)
+    assert await desk.refusal(10, 10) == ("tenant:acme", "tokens_per_day", 100, 90, 1_800.0)
+    clock.advance(1_800)
+    await desk.ask(10, 60)
+    assert await desk.quota.settle("acme", request_id, Usage(1, 10, 5))  # of yesterday: today has nothing to do with it
+    assert await desk.used() == {"tokens_per_day": 70}
+
+
+async def test_a_budget_holds_the_most_and_keeps_what_it_did_cost(store: CounterStore, clock: FakeClock) -> None:
+    limits = Limits(daily_budget_nano_usd=USD // 10, monthly_budget_nano_usd=USD)
+    desk = Desk(store, clock, limits)
+    request_id = await desk.ask(10, 80)
+    subject, limit, value, used, retry_after = await desk.refusal(10, 20)
+    assert (subject, limit, value) == ("tenant:acme", "daily_budget_nano_usd", USD // 10)
+    assert used == pytest.approx(90 * USD / 1000, rel=1e-6)
+    assert retry_after == pytest.approx(86_400 - clock.now() % 86_400)
+    await desk.quota.settle("acme", request_id, Usage(1, 10, 5), "m")
+    assert not await desk.quota.settle("acme", request_id, Usage(1, 10, 80), "m")
+    assert await desk.used() == {
+        "daily_budget_nano_usd": 15 * USD // 1000,
+        "monthly_budget_nano_usd": 15 * USD // 1000,
+    }
+    clock.advance(86_400)
+    assert await desk.used() == {"daily_budget_nano_usd": 0, "monthly_budget_nano_usd": 15 * USD // 1000}
+
+
+async def test_without_prices_no_budget_is_spent(store: CounterStore, clock: FakeClock) -> None:
+    tenant = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, limits=Limits(daily_budget_nano_usd=USD))
+    quota = Quota(PolicyFeed(Policies({"acme": tenant}, {}, {}), clock), store, Prices(), clock.now)
+    with pytest.raises(MeshError) as caught:
+        await quota.reserve("acme", Order("a" * 32, ROUTER, 1, 1))
+    assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "PRICES_UNKNOWN")
+
+
+async def test_keys_and_models_have_limits_within_the_tenants(store: CounterStore, clock: FakeClock) -> None:
+    desk = Desk(
+        store,
+        clock,
+        Limits(requests_per_minute=4),
+        key_limits=Limits(requests_per_minute=1, concurrent_requests=1),
+        model_limits={"m": Limits(tokens_per_minute=60)},
+    )
+    await desk.ask(10, 20, "k1", "m")
+    with pytest.raises(MeshError) as caught:
+        await desk.ask(10, 30, "k1", "m")
+    assert [(each.subject, each.limit) for each in caught.value.quota_violations] == [
+        ("tenant:acme/model:m", "tokens_per_minute"),
+        ("key:k1", "requests_per_minute"),
+        ("key:k1", "concurrent_requests"),
+    ]
+    await desk.ask(10, 30, "k2", "other")
+    assert (await desk.refusal(10, 30, "", "m"))[:2] == ("tenant:acme/model:m", "tokens_per_minute")
+
+
+async def test_a_keys_place_is_given_back_and_taken_again_with_the_lease(store: CounterStore, clock: FakeClock) -> None:
+    desk = Desk(store, clock, Limits(), key_limits=Limits(concurrent_requests=1))
+    first = await desk.ask()
+    clock.advance(30)
+    await store.sweep("acme", 10)
+    second = await desk.ask()
+    assert await desk.quota.renew(ROUTER, [("acme", first), ("acme", second)]) == [first]
+    await desk.quota.settle("acme", second, Usage(1, 1, 1))
+    assert await desk.quota.renew(ROUTER, [("acme", first)]) == []
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Limits(output_tokens_per_minute=19),
+        Limits(tokens_per_day=29),
+        Limits(daily_budget_nano_usd=USD // 100),
+    ],
+)
+async def test_what_can_never_fit_is_an_invalid_argument(store: CounterStore, clock: FakeClock, limits: Limits) -> None:
+    with pytest.raises(MeshError) as caught:
+        await Desk(store, clock, limits).ask(10, 20)
+    assert (caught.value.code, caught.value.reason) == (Code.INVALID_ARGUMENT, "LARGER_THAN_LIMIT")
+
+
+async def test_a_tenant_is_warned_once_then_slowed_down_then_refused(store: CounterStore, clock: FakeClock) -> None:
+    thresholds = Thresholds(warn_percent=80, throttle_percent=100, hard_percent=150)
+    tenant = TenantPolicy(
+        "acme", "basic", ServiceClass.BRONZE, 500, limits=Limits(requests_per_minute=6), thresholds=thresholds
+    )
+
+    async def ask(number: int) -> Decision:
+        order = Order(f"{number:032x}", ROUTER, 1, 1)
+        return await store.reserve("acme", order, rows_of(tenant, Usage(1, 1, 1)))
+
+    decisions = [await ask(number) for number in range(10)]
+    assert [decision.warnings for decision in decisions[:6]] == [
+        (), (), (), (), ("tenant:acme/requests_per_minute",), (),
+    ]  # fmt: skip
+    # Beyond six a minute they start ten seconds apart.
+    assert [decision.start_after_ms for decision in decisions] == [0, 0, 0, 0, 0, 0, 10_000, 20_000, 30_000, 0]
+    assert [decision.outcome for decision in decisions[8:]] == [Outcome.ADMITTED, Outcome.REFUSED]
+    assert decisions[9].violations[0].value == 9
+
+
+def test_pacing_goes_at_the_limits_own_rate() -> None:
+    rate = Row("tenant:t", "requests_per_second", Kind.RATE, 8, 1, base=4, throttle_at=4)
+    assert [rate.start_after_ms(used) for used in (2, 3, 4, 5)] == [0, 0, 250, 500]
+    hold = Row("tenant:t", "concurrent_requests", Kind.HOLD, 8, 1, base=4, throttle_at=4)
+    assert hold.start_after_ms(7) == 0
+    day = calendar(0, "UTC").day
+    daily = Row("tenant:t", "tokens_per_day", Kind.PERIOD, 200, 1, base=100, throttle_at=100, period=day)
+    assert daily.start_after_ms(100) == 60_000  # fourteen minutes would be its share; nobody waits for that
+
+
+def test_days_and_months_are_those_of_the_zone_whatever_their_length() -> None:
+    at = datetime(2026, 3, 29, 12, tzinfo=UTC).timestamp()
+    berlin = calendar(at, "Europe/Berlin")  # its clocks went forward that night
+    assert (berlin.day.name, berlin.month.name) == ("2026-03-29", "2026-03")
+    assert berlin.day.ends_at_ms - berlin.day.starts_at_ms == 23 * 3_600_000
+    eve = datetime(2026, 12, 31, 23, 30, tzinfo=UTC).timestamp()
+    assert calendar(eve, "UTC").month.ends_at_ms == (eve + 1_800) * 1_000
+    assert calendar(eve, "Asia/Tokyo").month.name == "2027-01"
+
+
+def test_prices_go_from_tenant_to_plan_to_model_to_default() -> None:
+    def table(*subjects: str) -> PriceTable:
+        prices = {"tenant:acme": 5, "plan:basic": 4, "model:m": 3, "default": 2}
+        return PriceTable([Price(subject, "completion_tokens", prices[subject] * 10**6) for subject in subjects])
+
+    tenant = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, priced_by_plan=True)
+    subjects = ["tenant:acme", "plan:basic", "model:m", "default"]
+    assert [table(*subjects[at:]).cost(tenant, "m", Usage(1, 0, 1), 0) for at in range(4)] == [5, 4, 3, 2]
+    by_model = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500)
+    assert table(*subjects[1:]).cost(by_model, "m", Usage(1, 0, 1), 0) == 3
+    dated = PriceTable([Price("default", "requests", 10**6), Price("default", "requests", 2 * 10**6, 100.0)])
+    assert [dated.cost(tenant, "m", Usage(1, 0, 0), now) for now in (99, 100)] == [1, 2]
+
+
+def test_a_cost_is_rounded_as_the_ledger_does_and_its_hold_up() -> None:
+    table = PriceTable(
+        [
+            Price("default", "prompt_tokens", 300_000),
+            Price("default", "cached_tokens", 100_000),
+            Price("default", "gpu_seconds", 10**6),
+        ]
+    )
+    tenant = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500)
+    assert table.cost(tenant, "m", Usage(1, 25, 0, cached_tokens=5, gpu_time_ns=2_500_000_000), 0) == 6 + 1 + 3
+    assert table.most(tenant, "m", Usage(1, 25, 0), 0) >= table.cost(tenant, "m", Usage(1, 25, 0, 15), 0)
+
+
+def test_settled_amounts_are_those_that_go_on_counting() -> None:
+    assert amounts_of(Usage(1, 10, 20, cost_nano_usd=7)) == {
+        "requests_per_minute": 1,
+        "tokens_per_minute": 30,
+        "input_tokens_per_minute": 10,
+        "output_tokens_per_minute": 20,
+        "tokens_per_day": 30,
+        "daily_budget_nano_usd": 7,
+        "monthly_budget_nano_usd": 7,
+    }
