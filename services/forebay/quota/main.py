@@ -35,7 +35,7 @@ async def policies(config: QuotaConfig, clock: Clock, stack: AsyncExitStack) -> 
         files = PolicyFiles(config.tenants_file, config.keys_file, config.pepper_bytes(), config.plans_file)
         feed = PolicyFeed(files.load(), clock)
         await stack.enter_async_context(background(files.follow(feed, clock), "policy files"))
-        return feed, TenantServicer(feed)  # type: ignore[abstract]
+        return feed, TenantServicer(feed, clock)
     store = SqlPolicyStore(config.policy_url)
     stack.callback(store.close)
     await store.migrate()
@@ -43,7 +43,7 @@ async def policies(config: QuotaConfig, clock: Clock, stack: AsyncExitStack) -> 
     sources = (config.plans_file, config.tenants_file, config.keys_file)
     feed = await stored.start(*sources)
     await stack.enter_async_context(background(stored.follow(*sources), "stored policies"))
-    return feed, TenantServicer(feed)  # type: ignore[abstract]
+    return feed, TenantServicer(feed, clock, stored)
 
 
 async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:

@@ -237,6 +237,9 @@ def _prepare_sqlite(connection: Any, _: object) -> None:
 def _reachable() -> Iterator[None]:
     try:
         yield
+    except sa.exc.IntegrityError:
+        # Another replica has just given the same request its answer.
+        raise store_changed() from None
     except sa.exc.OperationalError as error:
         reason = str(error.orig).splitlines()[0]
         raise MeshError(

@@ -14,8 +14,9 @@ from pathlib import Path
 from forebay.clock import Clock
 from forebay.config import ConfigError
 from forebay.errors import Code, MeshError
-from forebay.quota.domain.audit import Action, changes_between
+from forebay.quota.domain.audit import Action
 from forebay.quota.domain.directory import Directory, Edit, Key
+from forebay.quota.domain.edits import changes_of
 from forebay.quota.file_schema import KeysFile, PlansFile
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.policy_files import POLL_S, check, keys_of, plans_of, stamp, wrong_policies
@@ -126,49 +127,37 @@ class StoredPolicies:
         if keys:
             await self._import("keys", keys, self._new_keys)
 
-    async def _import(self, name: str, file: Path, read: Callable[[Document, Directory], Decision]) -> None:
+    async def _import(self, name: str, file: Path, read: Callable[[Document, Directory], Edit]) -> None:
         def decide(directory: Directory) -> Decision:
             document = Document.read(file)
-            decision = read(document, directory)
+            edit = read(document, directory)
             if document.problems:
                 raise wrong_policies(document.problems)
-            return decision
+            now = self._clock.now()
+            return edit, tuple(
+                Action(now, "file", "Import", it.tenant_id, it.subject, it.changes)
+                for it in changes_of(directory, edit)
+            )
 
         digest = _digest(file)
         if digest != await self.store.imported(name):
             await self.change(decide, imported={name: digest})
             log.info("imported", file=str(file), version=self.directory.version)
 
-    def _new_plans(self, document: Document, directory: Directory) -> Decision:
+    def _new_plans(self, document: Document, directory: Directory) -> Edit:
         file = check(document, PlansFile)
         plans = plans_of(file).values() if file else ()
-        new = tuple(plan for plan in plans if plan.name not in directory.plans)
-        return Edit(plans=new), tuple(
-            self._action(f"plan:{plan.name}", "", changes_between(None, plan)) for plan in new
-        )
+        return Edit(plans=tuple(plan for plan in plans if plan.name not in directory.plans))
 
-    def _tenants(self, document: Document, directory: Directory) -> Decision:
-        edit = plan_import(document, directory).edit
-        return edit, tuple(
-            self._action(
-                f"tenant:{tenant.tenant_id}",
-                tenant.tenant_id,
-                changes_between(known.value if (known := directory.tenants.get(tenant.tenant_id)) else None, tenant),
-            )
-            for tenant in edit.tenants
-        )
+    def _tenants(self, document: Document, directory: Directory) -> Edit:
+        return plan_import(document, directory).edit
 
-    def _new_keys(self, document: Document, directory: Directory) -> Decision:
+    def _new_keys(self, document: Document, directory: Directory) -> Edit:
         file = check(document, KeysFile)
         tenants = directory.tenants.keys() | directory.removed
         keys = keys_of(file, document, tenants).values() if file else ()
         new = [key for key in keys if key.key_id not in directory.keys and key.tenant_id not in directory.removed]
-        return Edit(keys=tuple(map(Key, new))), tuple(
-            self._action(f"key:{key.key_id}", key.tenant_id, changes_between(None, key)) for key in new
-        )
-
-    def _action(self, subject: str, tenant_id: str, changes: tuple[str, ...]) -> Action:
-        return Action(self._clock.now(), "file", "Import", tenant_id, subject, changes)
+        return Edit(keys=tuple(map(Key, new)))
 
     def _put_in_force(self, directory: Directory) -> None:
         self.directory = directory

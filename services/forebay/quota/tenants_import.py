@@ -62,27 +62,27 @@ def _tenants(document: Document, directory: Directory) -> Iterator[Tenant]:
         document.report((name,), "is not known")
     for tenant_id, values in data["tenants"].items():
         place = ("tenants", str(tenant_id))
-        entry = _entry(document, place, tenant_id, values)
-        if entry is None:
-            continue
-        plan = directory.plans.get(entry.plan)
-        if plan is None:
-            field = "plan" if isinstance(entry, TenantEntry) else "tier"
-            known = ", ".join(directory.plans)
-            document.report((*place, field), f"there is no plan {entry.plan!r}; there are {known}")
-        elif entry.priced_by_plan and plan.value.nano_usd_per_million_tokens is None:
-            document.report((*place, "priced_by_plan"), f"plan {entry.plan} has no price")
         if tenant_id in directory.removed:
             document.report(place, "was deleted, and its id is not given again")
+        field = "plan" if isinstance(values, Mapping) and "plan" in values else "tier"
+        named = values.get(field) if isinstance(values, Mapping) else None
+        plan = directory.plans.get(named) if isinstance(named, str) else None
+        if isinstance(named, str) and plan is None:
+            known = ", ".join(directory.plans)
+            document.report((*place, field), f"there is no plan {named!r}; there are {known}")
+        entry = _entry(document, place, tenant_id, values, TenantEntry if field == "plan" else CommonTenantEntry)
+        if entry is None or plan is None:
+            continue
+        if entry.priced_by_plan and plan.value.nano_usd_per_million_tokens is None:
+            document.report((*place, "priced_by_plan"), f"plan {named} has no price")
         yield Tenant(str(tenant_id), entry.plan, entry.overrides())
 
 
 def _entry(
-    document: Document, place: Place, tenant_id: object, values: object
+    document: Document, place: Place, tenant_id: object, values: object, shape: type[TenantEntry | CommonTenantEntry]
 ) -> TenantEntry | CommonTenantEntry | None:
     if not isinstance(tenant_id, str) or not _ID.fullmatch(tenant_id):
         document.report(place, "must be an id of 1 to 63 of a-z, 0-9 and -")
-    shape = TenantEntry if isinstance(values, Mapping) and "plan" in values else CommonTenantEntry
     try:
         return shape.model_validate(values)
     except ValidationError as error:
