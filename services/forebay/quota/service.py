@@ -7,13 +7,15 @@ room becomes the refusal that the client reads.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from forebay import killpoints
 from forebay.errors import Code, FieldViolation, MeshError
 from forebay.policy.model import TenantPolicy
 from forebay.quota.counters import CounterStore
+from forebay.quota.domain.canary import effective_limits
 from forebay.quota.domain.limits import Row, Usage, amounts_of, rows_of
 from forebay.quota.domain.reservations import Decision, LimitState, Order, Outcome, Reservation, Router
 from forebay.quota.policies import PolicyFeed
@@ -24,8 +26,9 @@ _NOTHING = Usage(0, 0, 0)
 class Quota:
     """The use cases, over the policies in force and the counters."""
 
-    def __init__(self, feed: PolicyFeed, counters: CounterStore) -> None:
+    def __init__(self, feed: PolicyFeed, counters: CounterStore, now: Callable[[], float] = time.time) -> None:
         self._feed = feed
+        self._now = now
         self._counters = counters
 
     async def reserve(self, tenant_id: str, order: Order) -> None:
@@ -73,11 +76,11 @@ class Quota:
         lost: list[str] = []
         calls = []
         for tenant_id, request_ids in by_tenant.items():
-            tenant = self._feed.policies.tenants.get(tenant_id)
-            if tenant is None:
+            if tenant_id not in self._feed.policies.tenants:
                 lost += request_ids
             else:
-                calls.append(self._counters.renew(tenant_id, router, request_ids, rows_of(tenant, _NOTHING)))
+                rows = rows_of(self._tenant(tenant_id), _NOTHING)
+                calls.append(self._counters.renew(tenant_id, router, request_ids, rows))
         for lost_of_tenant in await asyncio.gather(*calls):
             lost += lost_of_tenant
         return lost
@@ -95,7 +98,7 @@ class Quota:
         tenant = self._feed.policies.tenants.get(tenant_id)
         if tenant is None:
             raise tenant_not_found(tenant_id)
-        return tenant
+        return effective_limits(tenant, self._now())
 
 
 def tenant_not_found(tenant_id: str) -> MeshError:
