@@ -6,6 +6,7 @@ cd "$(dirname "$0")/../.."
 
 packages=()
 [[ -x /usr/bin/redis-server ]] || packages+=(redis-server)
+compgen -G "/usr/lib/postgresql/*/bin/initdb" > /dev/null || packages+=(postgresql)
 if ((${#packages[@]})); then
   command -v apt-get > /dev/null || { echo "test-system: install ${packages[*]}; there is no apt here to do it" >&2; exit 1; }
   as_root=() && ((EUID == 0)) || as_root=(sudo)

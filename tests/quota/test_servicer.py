@@ -107,7 +107,9 @@ async def channel(feed: PolicyFeed, counters: Counters, clock: FakeClock) -> Asy
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, package + "QuotaService")
     policy = PolicyServicer(feed)
     server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, policy, package + "PolicyService")
-    server.add(quota_pb2_grpc.add_TenantServiceServicer_to_server, TenantServicer(feed), package + "TenantService")
+    server.add(
+        quota_pb2_grpc.add_TenantServiceServicer_to_server, TenantServicer(feed, clock), package + "TenantService"
+    )
     await server.start()
     async with connect(server.address, caller="test") as channel:
         yield channel

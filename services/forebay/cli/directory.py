@@ -15,7 +15,7 @@ from forebay.cli import figures
 from forebay.cli.health import service_health, valkey_health
 from forebay.cli.mesh_state import ProcessState
 from forebay.cli.operator import Operator
-from forebay.cli.terminal import terminal
+from forebay.cli.terminal import print_json, terminal
 from forebay.client.client import mesh_errors
 from forebay.config import TlsConfig
 from forebay.policy.messages import from_pb_limits, from_pb_tenant
@@ -28,18 +28,22 @@ _HEALTH_STYLE = {
 }
 
 
-async def list_tenants(operator: Operator) -> None:
+async def list_tenants(operator: Operator, as_json: bool) -> None:
     """Prints the tenants that quota knows.
 
     Raises:
         MeshError: quota cannot be reached, or refuses.
     """
-    table = _table("tenant", "name", "plan", "class", "weight", "limits", "models")
+    rows = table("tenant", "name", "plan", "class", "weight", "limits", "models")
     async with operator.channel("quota") as channel:
         stub = quota_pb2_grpc.TenantServiceStub(channel)
-        async for page in _pages(quota_pb2.ListTenantsRequest, stub.ListTenants):
-            for tenant in map(from_pb_tenant, page.tenants):
-                table.add_row(
+        async for page in pages(quota_pb2.ListTenantsRequest, stub.ListTenants):
+            for message in page.tenants:
+                if as_json:
+                    print_json(message)
+                    continue
+                tenant = from_pb_tenant(message)
+                rows.add_row(
                     tenant.tenant_id + (" [red](suspended)[/]" if tenant.suspended else ""),
                     escape(tenant.display_name),
                     tenant.plan,
@@ -48,28 +52,33 @@ async def list_tenants(operator: Operator) -> None:
                     figures.limits(tenant.limits),
                     escape(", ".join(tenant.models)) or "all",
                 )
-    terminal().print(table)
+    if not as_json:
+        terminal().print(rows)
 
 
-async def list_plans(operator: Operator) -> None:
+async def list_plans(operator: Operator, as_json: bool) -> None:
     """Prints the plans that quota knows.
 
     Raises:
         MeshError: quota cannot be reached, or refuses.
     """
-    table = _table("plan", "class", "weight", "limits", "per 1,000 tokens, where priced by plan")
+    rows = table("plan", "class", "weight", "limits", "per 1,000 tokens, where priced by plan")
     async with operator.channel("quota") as channel:
         stub = quota_pb2_grpc.TenantServiceStub(channel)
-        async for page in _pages(quota_pb2.ListPlansRequest, stub.ListPlans):
+        async for page in pages(quota_pb2.ListPlansRequest, stub.ListPlans):
             for plan in page.plans:
-                table.add_row(
+                if as_json:
+                    print_json(plan)
+                    continue
+                rows.add_row(
                     plan.name,
                     quota_pb2.ServiceClass.Name(plan.service_class).removeprefix("SERVICE_CLASS_").lower(),
                     f"{plan.weight_milli / 1000:g}",
                     figures.limits(from_pb_limits(plan.limits)),
                     figures.usd(plan.nano_usd_per_million_tokens // 1000) if plan.nano_usd_per_million_tokens else "–",
                 )
-    terminal().print(table)
+    if not as_json:
+        terminal().print(rows)
 
 
 async def show_status(operator: Operator) -> bool:
@@ -77,12 +86,12 @@ async def show_status(operator: Operator) -> bool:
     console = terminal()
     mesh = operator.mesh
     health = await asyncio.gather(*(_health(name, process, operator.tls) for name, process in mesh.processes.items()))
-    table = _table("process", "address", "pid", "restarts", "health")
+    rows = table("process", "address", "pid", "restarts", "health")
     for (name, process), state in zip(mesh.processes.items(), health, strict=True):
-        table.add_row(
+        rows.add_row(
             name, process.address, str(process.pid or "–"), str(process.restarts), _HEALTH_STYLE.get(state, state)
         )
-    console.print(table)
+    console.print(rows)
     if dict(zip(mesh.processes, health, strict=True)).get("scheduler") == "SERVING":
         console.print()
         console.print(await _pools(operator))
@@ -94,22 +103,22 @@ async def _health(name: str, process: ProcessState, tls: TlsConfig) -> str:
 
 
 async def _pools(operator: Operator) -> Table:
-    table = _table("pool", "model", "worker / tenant", "in flight", "queued", "KV promised")
+    rows = table("pool", "model", "worker / tenant", "in flight", "queued", "KV promised")
     async with operator.channel("scheduler") as channel:
         stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
-        async for page in _pages(scheduler_pb2.DescribePoolsRequest, stub.DescribePools):
+        async for page in pages(scheduler_pb2.DescribePoolsRequest, stub.DescribePools):
             for pool in page.pools:
                 place = (escape(pool.name) or "shared", escape(pool.model))
                 for worker in pool.workers:
                     promised = f"{worker.kv_tokens_promised:,} tokens"
                     name = worker.worker.id + (" (draining)" if worker.draining else "")
-                    table.add_row(*place, name, str(worker.in_flight), "", promised)
+                    rows.add_row(*place, name, str(worker.in_flight), "", promised)
                 for flow in pool.flows:
-                    table.add_row(*place, flow.tenant_id, str(flow.in_flight), str(flow.queued), "")
-    return table
+                    rows.add_row(*place, flow.tenant_id, str(flow.in_flight), str(flow.queued), "")
+    return rows
 
 
-async def _pages(request: type[Any], call: Callable[..., Awaitable[Any]]) -> Any:
+async def pages(request: Callable[..., Any], call: Callable[..., Awaitable[Any]]) -> Any:
     """Yields every page of a listing."""
     token = ""
     while True:
@@ -121,8 +130,9 @@ async def _pages(request: type[Any], call: Callable[..., Awaitable[Any]]) -> Any
             return
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
+def table(*columns: str) -> Table:
+    """Returns a table without lines."""
+    rows = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+        rows.add_column(column, overflow="fold")
+    return rows

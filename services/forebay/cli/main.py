@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 
 from forebay.cli import access, answer, directory, launcher, ledger
+from forebay.cli import administration_commands as commands
 from forebay.cli.data_dir import DEFAULT_DATA, DataDir, DataDirError
 from forebay.cli.explain import explain
 from forebay.cli.operator import Operator
@@ -26,11 +27,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )  # fmt: skip
 usage = typer.Typer(help="What was used, from the ledger.", no_args_is_help=True)
-tenants = typer.Typer(help="Who may use the mesh.", no_args_is_help=True)
-plans = typer.Typer(help="What tenants are offered.", no_args_is_help=True)
 app.add_typer(usage, name="usage")
-app.add_typer(tenants, name="tenants")
-app.add_typer(plans, name="plans")
+app.add_typer(commands.tenants, name="tenants")
+app.add_typer(commands.keys, name="keys")
+app.add_typer(commands.plans, name="plans")
+app.add_typer(commands.audit, name="audit")
 
 Data = Annotated[Path, typer.Option("--data", metavar="DIR", envvar="FOREBAY_DATA", help="The mesh's data directory.")]
 Key = Annotated[str | None, typer.Option(metavar="KEY", envvar="FOREBAY_KEY", help="A tenant's key.", show_envvar=True)]
@@ -151,18 +152,6 @@ def usage_sum(
     else:
         work = _sum_of_tenant(*_access(DataDir(data), router, key, tenant), dimensions)
     ledger.print_totals(dimensions, _run(work), as_json)
-
-
-@tenants.command("list")
-def tenants_list(data: Data = DEFAULT_DATA) -> None:
-    """Lists tenants with their plans and limits."""
-    _run(directory.list_tenants(Operator.load(DataDir(data))))
-
-
-@plans.command("list")
-def plans_list(data: Data = DEFAULT_DATA) -> None:
-    """Lists plans with their limits and prices."""
-    _run(directory.list_plans(Operator.load(DataDir(data))))
 
 
 @app.command()

@@ -85,6 +85,7 @@ def plan_processes(data: DataDir, plan: MeshPlan, take_port: Callable[[str], int
         "quota": {
             "redis_url": f"redis://{addresses['valkey']}/0",
             "metering_address": addresses["metering"],
+            "policy_url": f"sqlite:///{data.folder('policies')}/policies.sqlite",
             "tenants_file": str(data.tenants_file),
             "keys_file": str(data.keys_file),
             "pepper_file": str(data.pepper_file),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from google.protobuf import json_format
+from google.protobuf.message import Message
 from rich.console import Console
 
 _FILE_WIDTH = 160
@@ -13,3 +15,8 @@ def terminal(*, stderr: bool = False) -> Console:
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     return console
+
+
+def print_json(message: Message) -> None:
+    """Prints a message as one line of JSON."""
+    print(json_format.MessageToJson(message, preserving_proto_field_name=True, indent=None))

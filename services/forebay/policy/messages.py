@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from forebay.api.quota.v1 import quota_pb2
-from forebay.policy.model import KeyPolicy, Limits, LossPolicy, ServiceClass, TenantPolicy, Thresholds
+from forebay.policy.model import (
+    Canary,
+    CanaryStep,
+    KeyPolicy,
+    Limits,
+    LossPolicy,
+    ServiceClass,
+    TenantPolicy,
+    Thresholds,
+)
 
 _LIMITS = tuple(Limits.__dataclass_fields__)
 
@@ -45,6 +54,7 @@ def to_pb_tenant(tenant: TenantPolicy) -> quota_pb2.TenantPolicy:
         stop_on_budget=tenant.stop_on_budget,
         alert_percent=tenant.alert_percent,
         priced_by_plan=tenant.priced_by_plan,
+        canary=to_pb_canary(tenant.canary) if tenant.canary else None,
     )
 
 
@@ -75,7 +85,23 @@ def from_pb_tenant(message: quota_pb2.TenantPolicy) -> TenantPolicy:
         stop_on_budget=message.stop_on_budget,
         alert_percent=message.alert_percent or 90,
         priced_by_plan=message.priced_by_plan,
+        canary=from_pb_canary(message.canary) if message.HasField("canary") else None,
     )
+
+
+def to_pb_canary(canary: Canary) -> quota_pb2.Canary:
+    """Returns a schedule of limits as a message."""
+    message = quota_pb2.Canary()
+    message.started_at.FromNanoseconds(int(canary.started_at * 1e9))
+    for step in canary.steps:
+        message.steps.add(percent=step.percent).holds_for.FromSeconds(step.seconds)
+    return message
+
+
+def from_pb_canary(message: quota_pb2.Canary) -> Canary:
+    """Returns a message's schedule of limits."""
+    steps = tuple(CanaryStep(step.percent, step.holds_for.seconds) for step in message.steps)
+    return Canary(message.started_at.ToNanoseconds() / 1e9, steps)
 
 
 def to_pb_key(key: KeyPolicy) -> quota_pb2.KeyPolicy:

@@ -47,6 +47,22 @@ class Thresholds:
 
 
 @dataclass(frozen=True, slots=True)
+class CanaryStep:
+    """A share of every limit, in percent, and for how many seconds it holds."""
+
+    percent: int
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """Limits that rise by steps; `started_at` is in seconds since the epoch."""
+
+    started_at: float
+    steps: tuple[CanaryStep, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TenantPolicy:
     """All that the mesh knows of a tenant."""
 
@@ -70,6 +86,7 @@ class TenantPolicy:
     stop_on_budget: bool = False
     alert_percent: int = 90
     priced_by_plan: bool = False
+    canary: Canary | None = None
 
     def may_use(self, model: str) -> bool:
         """Whether the tenant's policy allows a model."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from forebay.config import Address
 from forebay.policy.pepper import PepperConfig
@@ -23,9 +23,21 @@ class QuotaConfig(PepperConfig):
         pattern=r"^(rediss?|unix|redis\+cluster)://",
         description="the Redis or Valkey with the counters; redis+cluster://host:port, of any node, for a cluster",
     )
-    tenants_file: Path = Field(description="YAML file of the tenants; watched for changes")
-    keys_file: Path = Field(description="YAML file of the hashes of their keys; watched for changes")
-    plans_file: Path = Field(SHIPPED_PLANS, description="YAML file of the plans; watched for changes")
+    policy_url: str | None = Field(
+        None,
+        pattern=r"^(sqlite|postgresql(\+psycopg)?)://",
+        description="the database of tenants, plans and keys, such as sqlite:////var/lib/forebay/policies.sqlite; "
+        "none, and they are what the files say and cannot be administered",
+    )
+    tenants_file: Path | None = Field(
+        None, description="YAML file of the tenants; watched for changes, and with a policy_url imported at each"
+    )
+    keys_file: Path | None = Field(
+        None, description="YAML file of the hashes of their keys; with a policy_url, keys that are new in it are added"
+    )
+    plans_file: Path = Field(
+        SHIPPED_PLANS, description="YAML file of the plans; with a policy_url, those that are not in it yet are added"
+    )
     lease_seconds: float = Field(
         30.0, ge=1, le=600, description="how long a reservation holds unless its router renews it"
     )
@@ -38,6 +50,12 @@ class QuotaConfig(PepperConfig):
     metering_address: Address | None = Field(
         None, description="host:port of metering, whose ledger tells what was used where a router did not settle"
     )
+
+    @model_validator(mode="after")
+    def _policies_are_somewhere(self) -> Self:
+        if self.policy_url is None and (self.tenants_file is None or self.keys_file is None):
+            raise ValueError("give a policy_url, or both tenants_file and keys_file")
+        return self
 
     def terms(self) -> Terms:
         """Returns how long reservations last."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from forebay.policy.model import Limits, ServiceClass
+from forebay.quota.domain.directory import Overrides
 
 # So that sums stay exact in the scripts' floating-point numbers.
 MAX_COUNT = 10**12
@@ -37,6 +38,13 @@ def _service_class(value: object) -> ServiceClass:
         return ServiceClass[str(value).upper()]
     except KeyError:
         raise ValueError("must be gold, silver or bronze") from None
+
+
+def _priority(value: object) -> ServiceClass:
+    try:
+        return {"high": ServiceClass.GOLD, "medium": ServiceClass.SILVER, "low": ServiceClass.BRONZE}[str(value)]
+    except KeyError:
+        raise ValueError("must be high, medium or low") from None
 
 
 def _hash(value: object) -> bytes:
@@ -133,11 +141,65 @@ class TenantEntry(_Entry):
             given["models"] = tuple(given["models"])
         return given
 
+    def overrides(self) -> Overrides:
+        """Returns all that differs from the plan."""
+        return Overrides(Limits(**self.limits.values()), **self.fields())
+
 
 class TenantsFile(_Entry):
     """tenants.yaml."""
 
     tenants: dict[Annotated[str, Field(pattern=TENANT_ID)], TenantEntry]
+
+
+class CommonRateLimits(_Entry):
+    """Rate limits as the common shape names them."""
+
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    concurrent_requests: Count | None = None
+
+
+class CommonBudget(_Entry):
+    """Budgets as the common shape names them."""
+
+    daily_limit_usd: NanoUsd | None = None
+    monthly_limit_usd: NanoUsd | None = None
+    alert_threshold_percent: Percent | None = None
+
+
+class CommonTenantEntry(_Entry):
+    """One tenant in the shape that is common elsewhere: `tier` is the plan, `priority` the class."""
+
+    tier: str
+    name: Name | None = None
+    models_allowed: list[ModelName] | None = None
+    rate_limits: CommonRateLimits = CommonRateLimits()
+    budget: CommonBudget = CommonBudget()
+    priority: Annotated[ServiceClass, BeforeValidator(_priority)] | None = None
+
+    @property
+    def plan(self) -> str:
+        """The plan."""
+        return self.tier
+
+    @property
+    def priced_by_plan(self) -> None:
+        """Nothing is said of it."""
+
+    def overrides(self) -> Overrides:
+        """Returns what differs from the plan."""
+        return Overrides(
+            Limits(
+                **self.rate_limits.model_dump(),
+                daily_budget_nano_usd=self.budget.daily_limit_usd,
+                monthly_budget_nano_usd=self.budget.monthly_limit_usd,
+            ),
+            display_name=self.name,
+            service_class=self.priority,
+            models=None if self.models_allowed in (None, ["*"]) else tuple(self.models_allowed or ()),
+            alert_percent=self.budget.alert_threshold_percent,
+        )
 
 
 class KeyEntry(_Entry):

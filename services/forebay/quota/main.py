@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 from forebay.api.quota.v1 import quota_pb2_grpc
-from forebay.clock import SystemClock
+from forebay.clock import Clock, SystemClock
 from forebay.lifecycle import background, run_service
 from forebay.quota.config import QuotaConfig
 from forebay.quota.metering_link import MeteringLink
@@ -17,6 +17,8 @@ from forebay.quota.prices import Prices
 from forebay.quota.redis_counters import RedisCounters
 from forebay.quota.service import Quota
 from forebay.quota.servicer import QuotaServicer
+from forebay.quota.sql_policy_store import SqlPolicyStore
+from forebay.quota.stored_policies import StoredPolicies
 from forebay.quota.sweeper import Sweeper
 from forebay.quota.tenant_servicer import TenantServicer
 from forebay.rpc.client import connect
@@ -27,11 +29,29 @@ POLICY = "forebay.api.quota.v1.PolicyService"
 TENANT = "forebay.api.quota.v1.TenantService"
 
 
+async def policies(config: QuotaConfig, clock: Clock, stack: AsyncExitStack) -> tuple[PolicyFeed, TenantServicer]:
+    """Returns the policies in force and who administers them: the files' or, where there is a store, the store's."""
+    if config.policy_url is None:
+        assert config.tenants_file  # the configuration sees to it
+        assert config.keys_file
+        files = PolicyFiles(config.tenants_file, config.keys_file, config.pepper_bytes(), config.plans_file)
+        feed = PolicyFeed(files.load(), clock)
+        await stack.enter_async_context(background(files.follow(feed, clock), "policy files"))
+        return feed, TenantServicer(feed, clock)
+    store = SqlPolicyStore(config.policy_url)
+    stack.callback(store.close)
+    await store.migrate()
+    stored = StoredPolicies(store, config.pepper_bytes(), clock)
+    sources = (config.plans_file, config.tenants_file, config.keys_file)
+    feed = await stored.start(*sources)
+    await stack.enter_async_context(background(stored.follow(*sources), "stored policies"))
+    return feed, TenantServicer(feed, clock, stored)
+
+
 async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     """Returns the server, ready to start; what runs beside it ends with `stack`."""
     clock = SystemClock()
-    files = PolicyFiles(config.tenants_file, config.keys_file, config.pepper_bytes(), config.plans_file)
-    feed = PolicyFeed(files.load(), clock)
+    feed, administration = await policies(config, clock, stack)
     counters = RedisCounters(config.redis_url, config.terms())
 
     server = RpcServer(config.listen, tls=config.tls, max_connections=config.max_connections, channelz=config.channelz)
@@ -39,7 +59,7 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     quota = QuotaServicer(Quota(feed, counters, prices, clock.now), clock, config.lease_seconds)
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, QUOTA)
     server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyServicer(feed), POLICY)
-    server.add(quota_pb2_grpc.add_TenantServiceServicer_to_server, TenantServicer(feed), TENANT)
+    server.add(quota_pb2_grpc.add_TenantServiceServicer_to_server, administration, TENANT)
     server.set_serving(POLICY, True)
     server.set_serving(TENANT, True)
 
@@ -48,7 +68,6 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
 
     sweeper = Sweeper(counters, clock, config.lease_seconds, counters_reachable)
     await stack.enter_async_context(background(counters.run(), "counters"))
-    await stack.enter_async_context(background(files.follow(feed, clock), "policy files"))
     await stack.enter_async_context(background(sweeper.run(), "sweeper"))
     if config.metering_address is not None:
         metering = connect(config.metering_address, caller=config.id, service="metering", tls=config.tls)

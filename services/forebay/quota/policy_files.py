@@ -6,6 +6,7 @@ The files are looked at four times a second; a change takes effect without a res
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,19 +48,19 @@ class PolicyFiles:
         self._seen = self._stamp()
         documents = tuple(Document.read(file) for file in self._files)
         plans_document, tenants_document, keys_document = documents
-        plans_file = _check(plans_document, PlansFile)
-        tenants_file = _check(tenants_document, TenantsFile)
-        keys_file = _check(keys_document, KeysFile)
+        plans_file = check(plans_document, PlansFile)
+        tenants_file = check(tenants_document, TenantsFile)
+        keys_file = check(keys_document, KeysFile)
         plans, tenants, keys = {}, {}, {}
         if plans_file:
-            plans = _plans(plans_file)
+            plans = plans_of(plans_file)
         if plans_file and tenants_file:
             tenants = _tenants(tenants_file, tenants_document, plans, self._pepper)
         if tenants_file and keys_file:
-            keys = _keys(keys_file, keys_document, tenants_file)
+            keys = keys_of(keys_file, keys_document, tenants_file.tenants)
         problems = [problem for document in documents for problem in document.problems]
         if problems:
-            raise ConfigError("\n".join([f"{len(problems)} problem(s) in the policies:", *problems]))
+            raise wrong_policies(problems)
         return Policies(tenants, keys, plans)
 
     async def follow(self, feed: PolicyFeed, clock: Clock) -> None:
@@ -76,10 +77,16 @@ class PolicyFiles:
                 log.info("policies changed", version=feed.edition.version, tenants=len(feed.policies.tenants))
 
     def _stamp(self) -> object:
-        return [_stamp(file) for file in self._files]
+        return [stamp(file) for file in self._files]
 
 
-def _stamp(file: Path) -> object:
+def wrong_policies(problems: Sequence[str]) -> ConfigError:
+    """Returns the error that names every problem."""
+    return ConfigError("\n".join([f"{len(problems)} problem(s) in the policies:", *problems]))
+
+
+def stamp(file: Path) -> object:
+    """Returns what differs once a file has changed; None where it cannot be read."""
     try:
         status = file.stat()
     except OSError:
@@ -87,7 +94,7 @@ def _stamp(file: Path) -> object:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def _check(document: Document, shape: type[F]) -> F | None:
+def check(document: Document, shape: type[F]) -> F | None:
     """Returns the document in its shape, or None with what is wrong reported to it."""
     if document.problems:
         return None
@@ -99,7 +106,8 @@ def _check(document: Document, shape: type[F]) -> F | None:
         return None
 
 
-def _plans(file: PlansFile) -> dict[str, Plan]:
+def plans_of(file: PlansFile) -> dict[str, Plan]:
+    """Returns the plans of a file."""
     return {
         name: Plan(
             name,
@@ -128,12 +136,13 @@ def _tenants(file: TenantsFile, document: Document, plans: dict[str, Plan], pepp
     return tenants
 
 
-def _keys(file: KeysFile, document: Document, tenants: TenantsFile) -> dict[str, KeyPolicy]:
+def keys_of(file: KeysFile, document: Document, tenants: Container[str]) -> dict[str, KeyPolicy]:
+    """Returns the keys of a file; what does not fit to the tenants is reported to the document."""
     keys: dict[str, KeyPolicy] = {}
     for number, entry in enumerate(file.keys):
         if entry.key_id in keys:
             document.report(("keys", number, "key_id"), f"{entry.key_id} is given to a second key")
-        if entry.tenant not in tenants.tenants:
+        if entry.tenant not in tenants:
             document.report(("keys", number, "tenant"), f"there is no tenant {entry.tenant!r}")
         expires_at = entry.expires_at.timestamp() if entry.expires_at else None
         keys[entry.key_id] = KeyPolicy(

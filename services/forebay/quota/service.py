@@ -16,6 +16,7 @@ from forebay import killpoints
 from forebay.errors import Code, FieldViolation, MeshError
 from forebay.policy.model import KeyPolicy, TenantPolicy
 from forebay.quota.counters import CounterStore
+from forebay.quota.domain.canary import effective_limits
 from forebay.quota.domain.limits import Row, Usage, amounts_of, hold_values, rows_of
 from forebay.quota.domain.reservations import Decision, LimitState, Order, Outcome, Reservation, Router
 from forebay.quota.policies import PolicyFeed
@@ -103,8 +104,7 @@ class Quota:
         lost: list[str] = []
         calls = []
         for tenant_id, request_ids in by_tenant.items():
-            tenant = self._feed.policies.tenants.get(tenant_id)
-            if tenant is None:
+            if tenant_id not in self._feed.policies.tenants:
                 lost += request_ids
             else:
                 values = hold_values(tenant, keys[tenant_id])
@@ -132,7 +132,7 @@ class Quota:
         tenant = self._feed.policies.tenants.get(tenant_id)
         if tenant is None:
             raise tenant_not_found(tenant_id)
-        return tenant
+        return effective_limits(tenant, self._now())
 
 
 def tenant_not_found(tenant_id: str) -> MeshError:

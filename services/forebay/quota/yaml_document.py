@@ -30,13 +30,19 @@ class Document:
     @classmethod
     def read(cls, file: Path) -> Document:
         """Reads a file; whatever is wrong with it is in `problems`."""
+        try:
+            return cls.parse(file, file.read_text("utf-8"))
+        except OSError as error:
+            return cls(file, problems=[f"{file}: cannot be read: {error.strerror}"])
+        except UnicodeDecodeError:
+            return cls(file, problems=[f"{file}: is not UTF-8"])
+
+    @classmethod
+    def parse(cls, file: Path, text: str) -> Document:
+        """Takes a file's text; whatever is wrong with it is in `problems`."""
         document = cls(file)
         try:
-            document._parse(file.read_text("utf-8"))
-        except OSError as error:
-            document.problems.append(f"{file}: cannot be read: {error.strerror}")
-        except UnicodeDecodeError:
-            document.problems.append(f"{file}: is not UTF-8")
+            document._parse(text)
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             document.problems.append(f"{file}:{line}: is not YAML: {error.problem}")

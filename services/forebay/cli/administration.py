@@ -1,0 +1,218 @@
+"""`forebay tenants|keys|plans|audit`: what administrators change, asked of quota with the admin's certificate."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+from google.protobuf import json_format
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+from rich.markup import escape
+
+from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc
+from forebay.cli import figures
+from forebay.cli.directory import CALL_WITHIN_S, pages, table
+from forebay.cli.operator import Operator
+from forebay.cli.terminal import print_json, terminal
+from forebay.client.client import mesh_errors
+from forebay.policy.messages import from_pb_limits
+
+# Enumerations are written as people say them.
+_PREFIXES = {"service_class": "SERVICE_CLASS_", "loss_policy": "LOSS_POLICY_"}
+
+
+def assign(message: Message, settings: Sequence[str]) -> list[str]:
+    """Sets fields given as path=value, values as in YAML; returns the paths.
+
+    Raises:
+        ValueError: a setting is not of that form, or no such field can hold the value.
+    """
+    paths = []
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"{setting!r} must be FIELD=VALUE, such as limits.tokens_per_minute=5000")
+        *outer, name = path.split(".")
+        try:
+            value = yaml.safe_load(text)
+            nested: Any = {name: f"{_PREFIXES[name]}{text.upper()}" if name in _PREFIXES else value}
+            for part in reversed(outer):
+                nested = {part: nested}
+            json_format.ParseDict(nested, message)
+        except (json_format.ParseError, yaml.YAMLError) as error:
+            raise ValueError(f"{setting!r}: {error}") from None
+        paths.append(path)
+    return paths
+
+
+async def call(operator: Operator, rpc: str, request: Any) -> Any:
+    """Calls quota's TenantService; changes get a request id.
+
+    Raises:
+        MeshError: quota cannot be reached, or refuses.
+    """
+    if hasattr(request, "request_id"):
+        request.request_id = secrets.token_hex(16)
+    async with operator.channel("quota") as channel:
+        with mesh_errors():
+            return await getattr(quota_pb2_grpc.TenantServiceStub(channel), rpc)(request, timeout=CALL_WITHIN_S)
+
+
+async def show_tenant(operator: Operator, tenant_id: str, as_json: bool) -> None:
+    """Prints all that is known of a tenant; what is its own and not the plan's is marked."""
+    response = await call(operator, "GetTenant", quota_pb2.GetTenantRequest(tenant_id=tenant_id))
+    print_tenant(
+        response.details if response.HasField("details") else quota_pb2.Tenant(policy=response.tenant), as_json
+    )
+
+
+def print_tenant(tenant: quota_pb2.Tenant, as_json: bool) -> None:
+    """Prints a tenant, a line for each field that is set."""
+    if as_json:
+        return print_json(tenant)
+    own = set(tenant.overrides.paths)
+    rows = table("field", "value", "")
+    for path, value in _fields(tenant.policy):
+        rows.add_row(path, escape(value), "own" if path in own or path.partition(".")[0] in own else "")
+    if tenant.etag:
+        rows.add_row("etag", tenant.etag, "")
+        rows.add_row("updated", _moment(tenant.updated_at), "")
+    terminal().print(rows)
+    return None
+
+
+async def update_tenant(
+    operator: Operator, tenant_id: str, plan: str | None, settings: Sequence[str], unset: Sequence[str], as_json: bool
+) -> None:
+    """Changes fields of a tenant, and prints it."""
+    request = quota_pb2.UpdateTenantRequest(tenant=quota_pb2.TenantPolicy(tenant_id=tenant_id))
+    paths = [*assign(request.tenant, settings), *unset]
+    if plan:
+        request.tenant.plan = plan
+        paths.append("plan")
+    request.update_mask.CopyFrom(FieldMask(paths=paths))
+    print_tenant((await call(operator, "UpdateTenant", request)).tenant, as_json)
+
+
+async def create_tenant(operator: Operator, tenant_id: str, plan: str, settings: Sequence[str], as_json: bool) -> None:
+    """Makes a tenant, and prints it."""
+    request = quota_pb2.CreateTenantRequest(tenant=quota_pb2.TenantPolicy(tenant_id=tenant_id, plan=plan))
+    request.overrides.CopyFrom(FieldMask(paths=assign(request.tenant, settings)))
+    print_tenant((await call(operator, "CreateTenant", request)).tenant, as_json)
+
+
+async def import_tenants(operator: Operator, text: str, dry_run: bool, as_json: bool) -> None:
+    """Brings a tenants file, and prints what it changed or would change."""
+    request = quota_pb2.ImportTenantsRequest(file=text, dry_run=dry_run)
+    response = await call(operator, "ImportTenants", request)
+    if as_json:
+        return print_json(response)
+    rows = table("would be" if dry_run else "now", "tenants")
+    for name, ids in (("new", response.created), ("changed", response.updated), ("as before", response.unchanged)):
+        rows.add_row(name, ", ".join(ids) or "–")
+    terminal().print(rows)
+    return None
+
+
+async def update_plan(operator: Operator, name: str, settings: Sequence[str], as_json: bool) -> None:
+    """Makes or changes a plan, and prints it."""
+    request = quota_pb2.UpdatePlanRequest(plan=quota_pb2.Plan(name=name))
+    request.update_mask.CopyFrom(FieldMask(paths=assign(request.plan, settings)))
+    response = await call(operator, "UpdatePlan", request)
+    if as_json:
+        return print_json(response)
+    limits = figures.limits(from_pb_limits(response.plan.limits))
+    terminal().print(f"{name}: {limits}; {response.tenants} tenant(s) follow it")
+    return None
+
+
+async def list_keys(operator: Operator, tenant_id: str, as_json: bool) -> None:
+    """Prints a tenant's keys."""
+    rows = table("key", "name", "models", "limits", "expires", "state")
+    async with operator.channel("quota") as channel:
+        stub = quota_pb2_grpc.TenantServiceStub(channel)
+        async for page in pages(_of_tenant(quota_pb2.ListKeysRequest, tenant_id), stub.ListKeys):
+            for key in page.keys:
+                if as_json:
+                    print_json(key)
+                    continue
+                policy = key.policy
+                state = (
+                    "[red]revoked[/]" if policy.revoked else f"replaced by {key.replaced_by}" if key.replaced_by else ""
+                )
+                rows.add_row(
+                    policy.key_id,
+                    escape(policy.display_name),
+                    escape(", ".join(policy.models)) or "all",
+                    figures.limits(from_pb_limits(policy.limits)),
+                    _moment(policy.expires_at) if policy.HasField("expires_at") else "never",
+                    state,
+                )
+    if not as_json:
+        terminal().print(rows)
+
+
+async def issue_key(operator: Operator, key: quota_pb2.KeyPolicy, settings: Sequence[str], as_json: bool) -> None:
+    """Makes a key, and prints it this once."""
+    assign(key, settings)
+    print_issued(await call(operator, "IssueKey", quota_pb2.IssueKeyRequest(key=key)), as_json)
+
+
+def print_issued(response: quota_pb2.IssueKeyResponse | quota_pb2.RotateKeyResponse, as_json: bool) -> None:
+    """Prints a new key: the key itself alone on standard output, so that it can be piped; the rest beside it."""
+    if as_json:
+        return print_json(response)
+    console = terminal(stderr=True)
+    console.print(f"key {response.key.policy.key_id} of {response.key.policy.tenant_id}; it is shown this once:")
+    print(response.secret)
+    if isinstance(response, quota_pb2.RotateKeyResponse):
+        old = response.replaced.policy
+        console.print(f"{old.key_id} goes on until {_moment(old.expires_at)}")
+    return None
+
+
+async def list_audit(operator: Operator, tenant_id: str, refused: bool, most: int, as_json: bool) -> None:
+    """Prints what was done and refused, newest first."""
+    rows = table("no.", "when", "who", "what", "about", "changes")
+    request = quota_pb2.ListAuditEventsRequest(tenant_id=tenant_id, refused_only=refused, page_size=most)
+    for event in (await call(operator, "ListAuditEvents", request)).events:
+        if as_json:
+            print_json(event)
+            continue
+        refusal = f"[red]refused:[/] {escape(event.refusal.message)}" if event.HasField("refusal") else ""
+        rows.add_row(
+            str(event.number),
+            _moment(event.at),
+            escape(event.actor),
+            event.action,
+            escape(event.subject),
+            refusal or escape("\n".join(event.changes)),
+        )
+    if not as_json:
+        terminal().print(rows)
+
+
+def _of_tenant(kind: type[Any], tenant_id: str) -> Callable[..., Any]:
+    return lambda page_token: kind(tenant_id=tenant_id, page_token=page_token)
+
+
+def _fields(message: Message) -> list[tuple[str, str]]:
+    """Returns the paths and values of a message's fields that are set."""
+    values = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    rows: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if name in ("limits", "thresholds"):
+            rows += [(f"{name}.{inner}", str(number)) for inner, number in value.items()]
+        else:
+            rows.append(
+                (name, str(value).removeprefix(_PREFIXES.get(name, "")).lower() if name in _PREFIXES else str(value))
+            )
+    return rows
+
+
+def _moment(timestamp: Any) -> str:
+    return datetime.fromtimestamp(timestamp.ToSeconds(), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,91 @@
+"""Tenants files, brought into the policy store: our own shape and the common one, told apart tenant by tenant.
+
+A file is taken whole, or not at all with every problem named by line. It says what its tenants are and nothing of others: those
+that it does not name stay. Whether a tenant is suspended and how far its canary limits are is the administrators' to say; a file
+that is silent of it leaves it as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pydantic import ValidationError
+
+from forebay.quota.domain.directory import Directory, Edit, Tenant
+from forebay.quota.file_schema import TENANT_ID, CommonTenantEntry, TenantEntry
+from forebay.quota.yaml_document import Document, Place
+
+_ID = re.compile(TENANT_ID)
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """What a file changes: ids of tenants that are new, changed and as they were, and the change itself."""
+
+    created: Sequence[str]
+    updated: Sequence[str]
+    unchanged: Sequence[str]
+    edit: Edit
+
+
+def plan_import(document: Document, directory: Directory) -> Import:
+    """Returns what a tenants file changes; only what it says when the document has no problems afterwards."""
+    created: list[str] = []
+    updated: list[str] = []
+    unchanged: list[str] = []
+    put: list[Tenant] = []
+    for tenant in _tenants(document, directory):
+        known = directory.tenants.get(tenant.tenant_id)
+        if known is None:
+            created.append(tenant.tenant_id)
+        else:
+            before = known.value.overrides
+            suspended = before.suspended if tenant.overrides.suspended is None else tenant.overrides.suspended
+            kept = replace(tenant.overrides, suspended=suspended, canary=before.canary)
+            tenant = replace(tenant, overrides=kept)
+            (unchanged if tenant == known.value else updated).append(tenant.tenant_id)
+        if known is None or tenant != known.value:
+            put.append(tenant)
+    return Import(created, updated, unchanged, Edit(tenants=tuple(put)))
+
+
+def _tenants(document: Document, directory: Directory) -> Iterator[Tenant]:
+    if document.problems:
+        return
+    data = document.data
+    if not isinstance(data, dict) or not isinstance(data.get("tenants"), dict):
+        document.report((), "must hold `tenants:` and under it each tenant by its id")
+        return
+    for name in data.keys() - {"tenants"}:
+        document.report((name,), "is not known")
+    for tenant_id, values in data["tenants"].items():
+        place = ("tenants", str(tenant_id))
+        if tenant_id in directory.removed:
+            document.report(place, "was deleted, and its id is not given again")
+        field = "plan" if isinstance(values, Mapping) and "plan" in values else "tier"
+        named = values.get(field) if isinstance(values, Mapping) else None
+        plan = directory.plans.get(named) if isinstance(named, str) else None
+        if isinstance(named, str) and plan is None:
+            known = ", ".join(directory.plans)
+            document.report((*place, field), f"there is no plan {named!r}; there are {known}")
+        entry = _entry(document, place, tenant_id, values, TenantEntry if field == "plan" else CommonTenantEntry)
+        if entry is None or plan is None:
+            continue
+        if entry.priced_by_plan and plan.value.nano_usd_per_million_tokens is None:
+            document.report((*place, "priced_by_plan"), f"plan {named} has no price")
+        yield Tenant(str(tenant_id), entry.plan, entry.overrides())
+
+
+def _entry(
+    document: Document, place: Place, tenant_id: object, values: object, shape: type[TenantEntry | CommonTenantEntry]
+) -> TenantEntry | CommonTenantEntry | None:
+    if not isinstance(tenant_id, str) or not _ID.fullmatch(tenant_id):
+        document.report(place, "must be an id of 1 to 63 of a-z, 0-9 and -")
+    try:
+        return shape.model_validate(values)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False):
+            document.report((*place, *problem["loc"]), problem["msg"].removeprefix("Value error, "))
+        return None

@@ -1,0 +1,151 @@
+"""The administrators' commands, against quota as it is wired."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from forebay.api.quota.v1 import quota_pb2
+from forebay.cli.administration import assign
+from forebay.cli.certificates import certify
+from forebay.cli.data_dir import DataDir
+from forebay.cli.main import main
+from forebay.cli.mesh_state import MeshState, ModelState, ProcessState
+from forebay.policy.keys import parse_key_id
+from forebay.quota.config import QuotaConfig
+from forebay.quota.main import build
+
+TENANTS = "tenants:\n  acme: {tier: enterprise, priority: low}\n  globex: {tier: basic}\n"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The data directory of a mesh of which quota alone runs, on a loop of its own."""
+    root = tmp_path_factory.mktemp("data")
+    folder = DataDir(root)
+    config = QuotaConfig(
+        id="quota-1",
+        policy_url=f"sqlite:///{root}/policies.sqlite",
+        redis_url="redis://127.0.0.1:1/0",  # nobody counts here
+        pepper="0123456789abcdef",
+        tls=certify(folder.folder("certificates"), "quota", "quota-1"),
+    )
+    started, ended = threading.Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+
+    async def serve() -> None:
+        async with AsyncExitStack() as stack:
+            server = await build(config, stack)
+            await server.start()
+            quota = ProcessState(pid=1, address=server.address, restarts=0)
+            MeshState(True, ModelState("simulated", "/"), {"quota": quota}).save(folder.mesh_file)
+            started.set()
+            await ended.wait()
+            await server.drain(0)
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert started.wait(10)
+    yield root
+    loop.call_soon_threadsafe(ended.set)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture
+def forebay(data: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command; returns what it printed, both streams after one another where it failed."""
+
+    def run(*arguments: str, status: int = 0) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([*arguments, "--data", str(data)])
+        printed = capsys.readouterr()
+        assert (caught.value.code or 0) == status, printed.err
+        return printed.out if status == 0 else printed.out + printed.err
+
+    return run
+
+
+def test_settings_are_fields_and_values() -> None:
+    tenant = quota_pb2.TenantPolicy()
+    paths = assign(
+        tenant,
+        ["limits.tokens_per_minute=5000", "models=[a, b]", "service_class=gold", "suspended=true",
+         'canary={"steps": [{"percent": 10, "holds_for": "60s"}]}'],
+    )  # fmt: skip
+    assert paths == ["limits.tokens_per_minute", "models", "service_class", "suspended", "canary"]
+    assert (tenant.limits.tokens_per_minute, list(tenant.models), tenant.suspended) == (5_000, ["a", "b"], True)
+    assert (tenant.service_class, tenant.canary.steps[0].holds_for.seconds) == (quota_pb2.SERVICE_CLASS_GOLD, 60)
+    for wrong in ("limits", "limits.none=1", "weight_milli=many", "service_class=tin", "models=["):
+        with pytest.raises(ValueError, match="'"):
+            assign(tenant, [wrong])
+
+
+def test_a_file_is_imported_and_its_tenants_are_shown(forebay: Callable[..., str], tmp_path: Path) -> None:
+    file = tmp_path / "tenants.yaml"
+    file.write_text(TENANTS)
+    assert "acme, globex" in forebay("tenants", "import", str(file), "--dry-run")
+    assert forebay("tenants", "list", "--json") == ""
+    assert json.loads(forebay("tenants", "import", str(file), "--json"))["created"] == ["acme", "globex"]
+    assert [json.loads(line)["tenant_id"] for line in forebay("tenants", "list", "--json").splitlines()] == [
+        "acme",
+        "globex",
+    ]
+    assert "enterprise" in forebay("tenants", "list")
+    file.write_text(TENANTS.replace("basic", "none") + "  x: 1\n")
+    text = forebay("tenants", "import", str(file), status=1)
+    assert "file:3: tenants.globex.tier" in text
+    assert "file:4: tenants.x" in text
+
+
+def test_a_tenant_is_made_changed_suspended_and_removed(forebay: Callable[..., str]) -> None:
+    forebay("tenants", "create", "hooli", "--plan", "basic", "--set", "limits.tokens_per_minute=7")
+    shown = json.loads(forebay("tenants", "show", "hooli", "--json"))
+    assert (shown["policy"]["limits"]["tokens_per_minute"], shown["overrides"]) == ("7", "limits.tokensPerMinute")
+    text = forebay(
+        "tenants", "update", "hooli", "--unset", "limits", "--set", "display_name=Hooli Inc", "--plan", "premium"
+    )
+    assert "Hooli Inc" in text
+    assert "100000" in text
+    assert "suspended" in forebay("tenants", "suspend", "hooli", "--reason", "unpaid")
+    assert "(suspended)" in forebay("tenants", "list")
+    assert "served" in forebay("tenants", "resume", "hooli")
+    assert "removed" in forebay("tenants", "delete", "hooli", "--yes")
+    assert "TENANT_NOT_FOUND" in forebay("tenants", "show", "hooli", status=1)
+    forebay("tenants", "update", "hooli", "--set", "nonsense", status=2)
+
+
+def test_keys_are_issued_rotated_and_revoked(forebay: Callable[..., str]) -> None:
+    forebay("tenants", "create", "initech", "--plan", "basic")
+    secret = forebay(
+        "keys", "issue", "initech", "--name", "laptop", "--days", "30", "--set", "limits.requests_per_minute=5"
+    )
+    old = str(parse_key_id(secret.strip()))
+    new = json.loads(forebay("keys", "rotate", old, "--overlap-hours", "1", "--json"))
+    assert new["replaced"]["replaced_by"] == parse_key_id(new["secret"])
+    forebay("keys", "issue", "initech", "--set", "nonsense", status=2)
+    forebay("keys", "revoke", old)
+    text = forebay("keys", "list", "initech")
+    assert ("revoked" in text, "laptop" in text, secret.strip() in text) == (True, True, False)
+    assert len(forebay("keys", "list", "initech", "--json").splitlines()) == 2
+    actions = [
+        json.loads(line)["action"] for line in forebay("audit", "list", "--tenant", "initech", "--json").splitlines()
+    ]
+    assert actions == ["RevokeKey", "RotateKey", "RotateKey", "IssueKey", "CreateTenant"]
+    assert "admin/admin" in forebay("audit", "list", "--limit", "3")
+
+
+def test_plans_are_changed(forebay: Callable[..., str]) -> None:
+    assert "9 req/min" in forebay("plans", "update", "free", "--set", "limits.requests_per_minute=9")
+    listed = [json.loads(line) for line in forebay("plans", "list", "--json").splitlines()]
+    assert {plan["name"] for plan in listed} == {"basic", "enterprise", "free", "premium", "standard"}
+    assert "premium" in forebay("plans", "list")
+    forebay("plans", "update", "free", "--set", "weight_milli=0", status=1)
+    assert "plan.weight_milli" in forebay("audit", "list", "--refused", "--json")

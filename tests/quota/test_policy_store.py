@@ -1,0 +1,150 @@
+"""The policy store: one suite on the twin, on SQLite and, where it is installed, on PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from forebay.errors import Code, MeshError
+from forebay.policy.model import Canary, CanaryStep, KeyPolicy, Limits, LossPolicy, ServiceClass, Thresholds
+from forebay.quota.domain.audit import Action, Refusal, unbroken
+from forebay.quota.domain.directory import Directory, Edit, Key, Overrides, Tenant
+from forebay.quota.domain.plans import Plan
+from forebay.quota.policy_store import ANSWERS_KEPT_S, Answer, Change, InMemoryPolicyStore, PolicyStore
+from forebay.quota.sql_policy_store import SqlPolicyStore
+from forebay.testing.postgres import PostgresServer
+
+PLAN = Plan("basic", ServiceClass.BRONZE, 500, Limits(concurrent_requests=2), None, 90)
+RICH = Tenant(
+    "acme",
+    "basic",
+    Overrides(
+        limits=Limits(tokens_per_minute=7, daily_budget_nano_usd=10**15),
+        display_name="Ämse",
+        service_class=ServiceClass.GOLD,
+        model_limits={"m": Limits(tokens_per_day=3)},
+        models=("m", "n"),
+        loss_policy=LossPolicy.FAIL_OPEN,
+        thresholds=Thresholds(50, 90, 120),
+        system_prompt="Be brief.",
+        suspended=False,
+        canary=Canary(1_700_000_000.25, (CanaryStep(10, 60),)),
+    ),
+)
+KEY = Key(KeyPolicy("k" * 12, "acme", bytes(range(32)), expires_at=1.5, models=("m",), limits=Limits(tokens_per_day=1)))
+DONE = Action(5.0, "admin/alice", "CreateTenant", "acme", "tenant:acme", ("a: b -> c",), None, "a" * 32)
+REFUSED = Action(6.0, "viewer/bob", "DeleteTenant", "globex", refusal=Refusal(7, "ROLE", "no"))
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "sqlite", pytest.param("postgresql", marks=[pytest.mark.system, pytest.mark.slow])])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[PolicyStore]:
+    """Every implementation of the port in turn, empty."""
+    if request.param == "memory":
+        yield InMemoryPolicyStore()
+        return
+    url = f"sqlite:///{tmp_path}/policies.sqlite"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres").new_database()
+    sql = SqlPolicyStore(url)
+    await sql.migrate()
+    yield sql
+    sql.close()
+
+
+async def test_an_empty_store_has_nothing(store: PolicyStore) -> None:
+    assert await store.load() == Directory()
+    assert await store.version() == 0
+    assert await store.answer("a" * 32, 0.0) is None
+    assert await store.imported("tenants") == ""
+    assert await store.events(0, 10, "", False) == []
+
+
+async def test_what_is_put_in_comes_back_whole(store: PolicyStore) -> None:
+    edit = Edit(
+        plans=(PLAN,), tenants=(RICH, Tenant("globex", "basic")), keys=(KEY, Key(replace(KEY.policy, key_id="z"), "y"))
+    )
+    committed = await store.commit(Change(0, edit, imported={"tenants": "d"}), 100.5)
+    assert committed == await store.load() == Directory().edited(edit, 100.5)
+    assert await store.version() == 1
+    assert await store.imported("tenants") == "d"
+    await store.commit(Change(1, Edit(), imported={"tenants": "e"}), 101.0)
+    assert await store.imported("tenants") == "e"
+
+
+async def test_changes_follow_one_another(store: PolicyStore) -> None:
+    first = await store.commit(Change(0, Edit(plans=(PLAN,), tenants=(RICH,), keys=(KEY,))), 1.0)
+    changed = Tenant("acme", "basic", Overrides(suspended=True))
+    second = await store.commit(Change(1, Edit(tenants=(changed,))), 2.0)
+    assert (second.tenants["acme"].version, second.tenants["acme"].created_at) == (2, 1.0)
+    assert (second.tenants["acme"].updated_at, second.keys) == (2.0, first.keys)
+    third = await store.commit(Change(2, Edit(removed=("acme",))), 3.0)
+    assert (third.tenants, third.keys, third.removed) == ({}, {}, {"acme"})
+    assert await store.load() == third
+
+
+async def test_a_change_decided_on_an_older_version_changes_nothing(store: PolicyStore) -> None:
+    await store.commit(Change(0, Edit(plans=(PLAN,))), 1.0)
+    with pytest.raises(MeshError) as caught:
+        await store.commit(Change(0, Edit(tenants=(RICH,)), (DONE,), Answer("a" * 32, "d", b"r")), 2.0)
+    assert (caught.value.code, caught.value.reason) == (Code.ABORTED, "STORE_CHANGED")
+    assert (await store.load()).tenants == {}
+    assert await store.events(0, 10, "", False) == []
+    assert await store.answer("a" * 32, 2.0) is None
+
+
+async def test_answers_are_kept_for_a_day(store: PolicyStore) -> None:
+    answer = Answer("a" * 32, "d" * 64, b"\x00response")
+    await store.commit(Change(0, Edit(), answer=answer), 1.0)
+    assert await store.answer("a" * 32, ANSWERS_KEPT_S) == answer
+    assert await store.answer("a" * 32, 2.0 + ANSWERS_KEPT_S) is None
+    await store.commit(Change(1, Edit(), answer=answer), 2.0 + ANSWERS_KEPT_S)  # the id may be taken again
+
+
+async def test_the_audit_log_is_dense_and_each_event_vouches_for_those_before(store: PolicyStore) -> None:
+    await store.commit(Change(0, Edit(), (DONE, replace(DONE, subject="key:a"))), 1.0)
+    await store.record(REFUSED)
+    await store.commit(Change(1, Edit(), (DONE,)), 2.0)
+    events = [*reversed(await store.events(0, 10, "", False))]
+    assert [event.number for event in events] == [1, 2, 3, 4]
+    assert [event.action for event in events] == [DONE, replace(DONE, subject="key:a"), REFUSED, DONE]
+    assert unbroken(events)
+    forged = replace(events[1], action=replace(DONE, actor="admin/bob"))
+    assert not unbroken([events[0], forged, *events[2:]])
+    assert not unbroken([events[0], *events[2:]])
+
+
+async def test_the_audit_log_is_listed_by_tenant_refusal_and_page(store: PolicyStore) -> None:
+    for action in (DONE, REFUSED, DONE):
+        await store.record(action)
+    assert [event.number for event in await store.events(0, 2, "", False)] == [3, 2]
+    assert [event.number for event in await store.events(2, 2, "", False)] == [1]
+    assert [event.number for event in await store.events(0, 9, "acme", False)] == [3, 1]
+    assert [event.number for event in await store.events(0, 9, "", True)] == [2]
+
+
+async def test_what_is_stored_outlives_the_process_and_is_migrated_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/policies.sqlite"
+    first = SqlPolicyStore(url)
+    await first.migrate()
+    kept = await first.commit(Change(0, Edit(plans=(PLAN,), tenants=(RICH,), keys=(KEY,)), (DONE,)), 1.0)
+    first.close()
+    second = SqlPolicyStore(url)
+    await second.migrate()
+    assert await second.load() == kept
+    second.close()
+
+
+async def test_a_store_that_cannot_be_reached_says_so(tmp_path: Path) -> None:
+    store = SqlPolicyStore(f"sqlite:///{tmp_path}/no/such/folder.sqlite")
+    with pytest.raises(MeshError) as caught:
+        await store.load()
+    assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "POLICY_STORE_UNAVAILABLE")
