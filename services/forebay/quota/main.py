@@ -13,6 +13,8 @@ from forebay.quota.policies import PolicyFeed
 from forebay.quota.policy_files import PolicyFiles
 from forebay.quota.policy_servicer import PolicyServicer
 from forebay.quota.redis_counters import RedisCounters
+from forebay.quota.redis_safety import RedisSafety
+from forebay.quota.safety_gate import SafetyGate
 from forebay.quota.service import Quota
 from forebay.quota.servicer import QuotaServicer
 from forebay.quota.sweeper import Sweeper
@@ -31,9 +33,12 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     files = PolicyFiles(config.tenants_file, config.keys_file, config.pepper_bytes(), config.plans_file)
     feed = PolicyFeed(files.load(), clock)
     counters = RedisCounters(config.redis_url, config.terms())
+    safety = RedisSafety(config.redis_url)
+    stack.push_async_callback(safety.close)
+    gate = SafetyGate(safety, clock, config.global_requests_per_second)
 
     server = RpcServer(config.listen, tls=config.tls, max_connections=config.max_connections, channelz=config.channelz)
-    quota = QuotaServicer(Quota(feed, counters), clock, config.lease_seconds)
+    quota = QuotaServicer(Quota(feed, counters, gate), clock, config.lease_seconds)
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, QUOTA)
     server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyServicer(feed), POLICY)
     server.add(quota_pb2_grpc.add_TenantServiceServicer_to_server, TenantServicer(feed), TENANT)
