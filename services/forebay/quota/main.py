@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
+from envoy.service.ratelimit.v3 import rls_pb2_grpc
+
 from forebay.api.quota.v1 import quota_pb2_grpc
 from forebay.clock import SystemClock
 from forebay.lifecycle import background, run_service
 from forebay.quota.config import QuotaConfig
+from forebay.quota.edge import Edge
+from forebay.quota.edge_servicer import EdgeServicer
 from forebay.quota.metering_link import MeteringLink
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.policy_files import PolicyFiles
@@ -25,6 +29,7 @@ from forebay.rpc.server import RpcServer
 QUOTA = "forebay.api.quota.v1.QuotaService"
 POLICY = "forebay.api.quota.v1.PolicyService"
 TENANT = "forebay.api.quota.v1.TenantService"
+RATE_LIMIT = "envoy.service.ratelimit.v3.RateLimitService"
 
 
 async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
@@ -42,11 +47,14 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, QUOTA)
     server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyServicer(feed), POLICY)
     server.add(quota_pb2_grpc.add_TenantServiceServicer_to_server, TenantServicer(feed), TENANT)
+    edge = EdgeServicer(Edge(feed, counters, config.pepper_bytes(), clock))
+    server.add(rls_pb2_grpc.add_RateLimitServiceServicer_to_server, edge, RATE_LIMIT)
     server.set_serving(POLICY, True)
     server.set_serving(TENANT, True)
 
     def counters_reachable(reachable: bool) -> None:
         server.set_serving(QUOTA, reachable)
+        server.set_serving(RATE_LIMIT, reachable)
 
     sweeper = Sweeper(counters, clock, config.lease_seconds, counters_reachable)
     await stack.enter_async_context(background(counters.run(), "counters"))

@@ -27,6 +27,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from forebay.errors import Code, MeshError
 from forebay.quota.domain.counters import HOLD_RETRY_MS
+from forebay.quota.domain.edge import Taken
 from forebay.quota.domain.limits import Row
 from forebay.quota.domain.reservations import (
     Decision,
@@ -69,6 +70,9 @@ class _Script:
 _RESERVE, _SETTLE, _RENEW, _OBSERVE, _SWEEP, _PEEK, _LIST = map(
     _Script, ("reserve", "settle", "renew", "observe", "sweep", "peek", "list")
 )
+
+
+_TAKE = _Script("take")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,11 @@ class RedisCounters:
             return Decision(outcome)
         full = zip(reply[2::2], reply[3::2], strict=True)
         return Decision(outcome, tuple(rows[number].violation(used) for number, used in full), reply[1])
+
+    async def take(self, tenant_id: str, row: Row) -> Taken:
+        """Takes a window's amount if it has room."""
+        admitted, used, resets_in_ms = await self._call(_TAKE, tenant_id, row.name, _text(row.value), row.amount)
+        return Taken(bool(admitted), used, resets_in_ms)
 
     async def settle(self, tenant_id: str, request_id: str, amounts: Mapping[str, int]) -> bool:
         """Replaces what a reservation took by what was used."""
