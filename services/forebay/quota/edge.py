@@ -7,13 +7,15 @@ for a key that is unknown, or a tenant that is suspended: the router says so bet
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from forebay.clock import Clock
+from forebay.errors import Code, MeshError
 from forebay.policy.keys import hash_key, parse_key_id
 from forebay.policy.model import TenantPolicy
 from forebay.quota.counters import CounterStore
-from forebay.quota.domain.edge import Taken, edge_row
+from forebay.quota.domain.edge import ENFORCED, Taken, edge_row
+from forebay.quota.domain.limits import Row
 from forebay.quota.policies import PolicyFeed
 
 _NO_HASH = bytes(32)
@@ -21,10 +23,17 @@ _NO_HASH = bytes(32)
 
 @dataclass(frozen=True, slots=True)
 class EdgeDecision:
-    """What came of a tenant's requests, and the limit that they met."""
+    """What came of a tenant's requests, and the limit that they met.
+
+    Attributes:
+        limit: requests in any minute.
+        taken: whether there was room.
+        refusal: what the client is told when there was none.
+    """
 
     limit: int
     taken: Taken
+    refusal: MeshError | None = None
 
 
 class Edge:
@@ -46,7 +55,8 @@ class Edge:
         row = edge_row(tenant, hits) if tenant is not None else None
         if row is None or row.value is None:
             return None
-        return EdgeDecision(row.value, await self._counters.take(tenant_id, row))
+        taken = await self._counters.take(tenant_id, row)
+        return EdgeDecision(row.value, taken, None if taken.admitted else _refused(row, taken))
 
     def tenant_of(self, authorization: str) -> str | None:
         """Returns whose key `Bearer fb_...` is; None for one that a router will refuse."""
@@ -60,3 +70,15 @@ class Edge:
         if key.expires_at is not None and key.expires_at <= self._clock.now():
             return None
         return key.tenant_id
+
+
+def _refused(row: Row, taken: Taken) -> MeshError:
+    violation = replace(row, limit=ENFORCED).violation(taken.used)
+    wait = taken.resets_in_ms / 1000
+    return MeshError(
+        Code.RESOURCE_EXHAUSTED,
+        ENFORCED.upper(),
+        f"{violation.sentence()}; try again in {wait:g} s",
+        retry_after=wait,
+        quota_violations=[violation],
+    )

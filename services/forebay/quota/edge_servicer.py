@@ -10,6 +10,8 @@ Any other, and any other domain, is let through.
 
 from __future__ import annotations
 
+import base64
+
 from envoy.extensions.common.ratelimit.v3.ratelimit_pb2 import RateLimitDescriptor as Descriptor
 from envoy.service.ratelimit.v3 import rls_pb2
 
@@ -19,7 +21,7 @@ from forebay.quota.edge import Edge, EdgeDecision
 from forebay.quota.messages import require
 from forebay.rpc.allowlist import ADMIN
 from forebay.rpc.interceptors import caller
-from forebay.rpc.status import to_pb_duration
+from forebay.rpc.status import to_pb_duration, to_status
 
 DOMAIN = "forebay"
 MAX_DESCRIPTORS = 8
@@ -47,12 +49,16 @@ class EdgeServicer:
                 f"must be at most {MAX_HITS}",
             ),
         )
-        statuses = [
-            _to_pb_status(await self._decide(request.domain, descriptor, _hits(request, descriptor)))
+        decisions = [
+            await self._decide(request.domain, descriptor, _hits(request, descriptor))
             for descriptor in request.descriptors
         ]
-        over = any(status.code == _OVER_LIMIT for status in statuses)
-        return rls_pb2.RateLimitResponse(overall_code=_OVER_LIMIT if over else _OK, statuses=statuses)
+        response = rls_pb2.RateLimitResponse(overall_code=_OK, statuses=map(_to_pb_status, decisions))
+        for decision in decisions:
+            if decision is not None and decision.refusal is not None:
+                _refuse(response, decision.refusal)
+                break
+        return response
 
     async def _decide(self, domain: str, descriptor: Descriptor, hits: int) -> EdgeDecision | None:
         tenant_id = self._tenant(descriptor) if domain == DOMAIN else None
@@ -74,6 +80,14 @@ class EdgeServicer:
 
 def _hits(request: rls_pb2.RateLimitRequest, descriptor: Descriptor) -> int:
     return int(descriptor.hits_addend.value if descriptor.HasField("hits_addend") else request.hits_addend or 1)
+
+
+def _refuse(response: rls_pb2.RateLimitResponse, refusal: MeshError) -> None:
+    """Has the proxy answer a gRPC client with the status that a router would give it: message and details."""
+    response.overall_code = _OVER_LIMIT
+    response.raw_body = refusal.message.encode()
+    details = base64.b64encode(to_status(refusal).SerializeToString()).decode().rstrip("=")
+    response.response_headers_to_add.add(key="grpc-status-details-bin", value=details)
 
 
 def _to_pb_status(decision: EdgeDecision | None) -> rls_pb2.RateLimitResponse.DescriptorStatus:
