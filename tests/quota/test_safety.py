@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 import pytest
 import redis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from forebay.errors import Code, MeshError
@@ -17,7 +18,7 @@ from forebay.quota.safety import InMemorySafety, SafetyStore
 from forebay.quota.safety_gate import SafetyGate
 from forebay.testing.clock import FakeClock
 
-START_MS = 1_700_000_000_003
+START_MS = 1_700_000_000_000
 
 
 def most_in_a_second(times_ms: Sequence[float]) -> int:
@@ -26,30 +27,38 @@ def most_in_a_second(times_ms: Sequence[float]) -> int:
     return max((sum(1 for at in times if begin <= at <= begin + 1_000) for begin in times), default=0)
 
 
+# Around a bucket, a lease, a second, and a second and a lease: where a rule that is wrong by one of them shows.
+PAUSES_MS = [0, 1, 9, 10, 99, 100, 890, 900, 910, 990, 1_000, 1_010, 1_099, 1_100, 1_101]
 steps = st.lists(
     st.tuples(
         st.integers(0, 2),  # the replica
-        st.sampled_from([0, 0, 1, 5, 9, 10, 40, 99, 100, 101, 500, 999, 1_000]) | st.integers(0, 1_200),  # ms before it
-        st.integers(0, 60),  # ms until the store has the question
-        st.integers(0, 200),  # ms until the replica has the answer
+        st.sampled_from(PAUSES_MS) | st.integers(0, 1_200),  # ms before it asks
+        st.sampled_from([0, 0, 0, 7, 60]),  # ms until the store has the question
+        st.sampled_from([0, 0, 0, 7, 120]),  # ms until the replica has the answer
         st.integers(0, 8),  # requests that wait
-        st.lists(st.integers(0, 60), max_size=8),  # ms between requests after them
+        st.integers(0, 12),  # permits that it asks for beside those that `Share` would
+        st.lists(st.sampled_from([0, 0, 0, 1, 40, 99, 100]), max_size=8),  # ms between requests after them
     ),
-    max_size=40,
+    max_size=12,
 )
 
 
-@settings(max_examples=150, deadline=None)
-@given(steps=steps, limit=st.integers(1, 12), lost=st.sets(st.integers(0, 40)))
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None)
+# The end of a lease and what is granted a second later, one bucket too early; and a lease that is used for too long.
+@example(steps=[(0, 0, 0, 0, 0, 3, [100, 0, 0]), (1, 1_100, 0, 0, 3, 0, [])], limit=3, lost=set())
+@example(steps=[(0, 0, 0, 0, 0, 3, [300, 0, 0]), (1, 1_110, 0, 0, 3, 0, [])], limit=3, lost=set())
+@given(steps=steps, limit=st.integers(1, 6), lost=st.sets(st.integers(0, 40), max_size=2))
 def test_no_second_has_more_than_the_limit(steps: list, limit: int, lost: set[int]) -> None:
     grants, shares = Grants(), [Share(), Share(), Share()]
     clocks = [0.0, 7_777.25, 123_456.5]  # each replica's own
     passed: list[float] = []
     present = float(START_MS)  # of replicas that take their turns; the store's time is its whole ms
-    for number, (replica, before, there, back, waiting, gaps) in enumerate(steps):
+    for number, (replica, before, there, back, waiting, more, gaps) in enumerate(steps):
         share, offset = shares[replica], clocks[replica] - START_MS
         present += before
         ask = share.ask(present + offset, waiting)
+        ask = replace(ask, permits=ask.permits + more)
         granted_at = int(present + there)
         chunk = grants.grant(granted_at, limit, ask)
         if number in lost:
@@ -114,6 +123,7 @@ async def test_a_store_grants_what_fits(store: SafetyStore, clock: FakeClock) ->
     assert (await store.grant(5, Ask(1))).permits == 0  # nor is a lowered limit overrun
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     history=st.lists(
