@@ -20,9 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from forebay.errors import Code, MeshError
@@ -41,6 +38,7 @@ from forebay.quota.domain.reservations import (
     Swept,
     Terms,
 )
+from forebay.quota.redis_client import redis_client
 from forebay.telemetry.logs import get_logger
 
 FLUSHERS = 2
@@ -51,7 +49,6 @@ MAX_IDS = 500
 USAGE_CURSOR = "forebay:usage_cursor"
 # Keys that one step of a scan looks at.
 SCANNED = 1_000
-TIMEOUT_S = 2.0
 RETRY_AFTER_S = 1.0
 
 log = get_logger("counters")
@@ -91,7 +88,7 @@ class RedisCounters:
         """Prepares the client; nothing is connected yet.
 
         Args:
-            url: redis://host:port/db.
+            url: as `redis_client` takes it.
             terms: how long what lasts.
             now: the present in ms since the epoch, 0 for the server's own time.
         """
@@ -99,15 +96,7 @@ class RedisCounters:
         self._now = now
         self._waiting: deque[_Call] = deque()
         self._wake = asyncio.Event()
-        # RESP2: with RESP3 the client also listens for maintenance notices and so overlooks that a pooled connection is closed.
-        self._redis: Any = Redis.from_url(
-            url,
-            protocol=2,
-            decode_responses=True,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=TIMEOUT_S,
-            socket_connect_timeout=TIMEOUT_S,
-        )
+        self._redis = redis_client(url)
 
     async def run(self) -> None:
         """Sends what is called, until cancelled."""

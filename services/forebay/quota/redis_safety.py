@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from forebay.errors import Code, MeshError
 from forebay.quota.domain.safety import BUCKET_MS, SPAN, Ask, Chunk
+from forebay.quota.redis_client import redis_client
 
 # Belongs to no tenant, so it has no tag: in a cluster it is wherever it falls.
 KEY = "forebay:safety"
-TIMEOUT_S = 2.0
 RETRY_AFTER_S = 1.0
 
 
@@ -31,18 +27,11 @@ class RedisSafety:
         """Prepares the client; nothing is connected yet.
 
         Args:
-            url: redis://host:port/db.
+            url: as `redis_client` takes it.
             now: the present in ms since the epoch, 0 for the server's own time.
         """
         self._now = now
-        # As for the counters: whether a script ran before its connection broke is not known, so nothing is repeated by itself.
-        self._redis: Any = Redis.from_url(
-            url,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=TIMEOUT_S,
-            socket_connect_timeout=TIMEOUT_S,
-        )
+        self._redis = redis_client(url)
         self._script = self._redis.register_script((Path(__file__).parent / "lua" / "safety.lua").read_text("utf-8"))
 
     async def grant(self, limit: int, ask: Ask) -> Chunk:
