@@ -151,7 +151,7 @@ async def test_replicas_on_one_server_stay_within_the_limit_together(empty_redis
 
     async def request(gate: SafetyGate) -> None:
         try:
-            await gate.enter()
+            await gate.enter("0")
         except MeshError as error:
             refused.append(error)
         else:
@@ -189,16 +189,16 @@ class Slow(InMemorySafety):
 async def test_requests_that_wait_share_a_round_trip(clock: FakeClock) -> None:
     store = Slow(clock)
     gate = SafetyGate(store, clock, 100)
-    waiting = [asyncio.create_task(gate.enter()) for _ in range(20)]
+    waiting = [asyncio.create_task(gate.enter("0")) for _ in range(20)]
     while not store.asked:
         await asyncio.sleep(0)
     waiting[3].cancel()
     store.answer.set()
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     assert sum(outcome is None for outcome in outcomes) == 19
-    await gate.enter()
+    await gate.enter("0")
     for _ in range(20):  # the chunk of the one before them
-        await gate.enter()
+        await gate.enter("0")
     assert store.asked == [20, 21]
 
 
@@ -206,7 +206,7 @@ async def test_who_waits_is_bounded_and_told_when_the_store_is_away(clock: FakeC
     store = Slow(clock)
     store.away = True
     gate = SafetyGate(store, clock, 2)
-    tasks = [asyncio.create_task(gate.enter()) for _ in range(5)]
+    tasks = [asyncio.create_task(gate.enter("0")) for _ in range(5)]
     await asyncio.sleep(0)
     store.answer.set()
     errors = await asyncio.gather(*tasks, return_exceptions=True)
@@ -215,12 +215,12 @@ async def test_who_waits_is_bounded_and_told_when_the_store_is_away(clock: FakeC
         *["QUOTA_STORE_UNAVAILABLE"] * 2,
     ]
     store.away = False
-    await gate.enter()
+    await gate.enter("0")
 
 
 async def test_no_limit_asks_nobody(clock: FakeClock) -> None:
     store = Slow(clock)
     gate = SafetyGate(store, clock, 0)
     for _ in range(1_000):
-        await gate.enter()
+        await gate.enter("0")
     assert store.asked == []

@@ -26,14 +26,28 @@ class SafetyGate:
         self._limit = limit
         self._share = Share()
         self._waiting: list[asyncio.Future[None]] = []
+        self._entering: dict[str, asyncio.Event] = {}
         self._asking: asyncio.Task[None] | None = None
 
-    async def enter(self) -> None:
+    async def enter(self, request_id: str) -> None:
         """Returns once the request may pass.
 
         Raises:
             MeshError: RESOURCE_EXHAUSTED, GLOBAL_LIMIT; or UNAVAILABLE, without the store.
         """
+        entered = self._entering[request_id] = asyncio.Event()
+        try:
+            await self._pass()
+        finally:
+            self._entering.pop(request_id, None)
+            entered.set()
+
+    async def entered(self, request_id: str) -> None:
+        """Returns once the request does not wait here: who settles it must not overtake it."""
+        if request_id in self._entering:
+            await self._entering[request_id].wait()
+
+    async def _pass(self) -> None:
         now_ms = self._now_ms()
         if self._limit == 0 or self._share.spend(now_ms):
             return

@@ -29,8 +29,6 @@ class Quota:
         self._feed = feed
         self._counters = counters
         self._gate = gate
-        # Requests that wait at the gate: who settles one of them must not overtake it.
-        self._entering: dict[str, asyncio.Event] = {}
 
     async def reserve(self, tenant_id: str, order: Order) -> None:
         """Holds what a request may use at most; returns once it is held.
@@ -46,7 +44,7 @@ class Quota:
         oversized = [row for row in rows if not row.has_room(0)]
         if oversized:
             raise _too_large(oversized)
-        await self._enter(order.request_id)
+        await self._gate.enter(order.request_id)
         decision = await self._counters.reserve(tenant_id, order, rows)
         if decision.outcome is Outcome.REFUSED:
             raise _refused(decision)
@@ -63,8 +61,7 @@ class Quota:
 
         The tenant may be gone by now: what it holds is settled all the same.
         """
-        if request_id in self._entering:
-            await self._entering[request_id].wait()
+        await self._gate.entered(request_id)
         applied = await self._counters.settle(tenant_id, request_id, amounts_of(used))
         killpoints.reached("quota.after_settle")
         return applied
@@ -97,14 +94,6 @@ class Quota:
         """Returns a page of what a tenant holds, in order of the request id; NOT_FOUND when there is no such tenant."""
         self._tenant(tenant_id)
         return await self._counters.reservations(tenant_id, after, most)
-
-    async def _enter(self, request_id: str) -> None:
-        entered = self._entering[request_id] = asyncio.Event()
-        try:
-            await self._gate.enter()
-        finally:
-            self._entering.pop(request_id, None)
-            entered.set()
 
     def _tenant(self, tenant_id: str) -> TenantPolicy:
         tenant = self._feed.policies.tenants.get(tenant_id)
