@@ -38,6 +38,7 @@ PROVISIONAL_S = 2.0
 # So that what dead routers held is settled while one waits for it.
 LEASE_S = 3.0
 ENVIRONMENT = {
+    "FOREBAY_QUOTA_GLOBAL_REQUESTS_PER_SECOND": "0",
     "FOREBAY_QUOTA_LEASE_SECONDS": str(LEASE_S),
     # How long quota waits for the usage of what it never heard of again.
     "FOREBAY_QUOTA_PROVISIONAL_SECONDS": "10",

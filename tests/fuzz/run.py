@@ -25,6 +25,7 @@ from .fuzzer import HOSTILE, Fuzzer
 WARM_UP = 2_000
 MAX_GROWTH = 1.1
 ENVIRONMENT = {
+    "FOREBAY_QUOTA_GLOBAL_REQUESTS_PER_SECOND": "0",
     "FOREBAY_WORKER_SIMULATED__SPEED": "20",
     # The C library gives back at once what is freed, so that what a process has is what it holds.
     "MALLOC_ARENA_MAX": "1",

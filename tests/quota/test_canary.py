@@ -43,7 +43,7 @@ def test_a_schedule_crosses_the_wire() -> None:
 
 async def test_reservations_are_held_to_the_step(clock: FakeClock) -> None:
     feed = PolicyFeed(Policies({"acme": tenant(clock.now())}), clock)
-    quota = Quota(feed, InMemoryCounters(Terms(), lambda: int(clock.now() * 1000)), clock.now)
+    quota = Quota(feed, InMemoryCounters(Terms(), lambda: int(clock.now() * 1000)), now=clock.now)
     router = Router("router-1", 1)
     await quota.reserve("acme", Order("a" * 32, router, 1, 1))
     with pytest.raises(MeshError) as caught:

@@ -24,8 +24,11 @@ from forebay.quota.counters import InMemoryCounters
 from forebay.quota.domain.plans import Plan
 from forebay.quota.domain.policies import Policies
 from forebay.quota.domain.reservations import Terms
+from forebay.quota.domain.safety import Ask
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.policy_servicer import PAGE, PolicyServicer
+from forebay.quota.safety import InMemorySafety
+from forebay.quota.safety_gate import SafetyGate
 from forebay.quota.service import Quota
 from forebay.quota.servicer import QuotaServicer
 from forebay.quota.tenant_servicer import TenantServicer
@@ -37,6 +40,7 @@ from forebay.testing.clock import FakeClock
 
 ROUTER = common_pb2.Peer(id="router-1", incarnation=7)
 LIMITS = Limits(requests_per_minute=5, tokens_per_minute=100, concurrent_requests=2)
+GLOBAL_LIMIT = 1_000
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACE = common_pb2.TraceContext(traceparent=f"00-{TRACE_ID}-b7ad6b7169203331-01")
 
@@ -94,16 +98,23 @@ def counters(clock: FakeClock) -> Counters:
 
 
 @pytest.fixture
+def safety(clock: FakeClock) -> InMemorySafety:
+    return InMemorySafety(lambda: int(clock.now() * 1000))
+
+
+@pytest.fixture
 def feed(clock: FakeClock) -> PolicyFeed:
     suspended = tenant("hooli", suspended=True)
     return PolicyFeed(policies(tenant("acme"), suspended, keys=[KeyPolicy("k1", "acme", b"h" * 32)]), clock)
 
 
 @pytest.fixture
-async def channel(feed: PolicyFeed, counters: Counters, clock: FakeClock) -> AsyncIterator[grpc.aio.Channel]:
+async def channel(
+    feed: PolicyFeed, counters: Counters, safety: InMemorySafety, clock: FakeClock
+) -> AsyncIterator[grpc.aio.Channel]:
     server = RpcServer("127.0.0.1:0")
     package = "forebay.api.quota.v1."
-    quota = QuotaServicer(Quota(feed, counters), clock, 30.0)
+    quota = QuotaServicer(Quota(feed, counters, gate=SafetyGate(safety, clock, GLOBAL_LIMIT)), clock, 30.0)
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, package + "QuotaService")
     policy = PolicyServicer(feed)
     server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, policy, package + "PolicyService")
@@ -176,6 +187,18 @@ async def test_a_refusal_carries_its_details(quota: Any) -> None:
     error = await error_of(quota.Reserve(reserve("b")))
     assert (error.code, error.reason, error.retry_after) == (Code.RESOURCE_EXHAUSTED, "TOKENS_PER_MINUTE", 61.0)
     assert error.quota_violations == (QuotaViolation("tenant:acme", "tokens_per_minute", 100, 90, 30),)
+
+
+async def test_the_limit_above_all_tenants_refuses_before_a_tenants_own(
+    quota: Any, safety: InMemorySafety, clock: FakeClock
+) -> None:
+    await safety.grant(GLOBAL_LIMIT, Ask(GLOBAL_LIMIT))  # as other replicas may
+    error = await error_of(quota.Reserve(reserve("a", max_completion_tokens=80)))
+    assert (error.code, error.reason, error.retry_after) == (Code.RESOURCE_EXHAUSTED, "GLOBAL_LIMIT", 1.11)
+    violation = QuotaViolation("mesh", "global_requests_per_second", GLOBAL_LIMIT, GLOBAL_LIMIT, 1)
+    assert error.quota_violations == (violation,)
+    clock.advance(1.11)
+    await quota.Reserve(reserve("a", max_completion_tokens=80))
 
 
 async def test_death_can_be_had_when_the_counters_know_and_the_router_does_not(

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from envoy.service.ratelimit.v3 import rls_pb2, rls_pb2_grpc
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from structlog.testing import capture_logs
@@ -23,7 +24,7 @@ from forebay.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from forebay.cli.certificates import Authority, certify
 from forebay.config import TlsConfig
 from forebay.errors import Code, MeshError
-from forebay.rpc.allowlist import ADMIN, INTERNAL, PROBE, PUBLIC, SERVICES
+from forebay.rpc.allowlist import ADMIN, EDGE, INTERNAL, PROBE, PUBLIC, SERVICES
 from forebay.rpc.client import connect
 from forebay.rpc.server import RpcServer
 from forebay.rpc.status import from_rpc_error
@@ -45,6 +46,7 @@ SERVICERS = (
     (scheduler_pb2, scheduler_pb2_grpc, "SchedulerService"),
     (worker_pb2, worker_pb2_grpc, "WorkerService"),
     (metering_pb2, metering_pb2_grpc, "MeteringService"),
+    (rls_pb2, rls_pb2_grpc, "RateLimitService"),
 )
 
 
@@ -149,7 +151,7 @@ async def outcomes(address: str, certificate: TlsConfig | None, metadata: Any = 
     return {rpc.path: result for rpc, result in zip(RPCS, results, strict=True)}
 
 
-@pytest.mark.parametrize("caller", [*SERVICES, ADMIN, PROBE, "stranger"])
+@pytest.mark.parametrize("caller", [*SERVICES, ADMIN, EDGE, PROBE, "stranger"])
 async def test_a_service_gets_what_the_allowlist_gives_it(server: RpcServer, folder: Path, caller: str) -> None:
     with capture_logs() as logs:
         results = await outcomes(server.address, tls(folder, caller))
@@ -197,7 +199,7 @@ async def test_health_is_for_everyone_of_the_mesh_and_reflection_for_the_operato
 ) -> None:
     health = Rpc("/grpc.health.v1.Health/Check", client_streams=False, server_streams=False)
     reflection = Rpc("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", True, True)
-    for caller in (*SERVICES, ADMIN, PROBE, "stranger"):
+    for caller in (*SERVICES, ADMIN, EDGE, PROBE, "stranger"):
         async with connect(server.address, caller="test", service="quota", tls=tls(folder, caller)) as channel:
             expected = NOT_ALLOWED if caller == "stranger" else (Code.UNKNOWN, "answered")
             assert await outcome(channel, health) == expected

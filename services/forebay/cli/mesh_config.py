@@ -18,6 +18,7 @@ from forebay.cli.operator import operator_certificate
 from forebay.cli.supervisor import ProcessSpec
 from forebay.cli.valkey import valkey_binary
 from forebay.config import TlsConfig
+from forebay.rpc.allowlist import EDGE
 
 TIERS = ("router", "worker", "scheduler", "quota", "metering", "valkey")
 # Long enough for most answers to end, short enough for someone who waits at a terminal; the others' callers are gone by then.
@@ -112,6 +113,7 @@ def plan_processes(data: DataDir, plan: MeshPlan, take_port: Callable[[str], int
     }
     specs = [_valkey(data, addresses["valkey"])]
     operator = operator_certificate(data)
+    certify(data.folder("certificates"), EDGE, f"{EDGE}-1")  # for a proxy that somebody puts in front: deploy/envoy/
     for name in names[1:]:
         service = name.rstrip("-0123456789")
         tls = certify(data.folder("certificates"), service, name)

@@ -47,6 +47,12 @@ class QuotaConfig(PepperConfig):
         le=3_600,
         description="how long one that no longer holds waits for its usage, then charged nothing",
     )
+    global_requests_per_second: int = Field(
+        100,
+        ge=0,
+        le=1_000_000,
+        description="requests in any second over all tenants and quota replicas; 0 for no limit",
+    )
     metering_address: Address | None = Field(
         None, description="host:port of metering, whose ledger tells what was used where a router did not settle"
     )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from forebay.quota.domain.counters import TenantCounters
+from forebay.quota.domain.edge import Taken
 from forebay.quota.domain.limits import Row
 from forebay.quota.domain.reservations import (
     Decision,
@@ -33,6 +34,9 @@ class CounterStore(Protocol):
 
     async def reserve(self, tenant_id: str, order: Order, rows: Sequence[Row]) -> Decision:
         """Takes every row's amount, or nothing."""
+
+    async def take(self, tenant_id: str, row: Row) -> Taken:
+        """Takes a window's amount if it has room, without a reservation. The row has a value. A repeat takes again."""
 
     async def settle(self, tenant_id: str, request_id: str, amounts: Mapping[str, int]) -> bool:
         """Replaces what a reservation took by what was used; True for the one settlement that counts."""
@@ -78,6 +82,10 @@ class InMemoryCounters:
     async def reserve(self, tenant_id: str, order: Order, rows: Sequence[Row]) -> Decision:
         """Takes every row's amount, or nothing."""
         return self._tenants[tenant_id].reserve(self._now(), order, rows)
+
+    async def take(self, tenant_id: str, row: Row) -> Taken:
+        """Takes a window's amount if it has room."""
+        return self._tenants[tenant_id].take(self._now(), row)
 
     async def settle(self, tenant_id: str, request_id: str, amounts: Mapping[str, int]) -> bool:
         """Replaces what a reservation took by what was used."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
+from envoy.service.ratelimit.v3 import rls_pb2_grpc
+
 from forebay.api.quota.v1 import quota_pb2_grpc
 from forebay.clock import Clock, SystemClock
 from forebay.lifecycle import background, run_service
 from forebay.quota.config import QuotaConfig
+from forebay.quota.edge import Edge
+from forebay.quota.edge_servicer import EdgeServicer
 from forebay.quota.metering_link import MeteringLink
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.policy_files import PolicyFiles
@@ -15,6 +19,8 @@ from forebay.quota.policy_servicer import PolicyServicer
 from forebay.quota.price_link import PriceLink
 from forebay.quota.prices import Prices
 from forebay.quota.redis_counters import RedisCounters
+from forebay.quota.redis_safety import RedisSafety
+from forebay.quota.safety_gate import SafetyGate
 from forebay.quota.service import Quota
 from forebay.quota.servicer import QuotaServicer
 from forebay.quota.sql_policy_store import SqlPolicyStore
@@ -27,6 +33,7 @@ from forebay.rpc.server import RpcServer
 QUOTA = "forebay.api.quota.v1.QuotaService"
 POLICY = "forebay.api.quota.v1.PolicyService"
 TENANT = "forebay.api.quota.v1.TenantService"
+RATE_LIMIT = "envoy.service.ratelimit.v3.RateLimitService"
 
 
 async def policies(config: QuotaConfig, clock: Clock, stack: AsyncExitStack) -> tuple[PolicyFeed, TenantServicer]:
@@ -53,18 +60,24 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     clock = SystemClock()
     feed, administration = await policies(config, clock, stack)
     counters = RedisCounters(config.redis_url, config.terms())
+    safety = RedisSafety(config.redis_url)
+    stack.push_async_callback(safety.close)
+    gate = SafetyGate(safety, clock, config.global_requests_per_second)
 
     server = RpcServer(config.listen, tls=config.tls, max_connections=config.max_connections, channelz=config.channelz)
     prices = Prices()
-    quota = QuotaServicer(Quota(feed, counters, prices, clock.now), clock, config.lease_seconds)
+    quota = QuotaServicer(Quota(feed, counters, prices, clock.now, gate), clock, config.lease_seconds)
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, QUOTA)
     server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyServicer(feed), POLICY)
     server.add(quota_pb2_grpc.add_TenantServiceServicer_to_server, administration, TENANT)
+    edge = EdgeServicer(Edge(feed, counters, config.pepper_bytes(), clock))
+    server.add(rls_pb2_grpc.add_RateLimitServiceServicer_to_server, edge, RATE_LIMIT)
     server.set_serving(POLICY, True)
     server.set_serving(TENANT, True)
 
     def counters_reachable(reachable: bool) -> None:
         server.set_serving(QUOTA, reachable)
+        server.set_serving(RATE_LIMIT, reachable)
 
     sweeper = Sweeper(counters, clock, config.lease_seconds, counters_reachable)
     await stack.enter_async_context(background(counters.run(), "counters"))

@@ -20,13 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redis.asyncio import Redis, RedisCluster
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from forebay.errors import Code, MeshError
 from forebay.quota.domain.counters import HOLD_RETRY_MS
+from forebay.quota.domain.edge import Taken
 from forebay.quota.domain.limits import Kind, Row
 from forebay.quota.domain.reservations import (
     Decision,
@@ -40,6 +38,7 @@ from forebay.quota.domain.reservations import (
     Swept,
     Terms,
 )
+from forebay.quota.redis_client import redis_client
 from forebay.telemetry.logs import get_logger
 
 FLUSHERS = 2
@@ -51,7 +50,6 @@ CLUSTER = "redis+cluster://"
 USAGE_CURSOR = "forebay:usage_cursor"
 # Keys that one step of a scan looks at.
 SCANNED = 1_000
-TIMEOUT_S = 2.0
 RETRY_AFTER_S = 1.0
 
 log = get_logger("counters")
@@ -72,6 +70,9 @@ _RESERVE, _SETTLE, _RENEW, _OBSERVE, _SWEEP, _PEEK, _LIST = map(
 )
 
 
+_TAKE = _Script("take")
+
+
 @dataclass(frozen=True, slots=True)
 class _Call:
     """One script call that waits to be sent, or for its reply."""
@@ -88,7 +89,7 @@ class RedisCounters:
         """Prepares the client; nothing is connected yet.
 
         Args:
-            url: redis://host:port/db, or redis+cluster://host:port for the cluster that this node is part of.
+            url: as `redis_client` takes it.
             terms: how long what lasts.
             now: the present in ms since the epoch, 0 for the server's own time.
         """
@@ -96,19 +97,7 @@ class RedisCounters:
         self._now = now
         self._waiting: deque[_Call] = deque()
         self._wake = asyncio.Event()
-        # RESP2: with RESP3 the client also listens for maintenance notices and so overlooks that a pooled connection is closed.
-        options: dict[str, Any] = {
-            "protocol": 2,
-            "decode_responses": True,
-            "socket_timeout": TIMEOUT_S,
-            "socket_connect_timeout": TIMEOUT_S,
-        }
-        self._redis: Any
-        if url.startswith(CLUSTER):
-            # All keys of a script share the tenant's tag and with it a node, which one it is the client finds out.
-            self._redis = RedisCluster.from_url(f"redis://{url.removeprefix(CLUSTER)}", **options)
-        else:
-            self._redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
+        self._redis = redis_client(url)
 
     async def run(self) -> None:
         """Sends what is called, until cancelled."""
@@ -138,6 +127,11 @@ class RedisCounters:
         if outcome is Outcome.REFUSED:
             return Decision(outcome, tuple(row.violation(used) for row, used in told), reply[1])
         return Decision.admitted(told) if outcome is Outcome.ADMITTED else Decision(outcome)
+
+    async def take(self, tenant_id: str, row: Row) -> Taken:
+        """Takes a window's amount if it has room."""
+        admitted, used, resets_in_ms = await self._call(_TAKE, tenant_id, row.name, _text(row.value), row.amount)
+        return Taken(bool(admitted), used, resets_in_ms)
 
     async def settle(self, tenant_id: str, request_id: str, amounts: Mapping[str, int]) -> bool:
         """Replaces what a reservation took by what was used."""

@@ -21,12 +21,13 @@ from forebay.quota.domain.limits import Row, Usage, amounts_of, hold_values, row
 from forebay.quota.domain.reservations import Decision, LimitState, Order, Outcome, Reservation, Router
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
+from forebay.quota.safety_gate import SafetyGate
 
 _NOTHING = Usage(0, 0, 0)
 
 
 class Quota:
-    """The use cases, over the policies in force and the counters."""
+    """The use cases, over the policies in force, the counters and the gate of the global limit."""
 
     def __init__(
         self,
@@ -34,6 +35,7 @@ class Quota:
         counters: CounterStore,
         prices: Prices | None = None,
         now: Callable[[], float] = time.time,
+        gate: SafetyGate | None = None,
     ) -> None:
         """Prepares the use cases.
 
@@ -42,18 +44,20 @@ class Quota:
             counters: what is used.
             prices: what it costs; without any, tenants that have a budget are refused.
             now: the present in seconds since the epoch, which says what day it is.
+            gate: the limit above all tenants; without it there is none.
         """
         self._feed = feed
         self._counters = counters
         self._prices = prices or Prices()
         self._now = now
+        self._gate = gate
 
     async def reserve(self, tenant_id: str, order: Order, key_id: str = "", model: str = "") -> Decision:
         """Holds what a request may use at most; returns once it is held, with what the tenant is to be told.
 
         Raises:
             MeshError: NOT_FOUND or PERMISSION_DENIED for the tenant, INVALID_ARGUMENT for a request that no wait makes room for,
-                RESOURCE_EXHAUSTED naming every limit without room, ALREADY_EXISTS, UNAVAILABLE.
+                RESOURCE_EXHAUSTED naming every limit without room, or GLOBAL_LIMIT, ALREADY_EXISTS, UNAVAILABLE.
         """
         tenant = self._tenant(tenant_id)
         if tenant.suspended:
@@ -65,6 +69,8 @@ class Quota:
         oversized = [row for row in rows if not row.has_room(0)]
         if oversized:
             raise _too_large(oversized)
+        if self._gate is not None:
+            await self._gate.enter(order.request_id)
         decision = await self._counters.reserve(tenant_id, order, rows)
         if decision.outcome is Outcome.REFUSED:
             raise _refused(decision)
@@ -82,6 +88,8 @@ class Quota:
 
         The tenant may be gone by now: what it holds is settled all the same.
         """
+        if self._gate is not None:
+            await self._gate.entered(request_id)
         tenant = self._feed.policies.tenants.get(tenant_id)
         if tenant is not None:
             used = replace(used, cost_nano_usd=self._prices.cost(tenant, model, used, self._now()))
@@ -107,7 +115,7 @@ class Quota:
             if tenant_id not in self._feed.policies.tenants:
                 lost += request_ids
             else:
-                values = hold_values(tenant, keys[tenant_id])
+                values = hold_values(self._tenant(tenant_id), keys[tenant_id])
                 calls.append(self._counters.renew(tenant_id, router, request_ids, values))
         for lost_of_tenant in await asyncio.gather(*calls):
             lost += lost_of_tenant

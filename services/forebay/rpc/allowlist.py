@@ -8,6 +8,8 @@ SERVICES = ("router", "quota", "scheduler", "worker", "metering")
 # An operator's certificate, for the command line; and a scraper's or a probe's, which may look and nothing else.
 ADMIN = "admin"
 PROBE = "probe"
+# A proxy in front of the routers, such as Envoy, that asks whether it may let a request through.
+EDGE = "edge"
 
 # Roles of people, by the name in their certificates; what each may do, quota says.
 ROLES = (ADMIN, "operator", "viewer")
@@ -53,10 +55,13 @@ INTERNAL: Mapping[str, frozenset[str]] = {
         "metering.v1.MeteringService/SumUsage": ("router", "quota", ADMIN),
         "metering.v1.MeteringService/WatchPrices": ("router", "quota", ADMIN),
     }.items()
+} | {
+    # Envoy's own contract, not ours.
+    "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit": frozenset({EDGE, ADMIN}),
 }
 
 _GRPC: Mapping[str, frozenset[str]] = {
-    "/grpc.health.v1.Health/Check": _EVERYONE,
+    "/grpc.health.v1.Health/Check": _EVERYONE | {EDGE},
     "/grpc.health.v1.Health/Watch": _EVERYONE,
     "/grpc.health.v1.Health/List": _EVERYONE,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": frozenset({ADMIN}),

@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 
 import yaml
 
+from forebay.cli.certificates import certify
 from forebay.clock import SystemClock
 from forebay.config import ServiceConfig
 from forebay.metering import main as metering
@@ -41,9 +42,18 @@ class Mesh:
 
     Attributes:
         keys: a key of each tenant, by tenant id.
+        addresses: where each service listens.
     """
 
-    def __init__(self, directory: Path, redis_url: str, engine: Engine, tenants: dict[str, dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        redis_url: str,
+        engine: Engine,
+        tenants: dict[str, dict[str, Any]],
+        *,
+        certificates: Path | None = None,
+    ) -> None:
         """Prepares.
 
         Args:
@@ -51,14 +61,17 @@ class Mesh:
             redis_url: a real Redis or Valkey.
             engine: what the worker runs; not started yet.
             tenants: as in a tenants file.
+            certificates: folder of certificates for mutual TLS between services; None for plaintext.
         """
         self._directory = directory
         self._redis_url = redis_url
         self._engine = engine
         self._tenants = tenants
+        self._certificates = certificates
         self._stack = AsyncExitStack()
         self._router: RpcServer | None = None
         self.keys: dict[str, str] = {}
+        self.addresses: dict[str, str] = {}
 
     @property
     def address(self) -> str:
@@ -84,12 +97,15 @@ class Mesh:
         def config(kind: type[C], **fields: object) -> C:
             links = {f"{name}_address": server.address for name, server in servers.items()}
             known = {name: address for name, address in links.items() if name in kind.model_fields}
-            return kind.model_validate({"id": f"{kind.service}-1", **known, **fields})
+            id = f"{kind.service}-1"
+            tls = certify(self._certificates, kind.service, id) if self._certificates is not None else None
+            return kind.model_validate({"id": id, "tls": tls, **known, **fields})
 
         async def start(name: str, server: RpcServer) -> None:
             await server.start()
             self._stack.push_async_callback(server.drain, 0)
             servers[name] = server
+            self.addresses[name] = server.address
 
         await start(
             "metering", await metering.build(config(MeteringConfig, ledger_path=directory / "ledger.sqlite"), stack)

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from forebay.quota.domain.edge import Taken
 from forebay.quota.domain.limits import Kind, Row
 from forebay.quota.domain.periods import PeriodTotal
 from forebay.quota.domain.rates import WEIGHT, Rate, whole
@@ -94,6 +95,18 @@ class TenantCounters:
         reservation = Reservation(order, State.HELD, now_ms, now_ms + self._terms.lease_ms)
         self._live[order.request_id] = _Entry(reservation, windows, periods, holds)
         return Decision.admitted(noticed)
+
+    def take(self, now_ms: int, row: Row) -> Taken:
+        """Takes a window's amount if it has room. No reservation is made: it counts for its minute, whatever comes."""
+        now_ms = self._advance(now_ms)
+        assert row.value is not None
+        window, second = self._windows[row.name], now_ms // 1000
+        over = window.used(second) + row.amount - row.value
+        if over <= 0:
+            window.take(second, row.amount)
+        used = window.used(second)
+        resets_at = window.free_at(second, max(1, min(over, used)))
+        return Taken(over <= 0, used, resets_at * 1000 - now_ms if used else 0)
 
     def settle(self, now_ms: int, request_id: str, amounts: Mapping[str, int]) -> bool:
         """Replaces what a reservation took by what was used; returns whether this settlement is the one that counts.

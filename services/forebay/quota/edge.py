@@ -1,0 +1,84 @@
+"""What the quota service does for a proxy in front of the routers: it counts requests, and says when they are too many.
+
+The proxy is not the last to look: whatever it lets through, a router verifies and counts for itself. So nobody is refused here
+for a key that is unknown, or a tenant that is suspended: the router says so better.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass, replace
+
+from forebay.clock import Clock
+from forebay.errors import Code, MeshError
+from forebay.policy.keys import hash_key, parse_key_id
+from forebay.policy.model import TenantPolicy
+from forebay.quota.counters import CounterStore
+from forebay.quota.domain.edge import ENFORCED, Taken, edge_row
+from forebay.quota.domain.limits import Row
+from forebay.quota.policies import PolicyFeed
+
+_NO_HASH = bytes(32)
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeDecision:
+    """What came of a tenant's requests, and the limit that they met.
+
+    Attributes:
+        limit: requests in any minute.
+        taken: whether there was room.
+        refusal: what the client is told when there was none.
+    """
+
+    limit: int
+    taken: Taken
+    refusal: MeshError | None = None
+
+
+class Edge:
+    """The use cases, over the policies in force and the counters."""
+
+    def __init__(self, feed: PolicyFeed, counters: CounterStore, pepper: bytes, clock: Clock) -> None:
+        self._feed = feed
+        self._counters = counters
+        self._pepper = pepper
+        self._clock = clock
+
+    async def count(self, tenant_id: str, hits: int) -> EdgeDecision | None:
+        """Counts a tenant's requests if there is room for them; None where nothing is limited.
+
+        Raises:
+            MeshError: UNAVAILABLE, without the store.
+        """
+        tenant: TenantPolicy | None = self._feed.policies.tenants.get(tenant_id)
+        row = edge_row(tenant, hits) if tenant is not None else None
+        if row is None or row.value is None:
+            return None
+        taken = await self._counters.take(tenant_id, row)
+        return EdgeDecision(row.value, taken, None if taken.admitted else _refused(row, taken))
+
+    def tenant_of(self, authorization: str) -> str | None:
+        """Returns whose key `Bearer fb_...` is; None for one that a router will refuse."""
+        presented = authorization.removeprefix("Bearer ").strip()
+        key_id = parse_key_id(presented)
+        key = self._feed.policies.keys.get(key_id) if key_id else None
+        # As in the router: the comparison is made in any case, so that time does not tell whether a key id exists.
+        genuine = hmac.compare_digest(hash_key(self._pepper, presented), key.hash if key else _NO_HASH)
+        if key is None or not genuine or key.revoked:
+            return None
+        if key.expires_at is not None and key.expires_at <= self._clock.now():
+            return None
+        return key.tenant_id
+
+
+def _refused(row: Row, taken: Taken) -> MeshError:
+    violation = replace(row, limit=ENFORCED).violation(taken.used)
+    wait = taken.resets_in_ms / 1000
+    return MeshError(
+        Code.RESOURCE_EXHAUSTED,
+        ENFORCED.upper(),
+        f"{violation.sentence()}; try again in {wait:g} s",
+        retry_after=wait,
+        quota_violations=[violation],
+    )

@@ -1,0 +1,32 @@
+"""The client of Redis or Valkey, one server or a cluster, with the settings that everything in this service wants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+CLUSTER = "redis+cluster://"
+TIMEOUT_S = 2.0
+
+
+def redis_client(url: str) -> Any:
+    """Returns a client; nothing is connected yet.
+
+    Nothing is repeated by itself after a lost connection: whether a script ran is not known then, and who asked knows better.
+
+    Args:
+        url: redis://host:port/db, or redis+cluster://host:port for the cluster that this node is part of.
+    """
+    # RESP2: with RESP3 the client also listens for maintenance notices and so overlooks that a pooled connection is closed.
+    options: dict[str, Any] = {
+        "protocol": 2,
+        "decode_responses": True,
+        "socket_timeout": TIMEOUT_S,
+        "socket_connect_timeout": TIMEOUT_S,
+    }
+    if url.startswith(CLUSTER):
+        return RedisCluster.from_url(f"redis://{url.removeprefix(CLUSTER)}", **options)
+    return Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
