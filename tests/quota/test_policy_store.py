@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +142,25 @@ async def test_what_is_stored_outlives_the_process_and_is_migrated_once(tmp_path
     await second.migrate()
     assert await second.load() == kept
     second.close()
+
+
+async def test_replicas_that_write_at_once_leave_no_gap(tmp_path: Path) -> None:
+    stores = [SqlPolicyStore(f"sqlite:///{tmp_path}/policies.sqlite") for _ in range(3)]
+    await stores[0].migrate()
+
+    async def write(store: SqlPolicyStore, number: int) -> int:
+        try:
+            await store.commit(Change(0, Edit(plans=(replace(PLAN, name=f"p{number}"),)), (DONE,)), 1.0)
+        except MeshError:
+            await store.record(REFUSED)
+            return 0
+        return 1
+
+    assert sum(await asyncio.gather(*(write(store, number) for number, store in enumerate(stores * 2)))) == 1
+    events = [*reversed(await stores[0].events(0, 10, "", False))]
+    assert (len(events), unbroken(events), await stores[1].version()) == (6, True, 1)
+    for store in stores:
+        store.close()
 
 
 async def test_a_store_that_cannot_be_reached_says_so(tmp_path: Path) -> None:

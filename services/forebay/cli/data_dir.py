@@ -21,12 +21,12 @@ class DataDir:
     ```
     launcher.lock    held by the launcher while it runs
     mesh.json        the running mesh: addresses and process ids
-    tenants.yaml     tenants and plans; copied from the sample on first start, then the operator's
+    tenants.yaml     tenants as they are imported; copied from the sample on first start, then the operator's
     keys.yaml        hashes of the tenants' keys
     dev-keys.json    the sample tenants' keys themselves, for the owner's eyes
     pepper           the secret that the hashes are made with
     config/          one file for each process, written anew at each start
-    logs/  traces/  valkey/  ledger/
+    logs/  traces/  valkey/  ledger/  policies/
     ```
     """
 

@@ -59,10 +59,11 @@ class StoredPolicies:
             MeshError: UNAVAILABLE.
         """
         self.directory = await self.store.load()
+        new = not self.directory.tenants
         try:
             await self.import_files(plans, tenants, keys)
         except ConfigError as error:
-            if not self.directory.tenants:
+            if new:
                 raise
             _complain(error)
         self._feed = PolicyFeed(self.directory.policies(self.pepper), self._clock)
