@@ -23,9 +23,9 @@ _NOTHING = Usage(0, 0, 0)
 
 
 class Quota:
-    """The use cases, over the policies in force, the counters and the gate of the global limit."""
+    """The use cases, over the policies in force, the counters and the gate of the limit above all tenants, if there is one."""
 
-    def __init__(self, feed: PolicyFeed, counters: CounterStore, gate: SafetyGate) -> None:
+    def __init__(self, feed: PolicyFeed, counters: CounterStore, gate: SafetyGate | None = None) -> None:
         self._feed = feed
         self._counters = counters
         self._gate = gate
@@ -44,7 +44,8 @@ class Quota:
         oversized = [row for row in rows if not row.has_room(0)]
         if oversized:
             raise _too_large(oversized)
-        await self._gate.enter(order.request_id)
+        if self._gate is not None:
+            await self._gate.enter(order.request_id)
         decision = await self._counters.reserve(tenant_id, order, rows)
         if decision.outcome is Outcome.REFUSED:
             raise _refused(decision)
@@ -61,7 +62,8 @@ class Quota:
 
         The tenant may be gone by now: what it holds is settled all the same.
         """
-        await self._gate.entered(request_id)
+        if self._gate is not None:
+            await self._gate.entered(request_id)
         applied = await self._counters.settle(tenant_id, request_id, amounts_of(used))
         killpoints.reached("quota.after_settle")
         return applied
