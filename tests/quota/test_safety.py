@@ -216,11 +216,3 @@ async def test_who_waits_is_bounded_and_told_when_the_store_is_away(clock: FakeC
     ]
     store.away = False
     await gate.enter("0")
-
-
-async def test_no_limit_asks_nobody(clock: FakeClock) -> None:
-    store = Slow(clock)
-    gate = SafetyGate(store, clock, 0)
-    for _ in range(1_000):
-        await gate.enter("0")
-    assert store.asked == []

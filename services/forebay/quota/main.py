@@ -60,9 +60,11 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     clock = SystemClock()
     feed, administration = await policies(config, clock, stack)
     counters = RedisCounters(config.redis_url, config.terms())
-    safety = RedisSafety(config.redis_url)
-    stack.push_async_callback(safety.close)
-    gate = SafetyGate(safety, clock, config.global_requests_per_second)
+    gate = None
+    if config.global_requests_per_second:
+        safety = RedisSafety(config.redis_url)
+        stack.push_async_callback(safety.close)
+        gate = SafetyGate(safety, clock, config.global_requests_per_second)
 
     server = RpcServer(config.listen, tls=config.tls, max_connections=config.max_connections, channelz=config.channelz)
     prices = Prices()

@@ -20,7 +20,7 @@ class SafetyGate:
     """
 
     def __init__(self, store: SafetyStore, clock: Clock, limit: int) -> None:
-        """Prepares; a limit of 0 lets everything pass."""
+        """Prepares; the limit is at least 1."""
         self._store = store
         self._clock = clock
         self._limit = limit
@@ -49,7 +49,7 @@ class SafetyGate:
 
     async def _pass(self) -> None:
         now_ms = self._now_ms()
-        if self._limit == 0 or self._share.spend(now_ms):
+        if self._share.spend(now_ms):
             return
         wait_ms = self._share.wait_ms(now_ms)
         if wait_ms or len(self._waiting) >= self._limit:
