@@ -7,7 +7,9 @@ from contextlib import AsyncExitStack
 from forebay.api.quota.v1 import quota_pb2_grpc
 from forebay.clock import SystemClock
 from forebay.lifecycle import background, run_service
+from forebay.policy.model import LossPolicy
 from forebay.quota.config import QuotaConfig
+from forebay.quota.counters import CounterStore
 from forebay.quota.metering_link import MeteringLink
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.policy_files import PolicyFiles
@@ -17,6 +19,7 @@ from forebay.quota.prices import Prices
 from forebay.quota.redis_counters import RedisCounters
 from forebay.quota.service import Quota
 from forebay.quota.servicer import QuotaServicer
+from forebay.quota.surviving_counters import SurvivingCounters
 from forebay.quota.sweeper import Sweeper
 from forebay.quota.tenant_servicer import TenantServicer
 from forebay.rpc.client import connect
@@ -32,7 +35,20 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     clock = SystemClock()
     files = PolicyFiles(config.tenants_file, config.keys_file, config.pepper_bytes(), config.plans_file)
     feed = PolicyFeed(files.load(), clock)
-    counters = RedisCounters(config.redis_url, config.terms())
+    shared = RedisCounters(config.redis_url, config.terms())
+    await stack.enter_async_context(background(shared.run(), "counters"))
+    counters: CounterStore = shared
+    if config.journal_file is not None:
+
+        def fails_open(tenant_id: str) -> bool:
+            tenant = feed.policies.tenants.get(tenant_id)
+            return tenant is not None and tenant.loss_policy is LossPolicy.FAIL_OPEN
+
+        surviving = SurvivingCounters(
+            shared, clock, config.terms(), fails_open, config.replicas, config.fail_open_seconds, config.journal_file
+        )
+        await stack.enter_async_context(background(surviving.run(), "journal"))
+        counters = surviving
 
     server = RpcServer(config.listen, tls=config.tls, max_connections=config.max_connections, channelz=config.channelz)
     prices = Prices()
@@ -47,7 +63,6 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
         server.set_serving(QUOTA, reachable)
 
     sweeper = Sweeper(counters, clock, config.lease_seconds, counters_reachable)
-    await stack.enter_async_context(background(counters.run(), "counters"))
     await stack.enter_async_context(background(files.follow(feed, clock), "policy files"))
     await stack.enter_async_context(background(sweeper.run(), "sweeper"))
     if config.metering_address is not None:
