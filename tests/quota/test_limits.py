@@ -114,6 +114,18 @@ async def test_a_budget_holds_the_most_and_keeps_what_it_did_cost(store: Counter
     assert await desk.used() == {"daily_budget_nano_usd": 0, "monthly_budget_nano_usd": 15 * USD // 1000}
 
 
+@pytest.mark.parametrize("stop_on_budget", [False, True])
+async def test_streams_are_stopped_above_a_budget_for_those_who_want_it(
+    store: CounterStore, clock: FakeClock, stop_on_budget: bool
+) -> None:
+    before = Desk(store, clock, Limits(daily_budget_nano_usd=USD))
+    request_id = await before.ask(10, 80)
+    lease = ("acme", request_id)
+    lowered = Desk(store, clock, Limits(daily_budget_nano_usd=USD // 100), stop_on_budget=stop_on_budget)
+    assert await before.quota.over_budget([lease]) == []
+    assert await lowered.quota.over_budget([lease]) == ([request_id] if stop_on_budget else [])
+
+
 async def test_without_prices_no_budget_is_spent(store: CounterStore, clock: FakeClock) -> None:
     tenant = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, limits=Limits(daily_budget_nano_usd=USD))
     quota = Quota(PolicyFeed(Policies({"acme": tenant}, {}, {}), clock), store, Prices(), clock.now)

@@ -18,7 +18,7 @@ from forebay.api.common.v1 import common_pb2
 from forebay.api.quota.v1 import quota_pb2 as pb
 from forebay.api.quota.v1 import quota_pb2_grpc
 from forebay.errors import Code, MeshError, QuotaViolation
-from forebay.policy.model import KeyPolicy, Limits, ServiceClass, TenantPolicy
+from forebay.policy.model import KeyPolicy, Limits, ServiceClass, TenantPolicy, Thresholds
 from forebay.policy.watcher import PolicyCache, PolicyWatcher
 from forebay.quota.counters import InMemoryCounters
 from forebay.quota.domain.plans import Plan
@@ -180,6 +180,17 @@ async def test_reserve_and_settle(quota: Any) -> None:
     }
     resets_in = {state.limit: state.resets_in.seconds for state in limits if state.HasField("resets_in")}
     assert resets_in == {"requests_per_minute": 61, "tokens_per_minute": 61}
+
+
+async def test_an_admission_between_the_thresholds_carries_its_warning_and_its_pace(
+    quota: Any, feed: PolicyFeed
+) -> None:
+    thresholds = Thresholds(warn_percent=10, throttle_percent=10, hard_percent=100)
+    feed.publish(policies(tenant("acme", thresholds=thresholds)))
+    reservation = (await quota.Reserve(reserve("a", max_completion_tokens=10))).reservation
+    assert "tenant:acme/tokens_per_minute" in reservation.warnings
+    # Ten tokens too many, at a hundred a minute.
+    assert reservation.start_after.ToMilliseconds() == 6_000
 
 
 async def test_a_refusal_carries_its_details(quota: Any) -> None:

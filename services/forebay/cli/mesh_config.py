@@ -89,6 +89,7 @@ def plan_processes(data: DataDir, plan: MeshPlan, take_port: Callable[[str], int
             "policy_url": f"sqlite:///{data.folder('policies')}/policies.sqlite",
             "tenants_file": str(data.tenants_file),
             "keys_file": str(data.keys_file),
+            "journal_file": str(data.folder("quota") / "journal"),
             "pepper_file": str(data.pepper_file),
         },
         "scheduler": {},

@@ -57,6 +57,18 @@ class QuotaConfig(PepperConfig):
         None, description="host:port of metering, whose ledger tells what was used where a router did not settle"
     )
 
+    replicas: int = Field(1, ge=1, le=1_000, description="how many processes of quota share the counters")
+    journal_file: Path | None = Field(
+        None,
+        description="file of what was admitted while the counters were away, for tenants that fail open; without it nobody does",
+    )
+    fail_open_seconds: float = Field(
+        300.0,
+        ge=0,
+        le=86_400,
+        description="for how long tenants that fail open are admitted while the counters are away",
+    )
+
     @model_validator(mode="after")
     def _policies_are_somewhere(self) -> Self:
         if self.policy_url is None and (self.tenants_file is None or self.keys_file is None):

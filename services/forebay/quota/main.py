@@ -9,7 +9,9 @@ from envoy.service.ratelimit.v3 import rls_pb2_grpc
 from forebay.api.quota.v1 import quota_pb2_grpc
 from forebay.clock import Clock, SystemClock
 from forebay.lifecycle import background, run_service
+from forebay.policy.model import LossPolicy
 from forebay.quota.config import QuotaConfig
+from forebay.quota.counters import CounterStore
 from forebay.quota.edge import Edge
 from forebay.quota.edge_servicer import EdgeServicer
 from forebay.quota.metering_link import MeteringLink
@@ -25,6 +27,7 @@ from forebay.quota.service import Quota
 from forebay.quota.servicer import QuotaServicer
 from forebay.quota.sql_policy_store import SqlPolicyStore
 from forebay.quota.stored_policies import StoredPolicies
+from forebay.quota.surviving_counters import SurvivingCounters
 from forebay.quota.sweeper import Sweeper
 from forebay.quota.tenant_servicer import TenantServicer
 from forebay.rpc.client import connect
@@ -59,7 +62,20 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     """Returns the server, ready to start; what runs beside it ends with `stack`."""
     clock = SystemClock()
     feed, administration = await policies(config, clock, stack)
-    counters = RedisCounters(config.redis_url, config.terms())
+    shared = RedisCounters(config.redis_url, config.terms())
+    await stack.enter_async_context(background(shared.run(), "counters"))
+    counters: CounterStore = shared
+    if config.journal_file is not None:
+
+        def fails_open(tenant_id: str) -> bool:
+            tenant = feed.policies.tenants.get(tenant_id)
+            return tenant is not None and tenant.loss_policy is LossPolicy.FAIL_OPEN
+
+        surviving = SurvivingCounters(
+            shared, clock, config.terms(), fails_open, config.replicas, config.fail_open_seconds, config.journal_file
+        )
+        await stack.enter_async_context(background(surviving.run(), "journal"))
+        counters = surviving
     gate = None
     if config.global_requests_per_second:
         safety = RedisSafety(config.redis_url)
@@ -82,7 +98,6 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
         server.set_serving(RATE_LIMIT, reachable)
 
     sweeper = Sweeper(counters, clock, config.lease_seconds, counters_reachable)
-    await stack.enter_async_context(background(counters.run(), "counters"))
     await stack.enter_async_context(background(sweeper.run(), "sweeper"))
     if config.metering_address is not None:
         metering = connect(config.metering_address, caller=config.id, service="metering", tls=config.tls)

@@ -17,7 +17,7 @@ from forebay.errors import Code, FieldViolation, MeshError
 from forebay.policy.model import KeyPolicy, TenantPolicy
 from forebay.quota.counters import CounterStore
 from forebay.quota.domain.canary import effective_limits
-from forebay.quota.domain.limits import Row, Usage, amounts_of, hold_values, rows_of
+from forebay.quota.domain.limits import BUDGETS, Row, Usage, amounts_of, hold_values, rows_of
 from forebay.quota.domain.reservations import Decision, LimitState, Order, Outcome, Reservation, Router
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
@@ -120,6 +120,23 @@ class Quota:
         for lost_of_tenant in await asyncio.gather(*calls):
             lost += lost_of_tenant
         return lost
+
+    async def over_budget(self, leases: Iterable[tuple[str, str]]) -> list[str]:
+        """Returns the request ids, of leases given as tenant and request id, that are to be stopped in mid-stream.
+
+        They are those of tenants that want it so and are above a budget: it was lowered, or what ran cost more than was held.
+        """
+        by_tenant: defaultdict[str, list[str]] = defaultdict(list)
+        for tenant_id, request_id in leases:
+            by_tenant[tenant_id].append(request_id)
+        stopped: list[str] = []
+        for tenant_id, request_ids in by_tenant.items():
+            tenant = self._feed.policies.tenants.get(tenant_id)
+            if tenant is not None and tenant.stop_on_budget:
+                states = await self.peek(tenant_id)
+                if any(state.limit in BUDGETS and state.used > state.value for state in states):
+                    stopped += request_ids
+        return stopped
 
     async def peek(self, tenant_id: str, key_id: str = "", model: str = "") -> Sequence[LimitState]:
         """Returns the state of a tenant's limits, and of those of a key and on a model; NOT_FOUND without such a tenant."""

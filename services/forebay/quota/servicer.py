@@ -58,7 +58,8 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
     async def Renew(self, request: quota_pb2.RenewRequest, context: object) -> quota_pb2.RenewResponse:
         """Keeps leases alive."""
         router, leases = from_pb_router(request.router), from_pb_leases(request.leases)
-        return quota_pb2.RenewResponse(lease=self._lease, lost=await self._quota.renew(router, leases))
+        lost, stop = await self._quota.renew(router, leases), await self._quota.over_budget(leases)
+        return quota_pb2.RenewResponse(lease=self._lease, lost=lost, stop=stop)
 
     async def Settle(self, request: quota_pb2.SettleRequest, context: object) -> quota_pb2.SettleResponse:
         """Replaces a reservation by what was used."""
@@ -135,13 +136,14 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
 
     async def _answer_renewals(self, session: _Session, leases: list[tuple[str, str]], router: Router) -> None:
         try:
-            lost = await self._quota.renew(router, leases)
+            lost, stop = await self._quota.renew(router, leases), await self._quota.over_budget(leases)
         except MeshError as error:
             # The router renews again long before the leases lapse, and nothing is swept while the counters are away.
             log.warning("leases not renewed", router=router.id, leases=len(leases), error=error.reason)
             return
         session.outbox.message.renewals.lease.CopyFrom(self._lease)
         session.outbox.message.renewals.lost.extend(lost)
+        session.outbox.message.renewals.stop.extend(stop)
         _flush(session)
 
     async def _reserve(self, request: quota_pb2.ReserveRequest, router: Router) -> quota_pb2.Reservation:

@@ -140,6 +140,8 @@ _ENFORCED = (
     _Limit("daily_budget_nano_usd", Kind.PERIOD, lambda usage: usage.cost_nano_usd),
     _Limit("monthly_budget_nano_usd", Kind.PERIOD, lambda usage: usage.cost_nano_usd, monthly=True),
 )
+# Those in money.
+BUDGETS = ("daily_budget_nano_usd", "monthly_budget_nano_usd")
 # What a limit that is set later must not forget: it lasts longer than anybody would wait for it to fill.
 _ALWAYS_COUNTED = {
     limit.name for limit in _ENFORCED if limit.kind is not Kind.RATE and not limit.name.startswith(("input", "output"))

@@ -1,0 +1,129 @@
+"""While the server is away: who is admitted, to how much, for how long; and what it knows once it is back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forebay.errors import Code, MeshError
+from forebay.policy.model import Limits, ServiceClass, TenantPolicy
+from forebay.quota.counters import InMemoryCounters
+from forebay.quota.domain.limits import Usage, amounts_of, rows_of
+from forebay.quota.domain.reservations import Decision, Order, Outcome, Router, Terms
+from forebay.quota.surviving_counters import SurvivingCounters
+from forebay.testing.clock import FakeClock
+
+ROUTER = Router("router-1", 7)
+TENANT = TenantPolicy("open", "basic", ServiceClass.BRONZE, 500, limits=Limits(requests_per_minute=6))
+
+
+class Server(InMemoryCounters):
+    """The twin, with an outage at will, after so many further calls."""
+
+    calls_left = 10**9
+
+    async def reserve(self, *arguments: Any) -> Decision:
+        self._call()
+        return await super().reserve(*arguments)
+
+    async def settle(self, *arguments: Any) -> bool:
+        self._call()
+        return await super().settle(*arguments)
+
+    def _call(self) -> None:
+        self.calls_left -= 1
+        if self.calls_left < 0:
+            raise MeshError(Code.UNAVAILABLE, "QUOTA_STORE_UNAVAILABLE", "away", retry_after=1.0)
+
+
+@pytest.fixture
+def server(clock: FakeClock) -> Server:
+    return Server(Terms(), lambda: int(clock.now() * 1000))
+
+
+def survivor(server: Server, clock: FakeClock, folder: Path) -> SurvivingCounters:
+    return SurvivingCounters(server, clock, Terms(), "open".__eq__, 2, 60.0, folder / "journal")
+
+
+async def ask(counters: Any, number: int, tenant_id: str = "open") -> Outcome:
+    order = Order(f"{number:032x}", ROUTER, 10, 10)
+    decision: Decision = await counters.reserve(tenant_id, order, rows_of(TENANT, Usage(1, 10, 10)))
+    return decision.outcome
+
+
+async def used(server: Server) -> int:
+    (state,) = await server.peek("open", rows_of(TENANT, Usage(0, 0, 0)))
+    return state.used
+
+
+async def test_who_fails_open_has_its_share_of_each_limit(server: Server, clock: FakeClock, tmp_path: Path) -> None:
+    counters = survivor(server, clock, tmp_path)
+    server.calls_left = 0
+    assert [await ask(counters, number) for number in range(4)] == [Outcome.ADMITTED] * 3 + [Outcome.REFUSED]
+    with pytest.raises(MeshError) as caught:
+        await ask(counters, 9, "closed")
+    assert caught.value.reason == "QUOTA_STORE_UNAVAILABLE"
+
+
+async def test_an_outage_admits_nobody_for_ever(server: Server, clock: FakeClock, tmp_path: Path) -> None:
+    counters = survivor(server, clock, tmp_path)
+    server.calls_left = 0
+    await ask(counters, 1)
+    clock.advance(60)
+    with pytest.raises(MeshError):
+        await ask(counters, 2)
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_what_was_admitted_is_charged_once_before_anything_else(
+    server: Server, clock: FakeClock, tmp_path: Path, dies: bool
+) -> None:
+    counters = survivor(server, clock, tmp_path)
+    for number in range(5):
+        await ask(counters, number)
+    server.calls_left = 0
+    for number in range(5, 8):
+        await ask(counters, number)
+    nothing = amounts_of(Usage(0, 0, 0))
+    assert await counters.settle("open", f"{5:032x}", nothing)
+    assert not await counters.settle("open", f"{5:032x}", nothing)
+    with pytest.raises(MeshError):  # one from before: its router asks again
+        await counters.settle("open", f"{1:032x}", nothing)
+    if dies:
+        counters = survivor(server, clock, tmp_path)
+    server.calls_left = 2  # away again in the middle of the replay
+    await ask(counters, 8)
+    server.calls_left = 10**9
+    assert await ask(counters, 9) is Outcome.REFUSED
+    assert await used(server) >= 7
+    assert await counters.settle("open", f"{6:032x}", nothing)
+    assert (tmp_path / "journal").read_text() == ""
+
+
+async def test_a_server_that_comes_and_goes_admits_no_more(server: Server, clock: FakeClock, tmp_path: Path) -> None:
+    counters = survivor(server, clock, tmp_path)
+    outcomes = []
+    for number in range(5):
+        server.calls_left = 0
+        outcomes.append(await ask(counters, number))
+        server.calls_left = 10**9
+        await counters.sweep("open", 1)
+    assert outcomes == [Outcome.ADMITTED] * 3 + [Outcome.REFUSED] * 2
+    assert await used(server) == 3
+
+
+async def test_a_line_cut_short_was_never_answered(server: Server, clock: FakeClock, tmp_path: Path) -> None:
+    counters = survivor(server, clock, tmp_path)
+    server.calls_left = 0
+    await ask(counters, 1)
+    with (tmp_path / "journal").open("a") as journal:
+        journal.write('{"tenant": "op')
+    server.calls_left = 10**9
+    again = survivor(server, clock, tmp_path)
+    server.calls_left = 0
+    await ask(again, 2)
+    server.calls_left = 10**9
+    assert await ask(survivor(server, clock, tmp_path), 3) is Outcome.ADMITTED
+    assert await used(server) == 3
