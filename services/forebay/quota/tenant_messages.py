@@ -38,6 +38,7 @@ Check = tuple[object, str, str]
 _ID = re.compile("[a-z0-9-]{1,63}")
 _KEY_ID = re.compile("[a-z2-7]{12}")
 _REQUEST_ID = re.compile("[0-9a-f]{32}")
+END_OF_TIME = 253_370_764_800.0  # the year 9999, in which protobuf's times end
 _LIMITS = frozenset(limit.name for limit in fields(Limits))
 _PATHS = {field.name for field in fields(Overrides)} | {f"limits.{limit}" for limit in _LIMITS} | {"plan"}
 _PLAN_PATHS = {field.name for field in fields(Plan)} - {"name"} | {f"limits.{limit}" for limit in _LIMITS}
@@ -143,10 +144,11 @@ def changing_plan(request: quota_pb2.UpdatePlanRequest) -> Callable[[Plan | None
 
 def from_pb_new_key(message: quota_pb2.KeyPolicy, key_id: str, digest: bytes, now: float) -> KeyPolicy:
     """Returns the key that is to be issued, under an id and a hash."""
-    expires_at = message.expires_at.ToNanoseconds() / 1e9 if message.HasField("expires_at") else None
+    # Read by hand: the library raises on a time that no calendar has, and this one is a stranger's.
+    expires_at = message.expires_at.seconds + message.expires_at.nanos / 1e9 if message.HasField("expires_at") else None
     require(
         (_ID.fullmatch(message.tenant_id), "key.tenant_id", "must be 1 to 63 of a-z, 0-9 and -"),
-        (expires_at is None or expires_at > now, "key.expires_at", "must be in the future"),
+        (expires_at is None or now < expires_at < END_OF_TIME, "key.expires_at", "must be in the future, before the year 9999"),
         (len(message.display_name) <= MAX_NAME, "key.display_name", f"must be at most {MAX_NAME} characters long"),
         *_name_checks("key.models", message.models),
         *_limit_checks("key.limits", message.limits),
@@ -271,6 +273,7 @@ def _tenant_checks(message: quota_pb2.TenantPolicy) -> Iterator[Check]:
         yield all(1 <= step.percent <= 99 for step in steps), "tenant.canary.steps", "must each be of 1 to 99 percent"
         lasting = all(1 <= step.holds_for.seconds <= MAX_STEP_S for step in steps)
         yield lasting, "tenant.canary.steps", "must each hold for a second to a year"
+        yield 0 <= message.canary.started_at.seconds < END_OF_TIME, "tenant.canary.started_at", "must be from 1970 to 9999"
 
 
 def _limit_checks(field: str, limits: quota_pb2.Limits) -> Iterator[Check]:
