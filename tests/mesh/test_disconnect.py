@@ -35,8 +35,8 @@ async def until_running(engine: SimulatedEngine, count: int) -> None:
 
 async def test_no_step_after_the_worker_received_the_cancel(mesh: Mesh, engine: SimulatedEngine) -> None:
     async with ForebayClient(mesh.address, mesh.keys["acme"]) as client:
-        leaving = client.stream("Tell me everything.", max_tokens=500)
-        staying = client.stream("Tell me something.", max_tokens=500)
+        leaving = client.stream("Tell me everything.", max_tokens=500, ignore_eos=True)
+        staying = client.stream("Tell me something.", max_tokens=500, ignore_eos=True)
         left, stayed = aiter(leaving), aiter(staying)
         first = [asyncio.ensure_future(anext(left)), asyncio.ensure_future(anext(stayed))]
         await until_running(engine, 2)

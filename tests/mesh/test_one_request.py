@@ -98,7 +98,7 @@ async def test_an_unknown_key_is_refused(mesh: MeshProcesses, key: str) -> None:
 
 async def test_a_limit_refuses_before_anything_runs(mesh: MeshProcesses) -> None:
     async with ForebayClient(mesh.router_address(), mesh.key("initech")) as client:
-        streams = [client.stream("Tell me a long story.", max_tokens=400) for _ in range(4)]
+        streams = [client.stream("Tell me a long story.", max_tokens=400, ignore_eos=True) for _ in range(4)]
         results = await asyncio.gather(*(consume(stream) for stream in streams), return_exceptions=True)
     refused = [result for result in results if isinstance(result, MeshError)]
     assert len(refused) >= 2  # the basic plan has two at a time
@@ -113,7 +113,7 @@ async def consume(stream: Any) -> int:
 
 
 async def test_a_client_that_leaves_is_billed_for_what_it_got(acme: ForebayClient) -> None:
-    stream = acme.stream("Tell me everything.", max_tokens=2_000)
+    stream = acme.stream("Tell me everything.", max_tokens=2_000, ignore_eos=True)
     seen = 0
     async for delta in stream:
         seen += len(delta.token_ids)

@@ -39,10 +39,12 @@ def to_pb_options(prompt: Prompt, options: Options) -> router_pb2.GenerateOption
         prompt=to_pb_prompt(prompt),
         sampling=common_pb2.Sampling(
             max_tokens=options.get("max_tokens"),
+            min_tokens=options.get("min_tokens", 0),
             temperature=options.get("temperature"),
             top_p=options.get("top_p"),
             seed=options.get("seed"),
             stop=options.get("stop", ()),
+            ignore_eos=options.get("ignore_eos", False),
         ),
         client_request_id=options.get("client_request_id", ""),
         adapter=options.get("adapter", ""),

@@ -21,10 +21,12 @@ class Options(TypedDict, total=False):
     Attributes:
         model: a name from `list_models`; may be left out where there is only one.
         max_tokens: the most tokens to generate; the model's own default otherwise.
+        min_tokens: the fewest tokens before the answer may end by itself.
         temperature: 0 (greedy) to 2; 1 otherwise.
         top_p: (0, 1]; 1 otherwise.
         seed: makes sampling repeatable.
         stop: strings that end the answer and are no part of it.
+        ignore_eos: go on to max_tokens past the model's own end, for load tests.
         adapter: one of the tenant's; its default otherwise.
         client_request_id: the caller's own name for the request, at most 128 bytes.
         labels: the caller's own dimensions for its usage report, at most 8.
@@ -32,10 +34,12 @@ class Options(TypedDict, total=False):
 
     model: str
     max_tokens: int
+    min_tokens: int
     temperature: float
     top_p: float
     seed: int
     stop: Sequence[str]
+    ignore_eos: bool
     adapter: str
     client_request_id: str
     labels: Mapping[str, str]
