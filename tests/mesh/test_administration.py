@@ -93,7 +93,7 @@ async def test_a_lowered_limit_holds(admin: Any, tenant_id: str, client: Forebay
 async def test_a_suspended_tenant_is_refused_and_what_runs_is_aborted(
     admin: Any, tenant_id: str, client: ForebayClient
 ) -> None:
-    stream = aiter(client.stream("Tell me everything.", max_tokens=LONG))
+    stream = aiter(client.stream("Tell me everything.", max_tokens=LONG, ignore_eos=True))
     await anext(stream)
 
     async def aborted() -> None:

@@ -212,6 +212,18 @@ async def test_a_key_is_shown_once_and_stored_as_a_hash(admin: Any, feed: Policy
     assert policy.hash.hex() not in log
 
 
+@pytest.mark.parametrize("seconds", [1, 2**62, -(2**62)])
+async def test_a_key_must_expire_at_a_time_to_come(admin: Any, seconds: int) -> None:
+    await create(admin)
+    request = pb.IssueKeyRequest(request_id=fresh(), key=pb.KeyPolicy(tenant_id="acme"))
+    request.key.expires_at.seconds = seconds
+    error = await error_of(admin.IssueKey(request))
+    assert (error.code, [violation.field for violation in error.field_violations]) == (
+        Code.INVALID_ARGUMENT,
+        ["key.expires_at"],
+    )
+
+
 async def test_a_rotated_key_goes_on_for_the_overlap(admin: Any, feed: PolicyFeed, clock: FakeClock) -> None:
     await create(admin)
     old = await admin.IssueKey(pb.IssueKeyRequest(request_id=fresh(), key=pb.KeyPolicy(tenant_id="acme", models=["m"])))

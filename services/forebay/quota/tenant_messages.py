@@ -148,7 +148,11 @@ def from_pb_new_key(message: quota_pb2.KeyPolicy, key_id: str, digest: bytes, no
     expires_at = message.expires_at.seconds + message.expires_at.nanos / 1e9 if message.HasField("expires_at") else None
     require(
         (_ID.fullmatch(message.tenant_id), "key.tenant_id", "must be 1 to 63 of a-z, 0-9 and -"),
-        (expires_at is None or now < expires_at < END_OF_TIME, "key.expires_at", "must be in the future, before the year 9999"),
+        (
+            expires_at is None or now < expires_at < END_OF_TIME,
+            "key.expires_at",
+            "must be in the future, before the year 9999",
+        ),
         (len(message.display_name) <= MAX_NAME, "key.display_name", f"must be at most {MAX_NAME} characters long"),
         *_name_checks("key.models", message.models),
         *_limit_checks("key.limits", message.limits),
@@ -273,7 +277,11 @@ def _tenant_checks(message: quota_pb2.TenantPolicy) -> Iterator[Check]:
         yield all(1 <= step.percent <= 99 for step in steps), "tenant.canary.steps", "must each be of 1 to 99 percent"
         lasting = all(1 <= step.holds_for.seconds <= MAX_STEP_S for step in steps)
         yield lasting, "tenant.canary.steps", "must each hold for a second to a year"
-        yield 0 <= message.canary.started_at.seconds < END_OF_TIME, "tenant.canary.started_at", "must be from 1970 to 9999"
+        yield (
+            0 <= message.canary.started_at.seconds < END_OF_TIME,
+            "tenant.canary.started_at",
+            "must be from 1970 to 9999",
+        )
 
 
 def _limit_checks(field: str, limits: quota_pb2.Limits) -> Iterator[Check]:
