@@ -43,11 +43,12 @@ class Ledger(metering_pb2_grpc.MeteringServiceServicer):
         if at > len(self.entries):
             raise MeshError(Code.INVALID_ARGUMENT, "BAD_CURSOR", "of another ledger")
         while not self.cut:
+            self.more.clear()  # before the look, so that what comes meanwhile is not missed
             if at < len(self.entries):
                 page, at = self.entries[at:], len(self.entries)
                 yield pb.StreamUsageResponse(entries=page, cursor=str(at))
-            self.more.clear()
-            await self.more.wait()
+            else:
+                await self.more.wait()
         self.cut = False
         raise MeshError(Code.UNAVAILABLE, "AWAY", "away")
 
