@@ -12,10 +12,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from forebay.errors import Code, MeshError
+from forebay.policy.model import LossPolicy, ServiceClass, TenantPolicy
+from forebay.quota.counters import InMemoryCounters
+from forebay.quota.domain.policies import Policies
+from forebay.quota.domain.reservations import Order, Outcome, Router, Terms
 from forebay.quota.domain.safety import LEASE_MS, Ask, Chunk, Grants, Share
+from forebay.quota.policies import PolicyFeed
 from forebay.quota.redis_safety import KEY, RedisSafety
 from forebay.quota.safety import InMemorySafety, SafetyStore
 from forebay.quota.safety_gate import SafetyGate
+from forebay.quota.service import Quota
 from forebay.testing.clock import FakeClock
 
 START_MS = 1_700_000_000_000
@@ -216,3 +222,24 @@ async def test_who_waits_is_bounded_and_told_when_the_store_is_away(clock: FakeC
     ]
     store.away = False
     await gate.enter("0")
+
+
+@pytest.mark.parametrize("loss_policy", LossPolicy)
+async def test_only_who_fails_open_passes_while_the_store_is_away(clock: FakeClock, loss_policy: LossPolicy) -> None:
+    store = Slow(clock)
+    store.away = True
+    store.answer.set()
+    tenant = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, loss_policy=loss_policy)
+    counters = InMemoryCounters(Terms(), lambda: int(clock.now() * 1000))
+    quota = Quota(
+        PolicyFeed(Policies({"acme": tenant}, {}, {}), clock),
+        counters,
+        now=clock.now,
+        gate=SafetyGate(store, clock, 2),
+    )
+    order = Order("0" * 32, Router("router-1", 1), 1, 1)
+    if loss_policy is LossPolicy.FAIL_OPEN:
+        assert (await quota.reserve("acme", order)).outcome is Outcome.ADMITTED
+    else:
+        with pytest.raises(MeshError, match="QUOTA_STORE_UNAVAILABLE"):
+            await quota.reserve("acme", order)

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from forebay import killpoints
 from forebay.errors import Code, FieldViolation, MeshError
-from forebay.policy.model import KeyPolicy, TenantPolicy
+from forebay.policy.model import KeyPolicy, LossPolicy, TenantPolicy
 from forebay.quota.counters import CounterStore
 from forebay.quota.domain.canary import effective_limits
 from forebay.quota.domain.limits import BUDGETS, Row, Usage, amounts_of, hold_values, rows_of
@@ -70,7 +70,12 @@ class Quota:
         if oversized:
             raise _too_large(oversized)
         if self._gate is not None:
-            await self._gate.enter(order.request_id)
+            try:
+                await self._gate.enter(order.request_id)
+            except MeshError as error:
+                # Without the store nobody knows what all replicas let pass; a tenant that fails open goes on to its local share.
+                if error.code is not Code.UNAVAILABLE or tenant.loss_policy is not LossPolicy.FAIL_OPEN:
+                    raise
         decision = await self._counters.reserve(tenant_id, order, rows)
         if decision.outcome is Outcome.REFUSED:
             raise _refused(decision)
