@@ -108,8 +108,9 @@ def make_plan(seed: int, requests: int, kills: int, points: Sequence[str]) -> Pl
     strikes += [Disruption(0, (draw.choice(_members(kind)),)) for kind in KINDS for _ in range(kills)]
     strikes += [Disruption(0, (draw.choice(WORKERS),)) for _ in range(kills)]
     draw.shuffle(strikes)
-    # Independent times, so that some fall together; none before the load is under way or in its last moments.
-    times = sorted(draw.uniform(0.03, 0.95) * requests for _ in strikes)
+    # Independent times, so that some fall together; none before the load is under way, and the last with load enough to come that
+    # every kill point is still reached, however slowly a machine recovers from the one before.
+    times = sorted(draw.uniform(0.03, 0.75) * requests for _ in strikes)
     disruptions = (Disruption(round(at), strike.names, strike.point) for at, strike in zip(times, strikes, strict=True))
     return Plan(asks, tuple(disruptions))
 
