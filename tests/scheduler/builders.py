@@ -8,13 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forebay.scheduler.domain.decisions import Decisions, Grant
+from forebay.scheduler.domain.eviction import EvictionRules
+from forebay.scheduler.domain.flow_tree import Flow, Node
+from forebay.scheduler.domain.limits import Limits
+from forebay.scheduler.domain.pool import PoolRules
 from forebay.scheduler.domain.request import AttemptKey, Request, ServiceClass
-from forebay.scheduler.domain.scheduler import Limits, Scheduler
-from forebay.scheduler.domain.virtual_counters import Flow
+from forebay.scheduler.domain.room import RoomRules
+from forebay.scheduler.domain.scheduler import Scheduler
 from forebay.scheduler.domain.worker import Capacity, WorkerInfo
 
 MODEL = "m"
 EPOCH = 7
+
+WHOLE = PoolRules(room=RoomRules(alpha=1.0), eviction=EvictionRules(after_s=float("inf")))
+"""Rules that let a worker be filled to the last token, so that sums are easy, and evict nobody."""
 
 _numbers = itertools.count(1)
 
@@ -59,7 +66,7 @@ def info(
 
 def scheduler(*workers: WorkerInfo, limits: Limits | None = None) -> Scheduler:
     """A core with workers that hold nothing."""
-    core = Scheduler(limits or Limits(), EPOCH)
+    core = Scheduler(limits or Limits(pool=WHOLE), EPOCH)
     for worker in workers:
         join(core, worker)
     return core
@@ -87,25 +94,35 @@ def reasons(decisions: Decisions) -> dict[AttemptKey, str]:
 
 
 def flow(core: Scheduler, tenant_id: str) -> Flow[Any]:
-    """A tenant's flow in the only pool; it must be busy."""
+    """A tenant's flow in the only pool; it must be busy, and the tenant must have no other."""
     (pool,) = core.pools
-    (found,) = [flow for flow in pool.flows.busy() if flow.tenant_id == tenant_id]
+    (found,) = [flow for flow in pool.flows.flows() if flow.tenant.name == tenant_id]
     return found
+
+
+def tenant(core: Scheduler, tenant_id: str) -> Node[Any]:
+    """The node of a tenant in the only pool."""
+    return flow(core, tenant_id).tenant
 
 
 @dataclass
 class Engine:
-    """Runs what the core grants: the prompt in the first step, then a token a step, each step reported at once."""
+    """Runs what the core grants: the prompt in the first step, then a token a step, each step reported at once.
+
+    Attributes:
+        most_tokens: the most that were in flight after a step; law 4's M, less the last token of those that ended in it.
+    """
 
     core: Scheduler
     lengths: dict[AttemptKey, int] = field(default_factory=dict)
     now: float = 0.0
     started: set[AttemptKey] = field(default_factory=set)
+    most_tokens: int = 0
     _running: dict[AttemptKey, tuple[Grant, int]] = field(default_factory=dict)
 
     def flood(self, tenant_id: str, depth: int, make: Callable[[str], tuple[Request, int]]) -> None:
         """Keeps at least `depth` requests of a tenant waiting; `make` returns one and how many tokens it will yield."""
-        waiting = sum(f.queued for pool in self.core.pools for f in pool.flows.busy() if f.tenant_id == tenant_id)
+        waiting = sum(f.queued for pool in self.core.pools for f in pool.flows.flows() if f.tenant.name == tenant_id)
         for _ in range(depth - waiting):
             made, length = make(tenant_id)
             self.lengths[made.key] = length
@@ -125,3 +142,5 @@ class Engine:
             else:
                 self._running[attempt] = (grant, generated)
                 self.core.progress(grant.worker_id, attempt, generated, prefilled=True)
+        held = sum(grant.request.prompt_tokens + generated for grant, generated in self._running.values())
+        self.most_tokens = max(self.most_tokens, held)

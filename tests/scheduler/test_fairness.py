@@ -7,14 +7,13 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forebay.scheduler.domain.flow_tree import INPUT_TENTHS, OUTPUT_TENTHS
 from forebay.scheduler.domain.request import Request, ServiceClass
-from forebay.scheduler.domain.virtual_counters import INPUT_TENTHS, OUTPUT_TENTHS
 
-from .builders import Engine, flow, info, request, scheduler
+from .builders import Engine, flow, info, request, scheduler, tenant
 
 KV = 240
-SILVER = 30  # the class's weight, which the tenants' own are multiplied with
-
+SEQS = 10  # fewer than each keeps waiting, so that none of them ever runs out
 ROOM = (
     60  # every request asks for as much, prompt and completion together, so that where one fits any does (no rule P8)
 )
@@ -23,9 +22,9 @@ weights = st.integers(1, 8).map(lambda weight: weight * 1000)
 shapes = st.integers(1, ROOM - 1).flatmap(lambda prompt: st.tuples(st.just(prompt), st.integers(1, ROOM - prompt)))
 
 
-def bound(weight: float) -> float:
+def bound(engine: Engine, weight: float = 1.0) -> float:
     """Law 4's 2 U / min(w), in tenths per unit of weight: reports come at once and nothing prefers a place, so R and Δ are 0."""
-    return 2 * max(INPUT_TENTHS * ROOM, OUTPUT_TENTHS * KV) / weight
+    return 2 * max(INPUT_TENTHS * ROOM, OUTPUT_TENTHS * (engine.most_tokens + SEQS)) / weight
 
 
 def maker(prompt: int, length: int, weight_milli: int = 1000) -> Callable[[str], tuple[Request, int]]:
@@ -43,32 +42,32 @@ def maker(prompt: int, length: int, weight_milli: int = 1000) -> Callable[[str],
 def test_two_that_always_wait_get_service_by_weight_within_the_bound(
     weight_a: int, weight_b: int, shape_a: tuple[int, int], shape_b: tuple[int, int]
 ) -> None:
-    engine = Engine(scheduler(info(kv_tokens=KV)))
+    engine = Engine(scheduler(info(kv_tokens=KV, max_num_seqs=SEQS)))
     gaps = []
     for _ in range(120):
         engine.flood("a", 12, maker(*shape_a, weight_a))
         engine.flood("b", 12, maker(*shape_b, weight_b))
-        a, b = flow(engine.core, "a"), flow(engine.core, "b")
+        a, b = tenant(engine.core, "a"), tenant(engine.core, "b")
         gaps.append(1000 * (a.service_tenths / a.weight_milli - b.service_tenths / b.weight_milli))
         engine.step()
-    smaller = min(weight_a, weight_b) / 1000 * SILVER
+    smaller = min(weight_a, weight_b) / 1000
     # The gap over any interval is the difference of two of these.
-    assert max(gaps) - min(gaps) <= bound(smaller)
+    assert max(gaps) - min(gaps) <= bound(engine, smaller)
 
 
 def test_weights_three_to_one_give_service_three_to_one() -> None:
-    engine = Engine(scheduler(info(kv_tokens=KV)))
+    engine = Engine(scheduler(info(kv_tokens=KV, max_num_seqs=SEQS)))
     for _ in range(3200):
         engine.flood("a", 12, maker(20, 10, 3000))
         engine.flood("b", 12, maker(20, 10, 1000))
         engine.step()
     a, b = flow(engine.core, "a").service_tenths, flow(engine.core, "b").service_tenths
-    tolerance = bound(1.0) / b  # |a/3 - b| is at most the bound
+    tolerance = bound(engine) / b  # |a/3 - b| is at most the bound
     assert abs(a / 3 / b - 1) <= tolerance < 0.1
 
 
 def test_classes_weigh_fifty_to_thirty_to_twenty() -> None:
-    engine = Engine(scheduler(info(kv_tokens=KV)))
+    engine = Engine(scheduler(info(kv_tokens=KV, max_num_seqs=SEQS)))
 
     def make(tenant_id: str) -> tuple[Request, int]:
         return request(tenant_id, service_class=ServiceClass[tenant_id.upper()]), 10
@@ -86,7 +85,7 @@ def test_classes_weigh_fifty_to_thirty_to_twenty() -> None:
 @settings(max_examples=5, deadline=None)
 @given(st.integers(5, 120), shapes, shapes)
 def test_idle_time_earns_nothing(idle_steps: int, shape_a: tuple[int, int], shape_b: tuple[int, int]) -> None:
-    engine = Engine(scheduler(info(kv_tokens=KV)))
+    engine = Engine(scheduler(info(kv_tokens=KV, max_num_seqs=SEQS)))
     for _ in range(idle_steps):
         engine.flood("busy", 12, maker(*shape_a))
         engine.step()
@@ -99,11 +98,11 @@ def test_idle_time_earns_nothing(idle_steps: int, shape_a: tuple[int, int], shap
         engine.flood("busy", 1, maker(*shape_a))
         engine.flood("late", 1, maker(*shape_b))
         ahead = flow(engine.core, "late").service_tenths - (flow(engine.core, "busy").service_tenths - before)
-        assert ahead <= bound(1.0)
+        assert ahead <= bound(engine)
 
 
 def test_a_tenant_that_floods_leaves_the_other_its_place() -> None:
-    engine = Engine(scheduler(info(kv_tokens=KV)))
+    engine = Engine(scheduler(info(kv_tokens=KV, max_num_seqs=SEQS)))
     engine.flood("aggressor", 500, maker(20, 10))
     for _ in range(20):
         engine.step()
@@ -119,7 +118,7 @@ def test_a_tenant_that_floods_leaves_the_other_its_place() -> None:
 
 
 def test_unused_share_goes_to_whoever_waits() -> None:
-    engine = Engine(scheduler(info(kv_tokens=KV)))
+    engine = Engine(scheduler(info(kv_tokens=KV, max_num_seqs=SEQS)))
     engine.flood("alone", 30, maker(10, 10, weight_milli=1))
     engine.step()
     assert flow(engine.core, "alone").in_flight == KV // ROOM

@@ -7,14 +7,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from forebay.scheduler.domain.decisions import Grant
+from forebay.scheduler.domain.limits import Limits
 from forebay.scheduler.domain.pool import MAX_SKIPS
+from forebay.scheduler.domain.pressure import PressureRules
 from forebay.scheduler.domain.request import AttemptKey
-from forebay.scheduler.domain.scheduler import Limits
 from forebay.scheduler.domain.worker import RunningAttempt
 
-from .builders import grants, info, request, scheduler
+from .builders import WHOLE, grants, info, request, scheduler
 
 WORKERS = {"w1": info("w1", 150, block_tokens=16, max_num_seqs=4), "w2": info("w2", 100, max_num_batched_tokens=20)}
+
+LIMITS = Limits(
+    max_queued=12, max_queued_per_tenant=6, queue_timeout_s=5.0, pool=WHOLE, pressure=PressureRules(pace_from=1.0)
+)
 
 index = st.integers(0, 1 << 20)
 
@@ -25,9 +30,7 @@ class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.core = scheduler(
-            *WORKERS.values(), limits=Limits(max_queued=12, max_queued_per_tenant=6, queue_timeout_s=5.0)
-        )
+        self.core = scheduler(*WORKERS.values(), limits=LIMITS)
         self.endings: dict[AttemptKey, list[str]] = {}
         self.tenants: dict[AttemptKey, str] = {}
         self.running: dict[AttemptKey, Grant] = {}  # what the workers hold
@@ -107,7 +110,7 @@ class Histories(RuleBasedStateMachine):
     def lose_router(self, tenant: str) -> None:
         self.core.router_lost(f"r/{tenant}")
         for pool in self.core.pools:
-            assert all(flow.tenant_id != tenant or not flow.queued for flow in pool.flows.busy())
+            assert all(flow.tenant.name != tenant or not flow.queued for flow in pool.flows.flows())
         for attempt in self.waiting_of(tenant):
             self.endings[attempt].append("dropped")
         self.tick()
@@ -146,7 +149,8 @@ class Histories(RuleBasedStateMachine):
     def no_worker_is_promised_more_than_it_holds(self) -> None:
         for worker in (worker for pool in self.core.pools for worker in pool.workers.values()):
             capacity, entries = worker.info.capacity, worker.in_flight.values()
-            assert worker.promised == sum(entry.kv_tokens for entry in entries) <= capacity.kv_tokens
+            assert worker.promised == sum(entry.kv_tokens for entry in entries)
+            assert len(entries) <= 1 or worker.peak.tokens <= capacity.kv_tokens
             assert worker.unprefilled == sum(entry.unprefilled for entry in entries)
             assert len(entries) <= capacity.max_num_seqs
             prompts = [entry.unprefilled for entry in entries if entry.unprefilled]
@@ -160,15 +164,15 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def nothing_waits_that_could_run(self) -> None:
         for pool in self.core.pools:
-            heads = [flow.head for flow in pool.flows.busy() if flow.queue]
+            heads = [flow.head for flow in pool.flows.flows() if flow.queue]
             assert len(heads) <= MAX_SKIPS
             for head in heads:
-                assert not any(w.may_run(head) and w.has_room_for(head) for w in pool.workers.values())
+                assert not any(w.may_run(head) and w.has_room_for(head, self.now) for w in pool.workers.values())
 
     @invariant()
     def counts_agree(self) -> None:
         for pool in self.core.pools:
-            flows = pool.flows.busy()
+            flows = pool.flows.flows()
             assert pool.queued == sum(flow.queued for flow in flows)
             assert sum(flow.in_flight for flow in flows) == sum(len(w.in_flight) for w in pool.workers.values())
             assert all(flow.service_tenths >= 0 for flow in flows)

@@ -285,7 +285,7 @@ async def test_a_restarted_scheduler_is_told_again_and_keeps_everyones_place(wor
     late, early = submission(1, waited=to_pb_duration(1.0)), submission(2, waited=to_pb_duration(9.0))
     router = await world.router(submissions=[late, early], held=[held])
     assert not (await router.hear()).grants
-    worker = await world.worker(kv_tokens=40, running_complete=False)
+    worker = await world.worker(kv_tokens=44, running_complete=False)
     await worker.say(scheduler_pb2.AttachRequest(running=[running]))
     await worker.say(scheduler_pb2.AttachRequest(running_complete=True))
     assert [grant.ref for grant in (await router.hear()).grants] == [ref(2)]
@@ -360,7 +360,7 @@ async def test_a_worker_without_a_capacity_is_refused(world: World) -> None:
 
 
 async def test_operators_see_pools_workers_and_flows(world: World) -> None:
-    worker = await world.worker(kv_tokens=40, draining=False)
+    worker = await world.worker(kv_tokens=44, draining=False)
     router = await world.router()
     await router.hear()
     await router.say(submit(submission(1), submission(2), submission(3, "globex"), submission(4, model="other")))
@@ -378,7 +378,7 @@ async def test_operators_see_pools_workers_and_flows(world: World) -> None:
         ("acme", 1, 1, 100),
         ("globex", 0, 1, 100),
     ]
-    assert [(flow.weight_milli, flow.virtual_counter) for flow in pool.flows] == [(30_000, 3)] * 2
+    assert [(flow.weight_milli, flow.virtual_counter) for flow in pool.flows] == [(1_000, 100)] * 2
     second = await world.pools(page_size=1, page_token=first.next_page_token)
     assert [pool.model for pool in second.pools] == ["other"]
     assert second.next_page_token == ""

@@ -5,8 +5,8 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from forebay.config import ServiceConfig
+from forebay.scheduler.domain.limits import Limits
 from forebay.scheduler.domain.request import ServiceClass
-from forebay.scheduler.domain.scheduler import Limits
 
 
 class ClassWeights(BaseModel):

@@ -9,9 +9,9 @@ from forebay.api.scheduler.v1 import scheduler_pb2
 from forebay.errors import Code, FieldViolation, MeshError
 from forebay.rpc.status import from_pb_duration, to_pb_duration, to_pb_error
 from forebay.scheduler.domain.decisions import Batch, Grant
+from forebay.scheduler.domain.flow_tree import Flow
 from forebay.scheduler.domain.pool import Pool
 from forebay.scheduler.domain.request import AttemptKey, Queued, Request, ServiceClass, Trace
-from forebay.scheduler.domain.virtual_counters import Flow
 from forebay.scheduler.domain.worker import Capacity, EngineState, RunningAttempt, Worker, WorkerInfo
 
 MAX_NAME = 256
@@ -27,6 +27,7 @@ _CLASSES = {
     quota_pb2.SERVICE_CLASS_SILVER: ServiceClass.SILVER,
     quota_pb2.SERVICE_CLASS_BRONZE: ServiceClass.BRONZE,
 }
+_TO_PB_CLASS = {service_class: message for message, service_class in _CLASSES.items()}
 
 
 def from_pb_ref(message: scheduler_pb2.AttemptRef) -> AttemptKey:
@@ -61,7 +62,7 @@ def from_pb_peer(message: common_pb2.Peer) -> tuple[str, int]:
 
 
 def from_pb_submission(message: scheduler_pb2.Submission) -> Request:
-    """Returns a request. Keys, prefix hashes and start_after are left: the flow tree, locality and pacing are still to come.
+    """Returns a request.
 
     Raises:
         MeshError: INVALID_ARGUMENT BAD_SUBMISSION with every field that is wrong.
@@ -71,13 +72,18 @@ def from_pb_submission(message: scheduler_pb2.Submission) -> Request:
         key=from_pb_ref(message.ref),
         tenant_id=message.tenant_id,
         service_class=_CLASSES[message.service_class],
+        key_id=message.key_id,
         weight_milli=message.weight_milli,
         model=message.model,
         pool=message.pool,
         adapter=message.adapter,
         prompt_tokens=message.prompt_tokens,
         max_tokens=message.max_tokens,
+        least_max_tokens=message.least_max_tokens,
         delivered_tokens=message.delivered_tokens,
+        prefix_hashes=tuple(message.prefix_hashes),
+        prefix_block_tokens=message.prefix_block_tokens,
+        start_after_s=from_pb_duration(message.start_after),
         waited_s=from_pb_duration(message.waited),
         remaining_s=from_pb_duration(message.remaining) if message.HasField("remaining") else None,
         queue_timeout_s=from_pb_duration(message.queue_timeout) if message.HasField("queue_timeout") else None,
@@ -90,7 +96,7 @@ def _submission_violations(message: scheduler_pb2.Submission) -> Iterator[FieldV
     for name, value in (("tenant_id", message.tenant_id), ("model", message.model)):
         if not 1 <= len(value) <= MAX_NAME:
             yield FieldViolation(name, f"1 to {MAX_NAME} characters")
-    for name, value in (("pool", message.pool), ("adapter", message.adapter)):
+    for name, value in (("key_id", message.key_id), ("pool", message.pool), ("adapter", message.adapter)):
         if len(value) > MAX_NAME:
             yield FieldViolation(name, f"at most {MAX_NAME} characters")
     if message.service_class not in _CLASSES:
@@ -107,8 +113,9 @@ def _submission_violations(message: scheduler_pb2.Submission) -> Iterator[FieldV
         yield FieldViolation("prefix_hashes", f"at most {MAX_PREFIX_HASHES}")
     if len(message.excluded_workers) > MAX_EXCLUDED:
         yield FieldViolation("excluded_workers", f"at most {MAX_EXCLUDED}")
-    if from_pb_duration(message.waited) < 0:
-        yield FieldViolation("waited", "not below 0")
+    for name, span in (("waited", message.waited), ("start_after", message.start_after)):
+        if from_pb_duration(span) < 0:
+            yield FieldViolation(name, "not below 0")
     if len(message.trace.traceparent) > MAX_NAME or len(message.trace.tracestate) > MAX_TRACESTATE:
         yield FieldViolation("trace", f"a traceparent, and at most {MAX_TRACESTATE} characters of tracestate")
 
@@ -204,11 +211,13 @@ def to_pb_grant(grant: Grant, now: float) -> scheduler_pb2.Grant:
         batch_id=grant.batch_id,
         tenant_id=grant.request.tenant_id,
         adapter=grant.request.adapter,
+        priority=grant.priority,
         prompt_tokens=grant.request.prompt_tokens,
         max_tokens=grant.request.max_tokens,
         kv_tokens=grant.kv_tokens,
         expires_in=to_pb_duration(max(0.0, grant.expires_at - now)),
         waited=to_pb_duration(max(0.0, grant.granted_at - grant.enqueued_at)),
+        measures=[scheduler_pb2.Measure.ValueType(measure.value) for measure in grant.measures],
     )
 
 
@@ -241,7 +250,9 @@ def to_pb_pool(pool: Pool) -> scheduler_pb2.DescribePoolsResponse.Pool:
         name=pool.name,
         model=pool.model,
         workers=[_to_pb_worker(pool.workers[worker_id]) for worker_id in sorted(pool.workers)],
-        flows=[_to_pb_flow(flow) for flow in pool.flows.busy()],
+        flows=[_to_pb_flow(flow) for flow in pool.flows.flows()],
+        queued=pool.queued,
+        lenders=[lender.name for lender in pool.lenders],
     )
 
 
@@ -274,12 +285,17 @@ def _to_pb_worker(worker: Worker) -> scheduler_pb2.DescribePoolsResponse.Worker:
 
 def _to_pb_flow(flow: Flow[Queued]) -> scheduler_pb2.DescribePoolsResponse.Flow:
     return scheduler_pb2.DescribePoolsResponse.Flow(
-        tenant_id=flow.tenant_id,
+        tenant_id=flow.tenant.name,
+        key_id=flow.name,
+        service_class=_TO_PB_CLASS[ServiceClass[flow.path[0]]],
         queued=flow.queued,
         in_flight=flow.in_flight,
         service_tenths=flow.service_tenths,
-        virtual_counter=flow.virtual_tenths,
-        weight_milli=flow.weight_milli,
+        owed_tenths=max(0, round(flow.owed_tenths())),
+        virtual_counter=max(0, flow.tenant.virtual_tenths),
+        weight_milli=flow.tenant.weight_milli,
+        share=flow.share,
+        kv_tokens=flow.kv_tokens,
     )
 
 

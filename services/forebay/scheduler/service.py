@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from forebay import killpoints
 from forebay.clock import Clock
-from forebay.scheduler.domain.decisions import Batch, Decisions, Grant, Rejection, Withdrawal
+from forebay.scheduler.domain.decisions import Batch, Decisions, Eviction, Grant, Rejection, Withdrawal
 from forebay.scheduler.domain.scheduler import Scheduler
 from forebay.scheduler.domain.worker import WorkerInfo
 from forebay.telemetry.tracing import from_headers, record_span
@@ -22,8 +22,8 @@ CLOCK_SKEW_S = 60.0
 RouterLink = Callable[[list[Grant], list[Rejection], float], None]
 """Tells one router, in one message, what may run and what will not; the last argument is the core's time now."""
 
-WorkerLink = Callable[[list[Batch], list[Withdrawal], float], None]
-"""Tells one worker, in one message, what will come and what will not."""
+WorkerLink = Callable[[list[Batch], list[Withdrawal], list[Eviction], float], None]
+"""Tells one worker, in one message, what will come, what will not, and what it is to hand over."""
 
 
 class SchedulerService:
@@ -109,13 +109,16 @@ class SchedulerService:
     def _tell_workers(self, decisions: Decisions, now: float) -> None:
         batches: defaultdict[str, list[Batch]] = defaultdict(list)
         withdrawals: defaultdict[str, list[Withdrawal]] = defaultdict(list)
+        evictions: defaultdict[str, list[Eviction]] = defaultdict(list)
         for batch in decisions.batches:
             batches[batch.worker_id].append(batch)
         for withdrawal in decisions.withdrawals:
             withdrawals[withdrawal.worker_id].append(withdrawal)
-        for worker_id in batches.keys() | withdrawals.keys():
+        for eviction in decisions.evictions:
+            evictions[eviction.worker_id].append(eviction)
+        for worker_id in batches.keys() | withdrawals.keys() | evictions.keys():
             if (link := self._workers.get(worker_id)) is not None:
-                link(batches[worker_id], withdrawals[worker_id], now)
+                link(batches[worker_id], withdrawals[worker_id], evictions[worker_id], now)
 
     def _tell_routers(self, decisions: Decisions, now: float) -> None:
         grants: defaultdict[str, list[Grant]] = defaultdict(list)

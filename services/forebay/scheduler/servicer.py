@@ -9,7 +9,7 @@ from forebay.api.common.v1 import common_pb2
 from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from forebay.errors import Code, FieldViolation, MeshError
 from forebay.rpc.session import Outbox, ServerSession
-from forebay.scheduler.domain.decisions import Batch, Grant, Rejection, Withdrawal
+from forebay.scheduler.domain.decisions import Batch, Eviction, Grant, Rejection, Withdrawal
 from forebay.scheduler.messages import (
     from_pb_engine_state,
     from_pb_peer,
@@ -192,11 +192,14 @@ class _WorkerLink:
     def __init__(self, outbox: Outbox[scheduler_pb2.AttachResponse]) -> None:
         self._outbox = outbox
 
-    def __call__(self, batches: list[Batch], withdrawals: list[Withdrawal], now: float) -> None:
+    def __call__(
+        self, batches: list[Batch], withdrawals: list[Withdrawal], evictions: list[Eviction], now: float
+    ) -> None:
         message = self._outbox.message
         message.batches.extend(to_pb_batch(batch, now) for batch in batches)
         message.withdrawals.extend(to_pb_ref(withdrawal.key) for withdrawal in withdrawals)
-        _flush(self._outbox, sum(len(batch.grants) for batch in batches) + len(withdrawals))
+        message.evictions.extend(to_pb_ref(eviction.key) for eviction in evictions)
+        _flush(self._outbox, sum(len(batch.grants) for batch in batches) + len(withdrawals) + len(evictions))
 
 
 def _flush(outbox: Outbox[scheduler_pb2.ScheduleResponse] | Outbox[scheduler_pb2.AttachResponse], items: int) -> None:

@@ -4,11 +4,19 @@ The same code is driven by the gRPC sessions and by a discrete-event simulator, 
 how a message looks on the wire. Times are seconds on one clock that never goes back; only their differences matter.
 
     request           what a router submits, and its place while it waits
-    indexed_heap      the one ordered structure: flows by counter, requests by age, timers by time
-    virtual_counters  who is owed the next service
-    worker            what a worker can hold, has been promised, and has free
+    indexed_heap      the one ordered structure: flows by counter, requests by deadline, timers by time
+    flow_tree         who is owed the next service
+    length_model      how many more tokens a request will generate
+    peak              the most KV cache that running requests will hold
+    room              how much of a worker may be spoken for
+    prefixes          what a worker's cache is likely to hold
+    worker            what a worker holds, has been promised, and has room for
     promises          what is in flight, and what flows are charged for it
+    eviction          who gives way to a request that has waited long enough
     pool              which waiting request goes to which worker next
+    pressure          what gives way when too much waits
+    limits            the bounds and rules of all of it
+    queue             who may wait, in which place, and for how long
     decisions         what a tick yields
     refusals          why a request does not run
     scheduler         the core that holds all of it together

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from forebay.errors import MeshError
-from forebay.scheduler.domain.request import AttemptKey, Request
+from forebay.scheduler.domain.request import AttemptKey, Measure, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,9 +12,11 @@ class Grant:
 
     Attributes:
         router: the session that is to hear of it.
-        kv_tokens: set aside for it.
+        kv_tokens: the most that it may come to.
+        priority: the engine's; lower runs first.
         enqueued_at, granted_at, expires_at: on the scheduler's clock; the payload must reach the worker by the last.
         queue_depth: requests that waited in the pool when it was drawn.
+        measures: what was done to it because the pool was under pressure.
     """
 
     request: Request
@@ -25,10 +27,12 @@ class Grant:
     epoch: int
     batch_id: int
     kv_tokens: int
+    priority: int
     enqueued_at: float
     granted_at: float
     expires_at: float
     queue_depth: int
+    measures: tuple[Measure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,14 @@ class Withdrawal:
 
 
 @dataclass(frozen=True, slots=True)
+class Eviction:
+    """A running attempt that its worker is to hand over."""
+
+    key: AttemptKey
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Decisions:
     """All that one tick decided.
 
@@ -71,3 +83,4 @@ class Decisions:
     repeats: tuple[Grant, ...] = ()
     rejections: tuple[Rejection, ...] = ()
     withdrawals: tuple[Withdrawal, ...] = ()
+    evictions: tuple[Eviction, ...] = ()

@@ -4,6 +4,8 @@ Textbook heap (Williams 1964) with a table of positions. `heapq` with lazily dro
 every generated token, so stale entries would outnumber live ones.
 """
 
+import heapq
+from collections.abc import Iterator
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 
@@ -30,9 +32,24 @@ class IndexedHeap(Generic[Item, Rank]):
     def __contains__(self, item: Item) -> bool:
         return item in self._position
 
+    def __iter__(self) -> Iterator[tuple[Rank, Item]]:
+        """Yields ranks and items in no order."""
+        return iter(self._entries)
+
     def first(self) -> tuple[Rank, Item] | None:
         """Returns the least rank and its item, or None when the heap is empty."""
         return self._entries[0] if self._entries else None
+
+    def ascending(self) -> Iterator[tuple[Rank, Item]]:
+        """Yields ranks and items, the least first; the k-th takes O(log k). The heap must not change meanwhile."""
+        entries = self._entries
+        frontier: list[tuple[Rank, int]] = [(entries[0][0], 0)] if entries else []
+        while frontier:
+            _, position = heapq.heappop(frontier)
+            yield entries[position]
+            for child in (2 * position + 1, 2 * position + 2):
+                if child < len(entries):
+                    heapq.heappush(frontier, (entries[child][0], child))
 
     def put(self, item: Item, rank: Rank) -> Self:
         """Adds the item, or moves it to a new rank."""
@@ -54,21 +71,25 @@ class IndexedHeap(Generic[Item, Rank]):
 
     def _settle(self, position: int, entry: tuple[Rank, Item]) -> None:
         """Writes the entry at the position, or where the order wants it above or below."""
+        entries, positions, rank = self._entries, self._position, entry[0]
         while position > 0:
             parent = (position - 1) // 2
-            if not entry[0] < self._entries[parent][0]:
+            above = entries[parent]
+            if not rank < above[0]:
                 break
-            self._write(position, self._entries[parent])
+            entries[position] = above
+            positions[above[1]] = position
             position = parent
-        while (child := 2 * position + 1) < len(self._entries):
-            if child + 1 < len(self._entries) and self._entries[child + 1][0] < self._entries[child][0]:
+        size = len(entries)
+        while (child := 2 * position + 1) < size:
+            below = entries[child]
+            if child + 1 < size and entries[child + 1][0] < below[0]:
                 child += 1
-            if not self._entries[child][0] < entry[0]:
+                below = entries[child]
+            if not below[0] < rank:
                 break
-            self._write(position, self._entries[child])
+            entries[position] = below
+            positions[below[1]] = position
             position = child
-        self._write(position, entry)
-
-    def _write(self, position: int, entry: tuple[Rank, Item]) -> None:
-        self._entries[position] = entry
-        self._position[entry[1]] = position
+        entries[position] = entry
+        positions[entry[1]] = position

@@ -7,8 +7,8 @@ the mesh's own doing.
 """
 
 from forebay.scheduler.domain.decisions import Grant
+from forebay.scheduler.domain.flow_tree import CACHED_TENTHS, INPUT_TENTHS, OUTPUT_TENTHS, Flow
 from forebay.scheduler.domain.request import AttemptKey, Queued, Request
-from forebay.scheduler.domain.virtual_counters import CACHED_TENTHS, INPUT_TENTHS, OUTPUT_TENTHS, Flow
 from forebay.scheduler.domain.worker import InFlight, RunningAttempt, Worker
 
 
@@ -31,14 +31,19 @@ class Promises:
         entry = InFlight(
             key=request.key,
             worker=worker,
+            pool=queued.pool,
             kv_tokens=grant.kv_tokens,
+            prompt_tokens=request.prompt_tokens,
             unprefilled=request.prompt_tokens,
             max_tokens=request.max_tokens,
+            delivered_tokens=request.delivered_tokens,
+            expected_tokens=worker.expected_tokens(queued),
             grant=grant,
             charged_input=0 if request.delivered_tokens else request.prompt_tokens,
         )
+        entry.flow = queued.flow
+        entry.pool.flows.begin(entry.flow, entry.expected_tokens)
         self._add(entry)
-        self.attribute(entry, queued.flow)
         self._charge(entry, INPUT_TENTHS * entry.charged_input)
 
     def adopt(
@@ -53,36 +58,53 @@ class Promises:
         entry = InFlight(
             key=attempt.key,
             worker=worker,
+            pool=worker.pool,
             kv_tokens=attempt.kv_tokens,
+            prompt_tokens=request.prompt_tokens if request else 0,
             unprefilled=0 if attempt.generated_tokens else request.prompt_tokens if request else attempt.kv_tokens,
-            max_tokens=attempt.kv_tokens,
+            max_tokens=request.max_tokens if request else attempt.kv_tokens,
+            delivered_tokens=request.delivered_tokens if request else 0,
+            expected_tokens=attempt.kv_tokens,
             generated=attempt.generated_tokens,
             started=attempt.started,
         )
         self._add(entry)
-        if flow is not None:
-            self.attribute(entry, flow)
+        if flow is not None and request is not None:
+            self.attribute(entry, flow, request)
 
-    def attribute(self, entry: InFlight, flow: Flow[Queued]) -> None:
-        """Says whose service a promise is, from now on."""
+    def attribute(self, entry: InFlight, flow: Flow[Queued], request: Request) -> None:
+        """Says whose service a promise is, from now on, and how large it really is."""
         if entry.flow is None:
             entry.flow = flow
-            entry.worker.pool.flows.begin(flow)
+            entry.prompt_tokens, entry.max_tokens = request.prompt_tokens, request.max_tokens
+            entry.delivered_tokens = request.delivered_tokens
+            entry.worker.moved()
+            entry.pool.flows.begin(flow, entry.expected_tokens)
 
     def progress(self, entry: InFlight, generated_tokens: int, prefilled: bool) -> bool:
-        """Charges newly generated tokens; returns whether prefill room came free. A report that comes late changes nothing."""
+        """Charges newly generated tokens; returns whether room may have come free. A report that comes late changes nothing."""
         entry.started = True
         # No more is charged than was granted, whatever a worker reports.
         new = min(generated_tokens, entry.max_tokens) - entry.generated
         if new > 0:
             entry.generated += new
             self._charge(entry, OUTPUT_TENTHS * new)
-        return (prefilled or entry.generated > 0) and entry.worker.prefilled(entry)
+            entry.pool.budget.earn(new)
+            entry.worker.moved()
+        prompt_done = (prefilled or entry.generated > 0) and entry.worker.prefilled(entry)
+        if prompt_done:
+            entry.pool.budget.earn(entry.charged_input)
+        return prompt_done or new > 0
 
     def settle(self, entry: InFlight, generated_tokens: int, cached_tokens: int) -> None:
         """Ends a promise whose attempt ran: charges what was not reported yet, and takes back what the cache saved."""
         self.progress(entry, generated_tokens, prefilled=True)
+        if entry.evicted and not entry.generated:
+            self.refund(entry)  # it ran for nothing, and is charged where it runs again
+            return
         self._charge(entry, (CACHED_TENTHS - INPUT_TENTHS) * min(cached_tokens, entry.charged_input))
+        if not entry.evicted:
+            entry.pool.lengths.completed(entry.delivered_tokens + entry.generated)
         self.end(entry)
 
     def refund(self, entry: InFlight) -> None:
@@ -95,7 +117,7 @@ class Promises:
         del self._entries[entry.key]
         entry.worker.release(entry)
         if entry.flow is not None:
-            entry.worker.pool.flows.end(entry.flow)
+            entry.pool.flows.end(entry.flow, entry.expected_tokens)
 
     def _add(self, entry: InFlight) -> None:
         self._entries[entry.key] = entry
@@ -103,4 +125,4 @@ class Promises:
 
     def _charge(self, entry: InFlight, tenths: int) -> None:
         if entry.flow is not None:
-            entry.worker.pool.flows.charge(entry.flow, tenths)
+            entry.pool.flows.charge(entry.flow, tenths)

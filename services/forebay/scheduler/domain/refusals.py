@@ -1,7 +1,7 @@
 """Why a request does not run. The reasons are stable names for programs; the sentences say what to do."""
 
 from forebay.errors import Code, MeshError
-from forebay.scheduler.domain.request import Request
+from forebay.scheduler.domain.request import Request, ServiceClass
 
 
 def too_large(request: Request) -> MeshError:
@@ -27,6 +27,18 @@ def no_worker(request: Request, retry_after_s: float) -> MeshError:
 def queue_timeout(retry_after_s: float) -> MeshError:
     """The wait ended before room came free."""
     return _unavailable("QUEUE_TIMEOUT", "no room came free in time; try again later or allow more time", retry_after_s)
+
+
+def unreachable(start_in_s: float, retry_after_s: float) -> MeshError:
+    """By the pace of its flow, the request would not start in time."""
+    message = f"the request would wait {start_in_s:.1f} s, longer than it may; try again later or allow more time"
+    return _unavailable("DEADLINE_UNREACHABLE", message, retry_after_s)
+
+
+def shed(service_class: ServiceClass, retry_after_s: float) -> MeshError:
+    """So much waits that new requests of the class are turned away."""
+    message = f"too much waits for new {service_class.name.lower()} requests; try again later"
+    return _unavailable("SHED", message, retry_after_s)
 
 
 def deadline_exceeded() -> MeshError:

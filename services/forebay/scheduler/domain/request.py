@@ -4,7 +4,7 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from forebay.scheduler.domain.virtual_counters import Flow, Place
+from forebay.scheduler.domain.flow_tree import Flow, Place
 
 if TYPE_CHECKING:
     from forebay.scheduler.domain.pool import Pool
@@ -17,6 +17,13 @@ class ServiceClass(enum.Enum):
     GOLD = 1
     SILVER = 2
     BRONZE = 3
+
+
+class Measure(enum.Enum):
+    """What is done to a request because its pool is under pressure. The numbers are the contract's."""
+
+    PACED = 1
+    SHORTENED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +50,19 @@ class Request:
     """One attempt as the scheduler sees it: sizes, never content.
 
     Attributes:
+        key_id: the tenant's key that it came with; empty for none.
         weight_milli: the tenant's weight in thousandths.
         pool: empty for the model's shared pool.
         adapter: empty for the bare model.
         prompt_tokens: with those that earlier attempts generated.
         max_tokens: the most still to generate.
+        least_max_tokens: what max_tokens may be shortened to under pressure; 0 for not at all.
         delivered_tokens: those of prompt_tokens that earlier attempts generated.
+        prefix_hashes: of the prompt's leading blocks of `prefix_block_tokens`, keyed per tenant.
         waited_s: how long it has waited before.
         remaining_s: until the client's deadline; None for none.
         queue_timeout_s: the longest further wait; None for up to `remaining_s`.
+        start_after_s: it starts no earlier than this from now; its tenant is being slowed down.
         excluded_workers: where an earlier attempt broke.
     """
 
@@ -62,12 +73,17 @@ class Request:
     model: str
     prompt_tokens: int
     max_tokens: int
+    key_id: str = ""
     pool: str = ""
     adapter: str = ""
+    least_max_tokens: int = 0
     delivered_tokens: int = 0
+    prefix_hashes: tuple[int, ...] = ()
+    prefix_block_tokens: int = 0
     waited_s: float = 0.0
     remaining_s: float | None = None
     queue_timeout_s: float | None = None
+    start_after_s: float = 0.0
     excluded_workers: frozenset[str] = frozenset()
     trace: Trace = Trace()
 
@@ -83,10 +99,14 @@ class Queued:
 
     Attributes:
         router: the session that is to hear of it.
-        place: orders it within its flow.
+        place: orders it within its flow: the time by which it is to start, and its number in order of arrival.
+        enqueued_at: when it began to wait, earlier submissions included.
+        ends_at: when it is refused if it still waits.
+        start_at, held_back: it starts no earlier, and until then does not count as waiting.
         deadline: the client's; None for none.
         excluded: (worker id, incarnation) pairs that must not run it. A worker that has restarted since is another one.
-        skips, skipped_since: how often and since when others were served although this was the neediest flow's head.
+        measures: what was done to it because the pool is under pressure.
+        blocked_since: when it was first found not to fit although its flow was owed most.
         keeps: the worker whose freed room is kept for it (rule P8).
     """
 
@@ -95,13 +115,12 @@ class Queued:
     pool: "Pool"
     flow: "Flow[Queued]"
     place: Place
+    enqueued_at: float
+    ends_at: float
+    start_at: float
     deadline: float | None
     excluded: frozenset[tuple[str, int]]
-    skips: int = 0
-    skipped_since: float | None = None
+    held_back: bool = True
+    measures: tuple[Measure, ...] = ()
+    blocked_since: float | None = None
     keeps: "Worker | None" = None
-
-    @property
-    def enqueued_at(self) -> float:
-        """When it began to wait, earlier submissions included."""
-        return self.place[0]

@@ -20,48 +20,31 @@ owns the request and submits it again.
 """
 
 import itertools
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from forebay.errors import Code, MeshError
 from forebay.scheduler.domain import refusals
-from forebay.scheduler.domain.decisions import Batch, Decisions, Grant, Rejection, Withdrawal
+from forebay.scheduler.domain.decisions import Batch, Decisions, Eviction, Grant, Rejection, Withdrawal
+from forebay.scheduler.domain.flow_tree import Flow
 from forebay.scheduler.domain.indexed_heap import IndexedHeap
+from forebay.scheduler.domain.limits import Limits
 from forebay.scheduler.domain.pool import Pool
 from forebay.scheduler.domain.promises import Promises
-from forebay.scheduler.domain.request import AttemptKey, Queued, Request, ServiceClass
-from forebay.scheduler.domain.virtual_counters import Flow
+from forebay.scheduler.domain.queue import Queue
+from forebay.scheduler.domain.request import AttemptKey, Queued, Request
 from forebay.scheduler.domain.worker import EngineState, InFlight, RunningAttempt, Worker, WorkerInfo
 
 GRANT_MARGIN_S = 0.5
-# Attempts from before a session that one worker, and all routers together, may tell of.
-MAX_REPORTED = 20_000
 """How long after a grant's expiry its payload can still turn up in a worker's word."""
 
+MAX_REPORTED = 20_000
+"""Attempts from before a session that one worker, and all routers together, may tell of."""
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The bounds of the core.
+PRIORITY_STEP = 16
+"""Tenths of a weighted token, per unit of class weight, that make one step of an engine's priority."""
 
-    Attributes:
-        max_queued, max_queued_per_tenant: requests that wait at a time.
-        queue_timeout_s: the longest wait of a request that names none, or whose model no known worker serves.
-        retry_after_s: what a refused router is told to wait.
-        grant_expiry_s: within which the payload must reach the worker.
-        forget_worker_s: after which a worker that is away is forgotten, with all it ran.
-        class_weights: what each class counts for.
-    """
-
-    max_queued: int = 10_000
-    max_queued_per_tenant: int = 1_000
-    queue_timeout_s: float = 30.0
-    retry_after_s: float = 1.0
-    grant_expiry_s: float = 2.0
-    forget_worker_s: float = 600.0
-    class_weights: Mapping[ServiceClass, int] = field(
-        default_factory=lambda: {ServiceClass.GOLD: 50, ServiceClass.SILVER: 30, ServiceClass.BRONZE: 20}
-    )
+MAX_PRIORITY = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +68,14 @@ class Scheduler:
         self._limits = limits
         self._pools: dict[tuple[str, str], Pool] = {}
         self._workers: dict[str, Worker] = {}
-        self._queued: dict[AttemptKey, Queued] = {}
-        self._queued_by_tenant: Counter[str] = Counter()
+        self._queue = Queue(limits)
         self._promises = Promises()
         self._claims: dict[AttemptKey, Claim] = {}
-        # Three things end by time: a wait, a promise that its worker does not know of, and the memory of a worker that is away.
+        # Three things end by time: a wait (or its being held back), a promise that its worker does not know of, and the
+        # memory of a worker that is away.
         self._timers: IndexedHeap[Queued | InFlight | Worker, float] = IndexedHeap()
         # Pools in which something changed since they were last drawn from; a dict, for its order.
         self._changed: dict[Pool, None] = {}
-        self._arrivals = itertools.count(1)
         self._batch_ids = itertools.count(1)
         self._repeats: list[Grant] = []
         self._rejections: list[Rejection] = []
@@ -112,7 +94,7 @@ class Scheduler:
         Args:
             router: the session that is to hear what becomes of it.
         """
-        if (waiting := self._queued.get(request.key)) is not None:
+        if (waiting := self._queue.get(request.key)) is not None:
             waiting.router = router
             return
         if (entry := self._promises.get(request.key)) is not None:
@@ -123,22 +105,13 @@ class Scheduler:
             self._withdraw(entry)
         self._claims.pop(request.key, None)
         pool = self._pool(request.model, request.pool)
-        if (refusal := self._refusal(request, pool)) is not None:
-            self.refuse(request.key, router, refusal)
-            return
-        queued = Queued(
-            request=request,
-            router=router,
-            pool=pool,
-            flow=self._flow(pool, request),
-            place=(now - request.waited_s, next(self._arrivals)),
-            deadline=None if request.remaining_s is None else now + request.remaining_s,
-            excluded=self._lives(request.excluded_workers),
-        )
-        self._queued[request.key] = queued
-        self._queued_by_tenant[request.tenant_id] += 1
-        pool.enqueue(queued)
-        self._timers.put(queued, now + self._patience(request, pool))
+        flow, excluded = self._flow(pool, request), self._lives(request.excluded_workers)
+        try:
+            queued = self._queue.join(request, router, pool, flow, excluded, now)
+        except MeshError as error:
+            self.refuse(request.key, router, error)
+        else:
+            self._timers.put(queued, min(queued.ends_at, queued.start_at) if queued.held_back else queued.ends_at)
 
     def refuse(self, key: AttemptKey, router: str, error: MeshError) -> None:
         """Answers a submission that could not even be understood."""
@@ -147,7 +120,7 @@ class Scheduler:
     def cancel(self, key: AttemptKey) -> None:
         """Drops an attempt that its router no longer wants. One that is known to run ends by its worker's word."""
         self._claims.pop(key, None)
-        if (queued := self._queued.get(key)) is not None:
+        if (queued := self._queue.get(key)) is not None:
             self._dequeue(queued)
         elif (entry := self._promises.get(key)) is not None and not entry.started:
             # It may have begun unknown to us, so its input stays charged: cancelling must not make prefill free.
@@ -163,17 +136,17 @@ class Scheduler:
         """Notes an attempt that a router holds, granted or running, from before its session."""
         entry = self._promises.get(request.key)
         if entry is not None:
-            self._promises.attribute(entry, self._flow(entry.worker.pool, request))
+            self._promises.attribute(entry, self._flow(entry.pool, request), request)
             return
         worker = self._workers.get(worker_id)
-        if request.key not in self._queued and (worker is None or worker.reported is not None):
+        if request.key not in self._queue and (worker is None or worker.reported is not None):
             if len(self._claims) >= MAX_REPORTED:
                 raise refusals.too_many_reported(MAX_REPORTED)
             self._claims[request.key] = Claim(request, router, worker_id)
 
     def router_lost(self, router: str) -> None:
         """Drops what a router's session had queued; the router submits it again on its next session."""
-        for queued in [queued for queued in self._queued.values() if queued.router == router]:
+        for queued in [queued for queued in self._queue if queued.router == router]:
             self._dequeue(queued)
         self._claims = {key: claim for key, claim in self._claims.items() if claim.router != router}
 
@@ -194,12 +167,12 @@ class Scheduler:
         if worker is None or info.incarnation > worker.info.incarnation or worker.pool is not pool:
             if worker is not None:
                 self._forget(worker)
-            worker = self._workers[info.id] = pool.workers[info.id] = Worker(info, pool)
+            worker = self._workers[info.id] = pool.workers[info.id] = Worker(info, pool, pool.rules.room)
         else:
             self._timers.discard(worker)
             pool.worker_left(worker)
             worker.returned(info)
-        for queued in [queued for queued in self._queued.values() if queued.pool is pool]:
+        for queued in [queued for queued in self._queue if queued.pool is pool]:
             if pool.too_large(queued.request):
                 self._reject(queued, refusals.too_large(queued.request))
 
@@ -232,7 +205,7 @@ class Scheduler:
                 if attempt.started:
                     self._timers.discard(held)
                     self._promises.progress(held, attempt.generated_tokens, prefilled=False)
-            elif attempt.key in self._queued or self._promises.get(attempt.key) is not None:
+            elif attempt.key in self._queue or self._promises.get(attempt.key) is not None:
                 self._withdrawals.append(Withdrawal(attempt.key, worker_id))
             else:
                 claim = self._claims.get(attempt.key)
@@ -260,7 +233,8 @@ class Scheduler:
     def engine_state(self, worker_id: str, state: EngineState) -> None:
         """Notes a worker's load; one whose engine cannot serve is granted nothing."""
         worker = self._workers[worker_id]
-        was_healthy, worker.engine = worker.healthy, state
+        was_healthy = worker.healthy
+        worker.reports(state)
         if was_healthy and not worker.healthy:
             self._left(worker)
         elif worker.healthy and not was_healthy:
@@ -271,7 +245,7 @@ class Scheduler:
         if (entry := self._entry(worker_id, key)) is not None:
             self._timers.discard(entry)
             if self._promises.progress(entry, generated_tokens, prefilled):
-                self._changed[entry.worker.pool] = None
+                self._changed[entry.worker.pool] = None  # what its engine will hold has changed
 
     def departure(
         self, worker_id: str, key: AttemptKey, *, generated_tokens: int, cached_tokens: int, started: bool
@@ -300,12 +274,20 @@ class Scheduler:
         """Decides all that is to be decided now and returns what was since the tick before."""
         while (first := self._timers.first()) is not None and first[0] <= now:
             self._time_out(first[1], now)
-        changed, self._changed = self._changed, {}
+        changed = self._ordered(self._changed)
+        self._changed = {}
         batches = [batch for pool in changed for batch in self._draw(pool, now)]
+        evictions = [entry for pool in changed for entry in pool.take_evictions()]
         for pool in changed:
             if pool.empty:
-                del self._pools[pool.model, pool.name]
-        decisions = Decisions(tuple(batches), tuple(self._repeats), tuple(self._rejections), tuple(self._withdrawals))
+                self._close(pool)
+        decisions = Decisions(
+            batches=tuple(batches),
+            repeats=tuple(self._repeats),
+            rejections=tuple(self._rejections),
+            withdrawals=tuple(self._withdrawals),
+            evictions=tuple(Eviction(entry.key, entry.worker.info.id) for entry in evictions),
+        )
         self._repeats, self._rejections, self._withdrawals = [], [], []
         return decisions
 
@@ -322,19 +304,27 @@ class Scheduler:
                 epoch=self.epoch,
                 batch_id=grants[0].batch_id if grants else next(self._batch_ids),
                 kv_tokens=worker.info.capacity.kv_for(queued.request),
+                priority=min(MAX_PRIORITY, pool.flows.tag(queued.flow) // PRIORITY_STEP),
                 enqueued_at=queued.enqueued_at,
                 granted_at=now,
                 expires_at=now + self._limits.grant_expiry_s,
                 queue_depth=pool.queued,
+                measures=queued.measures,
             )
             self._take_out(queued)
+            self._queue.served(queued.flow, now)
             self._promises.grant(queued, worker, grant)
+            worker.prefixes.granted(queued.request.prefix_hashes)
             grants.append(grant)
         return [Batch(w.info.id, grants[0].batch_id, self.epoch, tuple(grants)) for w, grants in drawn.items()]
 
     def _time_out(self, ended: Queued | InFlight | Worker, now: float) -> None:
         self._timers.discard(ended)
         match ended:
+            case Queued() if ended.held_back and ended.start_at < ended.ends_at:
+                self._queue.release(ended)
+                self._changed[ended.pool] = None
+                self._timers.put(ended, ended.ends_at)
             case Queued():
                 self._reject(ended, self._reason_for_timeout(ended, now))
             case InFlight():
@@ -350,22 +340,6 @@ class Scheduler:
             return refusals.queue_timeout(self._limits.retry_after_s)
         return refusals.no_worker(queued.request, self._limits.retry_after_s)
 
-    def _refusal(self, request: Request, pool: Pool) -> MeshError | None:
-        if pool.too_large(request):
-            return refusals.too_large(request)
-        if self._queued_by_tenant[request.tenant_id] >= self._limits.max_queued_per_tenant:
-            return refusals.queue_full("the tenant", self._limits.retry_after_s)
-        if len(self._queued) >= self._limits.max_queued:
-            return refusals.queue_full("the scheduler", self._limits.retry_after_s)
-        return None
-
-    def _patience(self, request: Request, pool: Pool) -> float:
-        """Returns how long a request may wait from now on, in seconds."""
-        limit = self._limits.queue_timeout_s
-        spans = [span for span in (request.remaining_s, request.queue_timeout_s) if span is not None]
-        wait = min(spans, default=limit)
-        return wait if pool.workers else min(wait, limit)
-
     def _lives(self, worker_ids: frozenset[str]) -> frozenset[tuple[str, int]]:
         workers = (self._workers.get(worker_id) for worker_id in worker_ids)
         return frozenset((worker.info.id, worker.info.incarnation) for worker in workers if worker is not None)
@@ -373,26 +347,42 @@ class Scheduler:
     def _pool(self, model: str, name: str) -> Pool:
         pool = self._pools.get((model, name))
         if pool is None:
-            pool = self._pools[model, name] = Pool(model, name)
+            pool = self._pools[model, name] = Pool(model, name, self._limits.pools.get(name, self._limits.pool))
+            for borrower, lender in ((pool, other) for other in self._pools.values()):
+                _lend(lender, borrower)
+            for borrower in self._pools.values():
+                _lend(pool, borrower)
         self._changed[pool] = None
         return pool
 
+    def _close(self, pool: Pool) -> None:
+        del self._pools[pool.model, pool.name]
+        for borrower in self._pools.values():
+            if pool in borrower.lenders:
+                borrower.lenders.remove(pool)
+
+    def _ordered(self, changed: Iterable[Pool]) -> list[Pool]:
+        """Returns the pools to draw from: owners before those who borrow from them, and these whenever an owner has changed."""
+        pools = dict.fromkeys(changed)
+        for pool in list(pools):
+            if pool.rules.lends and (borrower := self._pools.get((pool.model, ""))) is not None:
+                pools[borrower] = None
+        return sorted(pools, key=lambda pool: bool(pool.lenders))
+
     def _flow(self, pool: Pool, request: Request) -> Flow[Queued]:
-        # Flat for now: with the tree, the class's weight moves to the node above the tenant's.
-        weight = self._limits.class_weights[request.service_class] * request.weight_milli
-        return pool.flows.flow(request.tenant_id, weight)
+        service_class = request.service_class
+        return pool.flows.flow(
+            (service_class.name, 1000 * self._limits.class_weights[service_class]),
+            (request.tenant_id, request.weight_milli),
+            (request.key_id, 1000),
+        )
 
     def _entry(self, worker_id: str, key: AttemptKey) -> InFlight | None:
         return self._workers[worker_id].in_flight.get(key)
 
     def _take_out(self, queued: Queued) -> None:
-        tenant_id = queued.request.tenant_id
-        del self._queued[queued.request.key]
-        self._queued_by_tenant[tenant_id] -= 1
-        if not self._queued_by_tenant[tenant_id]:
-            del self._queued_by_tenant[tenant_id]
         self._timers.discard(queued)
-        queued.pool.dequeue(queued)
+        self._queue.leave(queued)
 
     def _dequeue(self, queued: Queued) -> None:
         self._take_out(queued)
@@ -424,3 +414,9 @@ class Scheduler:
         self._left(worker)
         self._timers.discard(worker)
         del self._workers[worker.info.id], worker.pool.workers[worker.info.id]
+
+
+def _lend(lender: Pool, borrower: Pool) -> None:
+    """Lets a pool's idle workers serve the model's shared pool, if they are lent."""
+    if lender.rules.lends and lender.name and not borrower.name and lender.model == borrower.model:
+        borrower.lenders = [*(pool for pool in borrower.lenders if pool is not lender), lender]

@@ -4,14 +4,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from forebay.scheduler.domain.decisions import Grant
+from forebay.scheduler.domain.flow_tree import Flow
+from forebay.scheduler.domain.peak import Peak
+from forebay.scheduler.domain.prefixes import Prefixes
 from forebay.scheduler.domain.request import AttemptKey, Queued, Request
-from forebay.scheduler.domain.virtual_counters import Flow
+from forebay.scheduler.domain.room import RoomRules, Strain
 
 if TYPE_CHECKING:
     from forebay.scheduler.domain.pool import Pool
 
-PREFILL_STEPS = 2
-"""How many steps' worth of prompt tokens may wait for their prefill on one worker."""
+ADAPTER_LOAD_TOKENS = 512
+"""What loading an adapter is taken to cost, in computed prompt tokens, when workers are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +82,51 @@ class InFlight:
     """A promise to one attempt on one worker.
 
     Attributes:
-        kv_tokens: promised.
+        pool: whose flows it is charged in; not the worker's own when the worker is lent.
+        prompt_tokens: with those that earlier attempts generated, which are `delivered_tokens`.
+        expected_tokens: of KV cache that it was expected to come to when it was granted.
         unprefilled: prompt tokens that are still to be computed, as far as is known.
         grant: None when a scheduler before this one gave it.
         flow: whom its service is charged to; None while no router has said.
         charged_input: prompt tokens charged on dispatch.
         generated: tokens reported and charged.
         started: whether its worker has said anything of it.
+        evicted: whether its worker was told to hand it over.
     """
 
     key: AttemptKey
     worker: "Worker"
+    pool: "Pool"
     kv_tokens: int
+    prompt_tokens: int
     unprefilled: int
     max_tokens: int
+    delivered_tokens: int = 0
+    expected_tokens: int = 0
     grant: Grant | None = None
     flow: Flow[Queued] | None = None
     charged_input: int = 0
     generated: int = 0
     started: bool = False
+    evicted: bool = False
+
+    @property
+    def held(self) -> int:
+        """The KV tokens that it holds once its prompt is computed, the unused half of its last block included.
+
+        Until its router has said what it is, as many as it may come to.
+        """
+        if self.flow is None:
+            return self.kv_tokens
+        return self.prompt_tokens + self.generated + self.worker.info.capacity.block_tokens // 2
+
+    @property
+    def remaining(self) -> int:
+        """The tokens that it is expected to generate yet."""
+        if self.flow is None:
+            return 0
+        delivered = self.delivered_tokens
+        return self.pool.lengths.remaining(delivered + self.generated, delivered + self.max_tokens)
 
 
 @dataclass(slots=True, eq=False)
@@ -111,10 +140,12 @@ class Worker:
         draining: whether it takes no more.
         kept_for: the waiting request that its freed room is kept for (rule P8).
         promised, unprefilled: sums over `in_flight`.
+        preempted: preemptions that its engine reported and that `alpha` has not answered yet.
     """
 
     info: WorkerInfo
     pool: "Pool"
+    rules: RoomRules
     attached: bool = True
     reported: dict[AttemptKey, RunningAttempt] | None = field(default_factory=dict)
     engine: EngineState = EngineState()
@@ -123,11 +154,15 @@ class Worker:
     in_flight: dict[AttemptKey, InFlight] = field(default_factory=dict)
     promised: int = 0
     unprefilled: int = 0
+    lent: int = 0
+    preempted: int = 0
+    strain: Strain = field(init=False)
+    prefixes: Prefixes = field(init=False)
+    _peak: Peak | None = None
 
-    @property
-    def free_kv_tokens(self) -> int:
-        """KV tokens promised to nobody; below 0 when the worker reported more than it can hold."""
-        return self.info.capacity.usable_kv_tokens - self.promised
+    def __post_init__(self) -> None:
+        self.strain = Strain(self.rules)
+        self.prefixes = Prefixes(self.info.capacity.kv_tokens // self.info.capacity.block_tokens)
 
     @property
     def healthy(self) -> bool:
@@ -140,10 +175,26 @@ class Worker:
         return self.attached and self.reported is None and self.healthy and not self.draining
 
     @property
-    def full(self) -> bool:
+    def peak(self) -> Peak:
+        """The future peak of what it was promised."""
+        if self._peak is None:
+            self._peak = Peak((entry.remaining, entry.held) for entry in self.in_flight.values() if not entry.evicted)
+        return self._peak
+
+    def bound(self, now: float, *, favoured: bool) -> float:
+        """Returns the KV tokens that the future peak may come to."""
+        if self.preempted:
+            self.strain.preempted(self.preempted, now)
+            self.preempted = 0
+        alpha = self.rules.favoured_alpha if favoured else self.rules.alpha
+        return (alpha - self.strain.lowered_by(now)) * self.info.capacity.usable_kv_tokens
+
+    def full(self, now: float) -> bool:
         """Whether not even the smallest request fits."""
         capacity = self.info.capacity
-        return len(self.in_flight) >= capacity.max_num_seqs or self.free_kv_tokens < capacity.block_tokens
+        if len(self.in_flight) >= capacity.max_num_seqs:
+            return True
+        return bool(self.in_flight) and self.peak.with_one(1, 1) > self.bound(now, favoured=True)
 
     def may_run(self, queued: Queued) -> bool:
         """Whether it could take a request if it were empty."""
@@ -154,19 +205,41 @@ class Worker:
             and self.info.capacity.can_ever_hold(queued.request)
         )
 
-    def has_room_for(self, queued: Queued) -> bool:
+    def has_room_for(self, queued: Queued, now: float) -> bool:
         """Whether it can take a request now."""
-        capacity = self.info.capacity
-        return (
-            self.kept_for in (None, queued)
-            and len(self.in_flight) < capacity.max_num_seqs
-            and capacity.kv_for(queued.request) <= self.free_kv_tokens
-            and self._has_prefill_room(queued.request.prompt_tokens)
-        )
+        if self.kept_for not in (None, queued) or len(self.in_flight) >= self.info.capacity.max_num_seqs:
+            return False
+        if not self.in_flight:
+            return True
+        need = self.expected_tokens(queued)
+        if queued.pool is not self.pool and self.lent + need > self.rules.lent_share * self.info.capacity.kv_tokens:
+            return False
+        if not self._has_prefill_room(queued.request.prompt_tokens):
+            return False
+        peak = self.peak.with_one(*self.future(queued))
+        if peak <= self.bound(now, favoured=False):
+            return True
+        return peak <= self.bound(now, favoured=True) and queued.pool.holds_little(queued, need)
+
+    def future(self, queued: Queued) -> tuple[int, int]:
+        """Returns the tokens that a waiting request is expected to generate, and those that it will hold at first."""
+        request = queued.request
+        delivered = request.delivered_tokens
+        remaining = queued.pool.lengths.remaining(delivered, delivered + request.max_tokens)
+        return remaining, request.prompt_tokens + self.info.capacity.block_tokens // 2
+
+    def expected_tokens(self, queued: Queued) -> int:
+        """Returns the KV tokens that a waiting request is expected to come to."""
+        return sum(self.future(queued))
+
+    def saves(self, request: Request) -> int:
+        """Returns the tokens of computing that a request is spared here, for what the worker has cached and loaded."""
+        saved = request.prefix_block_tokens * self.prefixes.hit_blocks(request.prefix_hashes)
+        return saved + (ADAPTER_LOAD_TOKENS if request.adapter and request.adapter in self.engine.adapters else 0)
 
     def _has_prefill_room(self, tokens: int) -> bool:
         # A prompt longer than the bound goes alone, or it would never go.
-        bound = PREFILL_STEPS * self.info.capacity.max_num_batched_tokens
+        bound = self.rules.prefill_steps * self.info.capacity.max_num_batched_tokens
         return self.unprefilled == 0 or self.unprefilled + tokens <= bound
 
     def returned(self, info: WorkerInfo) -> None:
@@ -174,17 +247,33 @@ class Worker:
         self.info, self.attached, self.reported = info, True, {}
         self.engine, self.draining = EngineState(), False
 
+    def reports(self, state: EngineState) -> None:
+        """Notes its load."""
+        self.preempted += max(0, state.preemptions - self.engine.preemptions)
+        self.engine = state
+
     def take(self, entry: InFlight) -> None:
         """Adds a promise."""
+        if self._peak is not None:
+            self._peak.add(entry.remaining, entry.held)
         self.in_flight[entry.key] = entry
         self.promised += entry.kv_tokens
         self.unprefilled += entry.unprefilled
+        if entry.pool is not self.pool:
+            self.lent += entry.expected_tokens
 
     def release(self, entry: InFlight) -> None:
         """Ends a promise."""
         del self.in_flight[entry.key]
         self.promised -= entry.kv_tokens
         self.unprefilled -= entry.unprefilled
+        if entry.pool is not self.pool:
+            self.lent -= entry.expected_tokens
+        self._peak = None
+
+    def moved(self) -> None:
+        """Notes that an engine step has changed what its requests hold."""
+        self._peak = None
 
     def prefilled(self, entry: InFlight) -> bool:
         """Notes that an attempt's prompt is computed; False when that was known."""

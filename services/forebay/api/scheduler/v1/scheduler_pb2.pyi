@@ -22,6 +22,32 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Measure:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MeasureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Measure.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MEASURE_UNSPECIFIED: _Measure.ValueType  # 0
+    """None."""
+    MEASURE_PACED: _Measure.ValueType  # 1
+    """Its tenant has more than its part of what waits, so it was held back for a moment."""
+    MEASURE_SHORTENED: _Measure.ValueType  # 2
+    """max_tokens was lowered to what the client said would do; the grant has the new one."""
+
+class Measure(_Measure, metaclass=_MeasureEnumTypeWrapper):
+    """Measure is what is done to a request because too much waits, in the order in which it is done as the queue grows; after
+    these new requests are refused with reason SHED, bronze first and gold last.
+    """
+
+MEASURE_UNSPECIFIED: Measure.ValueType  # 0
+"""None."""
+MEASURE_PACED: Measure.ValueType  # 1
+"""Its tenant has more than its part of what waits, so it was held back for a moment."""
+MEASURE_SHORTENED: Measure.ValueType  # 2
+"""max_tokens was lowered to what the client said would do; the grant has the new one."""
+Global___Measure: _TypeAlias = Measure  # noqa: Y015
+
 @_typing.final
 class ScheduleRequest(_message.Message):
     """ScheduleRequest gathers what a router has to say at one moment. Parts take effect in the order of their numbers."""
@@ -149,6 +175,7 @@ class Submission(_message.Message):
     START_AFTER_FIELD_NUMBER: _builtins.int
     EXCLUDED_WORKERS_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    LEAST_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Whose flow."""
     key_id: _builtins.str
@@ -171,6 +198,8 @@ class Submission(_message.Message):
     """Those of prompt_tokens that earlier attempts generated; 0 for attempt 1. Their recomputation is not charged to the flow."""
     prefix_block_tokens: _builtins.int
     """Tokens per prefix hash."""
+    least_max_tokens: _builtins.int
+    """What max_tokens may be shortened to when too much waits, less what earlier attempts generated; 0 for not at all."""
     @_builtins.property
     def ref(self) -> Global___AttemptRef:
         """Which execution of which request."""
@@ -225,10 +254,11 @@ class Submission(_message.Message):
         start_after: _duration_pb2.Duration | None = ...,
         excluded_workers: _abc.Iterable[_builtins.str] | None = ...,
         trace: _common_pb2.TraceContext | None = ...,
+        least_max_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["queue_timeout", b"queue_timeout", "ref", b"ref", "remaining", b"remaining", "start_after", b"start_after", "trace", b"trace", "waited", b"waited"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "delivered_tokens", b"delivered_tokens", "excluded_workers", b"excluded_workers", "key_id", b"key_id", "max_tokens", b"max_tokens", "model", b"model", "pool", b"pool", "prefix_block_tokens", b"prefix_block_tokens", "prefix_hashes", b"prefix_hashes", "prompt_tokens", b"prompt_tokens", "queue_timeout", b"queue_timeout", "ref", b"ref", "remaining", b"remaining", "service_class", b"service_class", "start_after", b"start_after", "tenant_id", b"tenant_id", "trace", b"trace", "waited", b"waited", "weight_milli", b"weight_milli"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "delivered_tokens", b"delivered_tokens", "excluded_workers", b"excluded_workers", "key_id", b"key_id", "least_max_tokens", b"least_max_tokens", "max_tokens", b"max_tokens", "model", b"model", "pool", b"pool", "prefix_block_tokens", b"prefix_block_tokens", "prefix_hashes", b"prefix_hashes", "prompt_tokens", b"prompt_tokens", "queue_timeout", b"queue_timeout", "ref", b"ref", "remaining", b"remaining", "service_class", b"service_class", "start_after", b"start_after", "tenant_id", b"tenant_id", "trace", b"trace", "waited", b"waited", "weight_milli", b"weight_milli"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -323,7 +353,9 @@ class ScheduleResponse(_message.Message):
 
         @_builtins.property
         def error(self) -> _common_pb2.Error:
-            """Why; UNAVAILABLE with a reason such as QUEUE_FULL, DEADLINE_EXCEEDED, or NOT_FOUND for a model that no pool serves."""
+            """Why: UNAVAILABLE with the reason QUEUE_FULL, QUEUE_TIMEOUT, SHED or DEADLINE_UNREACHABLE, DEADLINE_EXCEEDED, or
+            INVALID_ARGUMENT TOO_LARGE for what no worker could hold.
+            """
 
         def __init__(
             self,
@@ -419,6 +451,7 @@ class Grant(_message.Message):
     KV_TOKENS_FIELD_NUMBER: _builtins.int
     EXPIRES_IN_FIELD_NUMBER: _builtins.int
     WAITED_FIELD_NUMBER: _builtins.int
+    MEASURES_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """The worker."""
     worker_incarnation: _builtins.int
@@ -438,9 +471,9 @@ class Grant(_message.Message):
     prompt_tokens: _builtins.int
     """The most prompt tokens the payload may have."""
     max_tokens: _builtins.int
-    """The most tokens the attempt may generate."""
+    """The most tokens the attempt may generate; the payload must not ask for more."""
     kv_tokens: _builtins.int
-    """KV cache set aside for it, in tokens."""
+    """KV cache that it may come to, in tokens."""
     @_builtins.property
     def ref(self) -> Global___AttemptRef:
         """Which attempt."""
@@ -452,6 +485,10 @@ class Grant(_message.Message):
     @_builtins.property
     def waited(self) -> _duration_pb2.Duration:
         """How long the request has waited in all."""
+
+    @_builtins.property
+    def measures(self) -> _containers.RepeatedScalarFieldContainer[Global___Measure.ValueType]:
+        """What was done to it because too much waited."""
 
     def __init__(
         self,
@@ -470,10 +507,11 @@ class Grant(_message.Message):
         kv_tokens: _builtins.int = ...,
         expires_in: _duration_pb2.Duration | None = ...,
         waited: _duration_pb2.Duration | None = ...,
+        measures: _abc.Iterable[Global___Measure.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_in", b"expires_in", "ref", b"ref", "waited", b"waited"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "batch_id", b"batch_id", "epoch", b"epoch", "expires_in", b"expires_in", "kv_tokens", b"kv_tokens", "max_tokens", b"max_tokens", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "ref", b"ref", "tenant_id", b"tenant_id", "waited", b"waited", "worker_address", b"worker_address", "worker_id", b"worker_id", "worker_incarnation", b"worker_incarnation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "batch_id", b"batch_id", "epoch", b"epoch", "expires_in", b"expires_in", "kv_tokens", b"kv_tokens", "max_tokens", b"max_tokens", "measures", b"measures", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "ref", b"ref", "tenant_id", b"tenant_id", "waited", b"waited", "worker_address", b"worker_address", "worker_id", b"worker_id", "worker_incarnation", b"worker_incarnation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -961,17 +999,25 @@ class DescribePoolsResponse(_message.Message):
         MODEL_FIELD_NUMBER: _builtins.int
         WORKERS_FIELD_NUMBER: _builtins.int
         FLOWS_FIELD_NUMBER: _builtins.int
+        QUEUED_FIELD_NUMBER: _builtins.int
+        LENDERS_FIELD_NUMBER: _builtins.int
         name: _builtins.str
         """Its name."""
         model: _builtins.str
         """Its model."""
+        queued: _builtins.int
+        """Requests that wait, those held back included."""
         @_builtins.property
         def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___DescribePoolsResponse.Worker]:
             """Its workers, in order of id."""
 
         @_builtins.property
         def flows(self) -> _containers.RepeatedCompositeFieldContainer[Global___DescribePoolsResponse.Flow]:
-            """The tenants with something queued or running, in order of id."""
+            """The flows with something queued or running, in order of class, tenant and key."""
+
+        @_builtins.property
+        def lenders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """Pools of the same model whose idle workers this one may use."""
 
         def __init__(
             self,
@@ -980,10 +1026,12 @@ class DescribePoolsResponse(_message.Message):
             model: _builtins.str = ...,
             workers: _abc.Iterable[Global___DescribePoolsResponse.Worker] | None = ...,
             flows: _abc.Iterable[Global___DescribePoolsResponse.Flow] | None = ...,
+            queued: _builtins.int = ...,
+            lenders: _abc.Iterable[_builtins.str] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["flows", b"flows", "model", b"model", "name", b"name", "workers", b"workers"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["flows", b"flows", "lenders", b"lenders", "model", b"model", "name", b"name", "queued", b"queued", "workers", b"workers"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1039,7 +1087,7 @@ class DescribePoolsResponse(_message.Message):
 
     @_typing.final
     class Flow(_message.Message):
-        """Flow is one tenant's queue."""
+        """Flow is the queue of one key of a tenant."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -1049,6 +1097,11 @@ class DescribePoolsResponse(_message.Message):
         SERVICE_TENTHS_FIELD_NUMBER: _builtins.int
         VIRTUAL_COUNTER_FIELD_NUMBER: _builtins.int
         WEIGHT_MILLI_FIELD_NUMBER: _builtins.int
+        KEY_ID_FIELD_NUMBER: _builtins.int
+        SERVICE_CLASS_FIELD_NUMBER: _builtins.int
+        OWED_TENTHS_FIELD_NUMBER: _builtins.int
+        SHARE_FIELD_NUMBER: _builtins.int
+        KV_TOKENS_FIELD_NUMBER: _builtins.int
         tenant_id: _builtins.str
         """Whose."""
         queued: _builtins.int
@@ -1058,9 +1111,19 @@ class DescribePoolsResponse(_message.Message):
         service_tenths: _builtins.int
         """Service received since the scheduler started, in tenths of a weighted token."""
         virtual_counter: _builtins.int
-        """The virtual counter, in tenths of a weighted token per unit of weight."""
+        """Its tenant's virtual counter, in tenths of a weighted token per unit of weight."""
         weight_milli: _builtins.int
-        """The weight in thousandths."""
+        """Its tenant's weight within the class, in thousandths."""
+        key_id: _builtins.str
+        """The key; empty for requests that name none."""
+        service_class: _quota_pb2.ServiceClass.ValueType
+        """The tenant's class."""
+        owed_tenths: _builtins.int
+        """Service that it was owed while something of it waited or ran, in tenths of a weighted token."""
+        share: _builtins.float
+        """The part of the pool that it is owed now, 0 to 1."""
+        kv_tokens: _builtins.int
+        """KV tokens that its attempts in flight are expected to come to."""
         def __init__(
             self,
             *,
@@ -1070,10 +1133,15 @@ class DescribePoolsResponse(_message.Message):
             service_tenths: _builtins.int = ...,
             virtual_counter: _builtins.int = ...,
             weight_milli: _builtins.int = ...,
+            key_id: _builtins.str = ...,
+            service_class: _quota_pb2.ServiceClass.ValueType = ...,
+            owed_tenths: _builtins.int = ...,
+            share: _builtins.float = ...,
+            kv_tokens: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["in_flight", b"in_flight", "queued", b"queued", "service_tenths", b"service_tenths", "tenant_id", b"tenant_id", "virtual_counter", b"virtual_counter", "weight_milli", b"weight_milli"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["in_flight", b"in_flight", "key_id", b"key_id", "kv_tokens", b"kv_tokens", "owed_tenths", b"owed_tenths", "queued", b"queued", "service_class", b"service_class", "service_tenths", b"service_tenths", "share", b"share", "tenant_id", b"tenant_id", "virtual_counter", b"virtual_counter", "weight_milli", b"weight_milli"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

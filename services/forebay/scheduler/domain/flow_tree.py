@@ -1,0 +1,404 @@
+"""The tree of flows: who is owed the next service.
+
+Source. Virtual token counters are from Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024): each client has
+a counter of the service it has received, and the next request is taken from the client with the smallest. Service is tokens,
+not requests and not turns, since a turn costs whatever its sender likes. The weighted form divides service by weight, as
+weighted fair queueing does (Demers, Keshav and Shenker 1989); the lift of a returning client plays the part that the system's
+virtual time plays there; and the tree is that of hierarchical fair queueing (Bennett and Zhang 1996): class, tenant, key.
+
+How service is counted. A request is charged twice: on dispatch for its input, which is known then, and for each generated
+token as its worker reports it, which is not known before. In tenths of a weighted token an input token costs 10, one
+that came from the prefix cache 1, a generated one 20. Whether input was cached is known only at the end, so dispatch charges
+it in full and the departure takes the difference back. A continuation of tokens already delivered is charged no input.
+A charge goes to the flow and to each node above it, at each by that node's weight among its siblings.
+
+The choice. From the root down, the waiting child with the smallest counter, until a flow is reached. So a tenant's share is its
+class's share times its weight over the weights of its class, among those that wait; and what one does not use, its
+siblings use before anybody else does.
+
+Arithmetic. A counter is service divided by weight. Floats lose the small differences that fairness is about once the sums
+are large, and exact fractions grow a denominator with every weight that a lift has met. So a counter is an integer number of
+1/RESOLUTION steps, and the remainder of each division is carried to the next charge: after any number of charges the counter
+is exactly floor(service x RESOLUTION / weight) above where its flow was last lifted to. One step is below a millionth of a token.
+
+The lift. A node that begins to wait again is lifted to the smallest counter among its waiting siblings; when none waits, to
+that of the sibling that stopped waiting last. Idle time earns nothing: without it a tenant that slept for an hour would be
+owed an hour. Lifting to the largest counter, or to the average, would punish those who come and go.
+
+Invariants.
+1. A node is in its parent's heap exactly while something in its subtree waits, save for flows set aside during one draw.
+2. Counters fall only by what the end of an attempt takes back, which is at most what its dispatch charged.
+3. A flow is chosen only while no waiting sibling of it, or of a node above it, has a smaller counter, or those that have were
+   passed over: by rule P8, or for a prefix hit within `slack` of the smallest. So of two siblings that wait throughout, one
+   gets ahead of the other by no more than the charges of the requests that it then has in flight: law 4, whose proof
+   is in docs/fairness.md.
+
+Cost. Choosing is O(depth); charging, joining and leaving are O(depth x log n) for n waiting siblings; the depth is three.
+
+Rejected. Round robin by turns and input-only deficit round robin: who asks for long answers wins. Least attained service
+without the lift: idleness is credit. Charging the expected output on dispatch: it narrows the bound when the guess is good,
+and is left until a benchmark wants it. Strict bands between classes: a flood of gold would starve bronze.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from forebay.scheduler.domain.indexed_heap import IndexedHeap
+
+INPUT_TENTHS = 10
+CACHED_TENTHS = 1
+OUTPUT_TENTHS = 20
+
+RESOLUTION = 1 << 20
+"""Steps of a counter per tenth of a weighted token at weight 1."""
+
+MAX_IDLE_FLOWS = 10_000
+"""Idle flows remembered in each tree. The longest idle is forgotten first: the lift would raise it in any case."""
+
+Place = tuple[float, int]
+"""Where a request stands in its flow: the time by which it is to start, and its number in order of arrival."""
+
+Step = tuple[str, int]
+"""One step of the way from the root to a flow: the node's name, and its weight in thousandths."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(slots=True, eq=False)
+class Node(Generic[Item]):
+    """A class, a tenant or a key, and all below it.
+
+    Attributes:
+        weight_milli: in thousandths, against its siblings.
+        counter: service per weight, in steps; `remainder` is what the last division left.
+        service_tenths: service since the node was first seen, in tenths of a weighted token.
+        in_flight, kv_tokens: how many items of the subtree run, and the KV tokens that they are expected to come to.
+        waiting: the children in whose subtrees something waits, by their counters.
+        last_left: the child that stopped waiting last.
+        busy: whether anything in the subtree waits or runs.
+        busy_weight: the sum of the weights of the children that are busy.
+        owed, mark: service that the node was owed while it was busy, and its parent's `level` up to which that is counted.
+        level, settled: service owed to each unit of the children's weight, and the node's own up to which that is counted.
+    """
+
+    name: str
+    parent: "Node[Item] | None"
+    weight_milli: int = 1000
+    counter: int = 0
+    remainder: int = 0
+    service_tenths: int = 0
+    in_flight: int = 0
+    kv_tokens: int = 0
+    children: "dict[str, Node[Item]]" = field(default_factory=dict)
+    waiting: "IndexedHeap[Node[Item], int]" = field(default_factory=IndexedHeap)
+    last_left: "Node[Item] | None" = None
+    busy: bool = False
+    busy_weight: int = 0
+    owed: float = 0.0
+    mark: float = 0.0
+    level: float = 0.0
+    settled: float = 0.0
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The names from below the root down to this node."""
+        return (*self.parent.path, self.name) if self.parent is not None else ()
+
+    @property
+    def virtual_tenths(self) -> int:
+        """The counter in tenths of a weighted token per unit of weight."""
+        return self.counter // RESOLUTION
+
+    @property
+    def share(self) -> float:
+        """The part of the pool that the node is owed among those that wait or run, 0 to 1; as if it were busy when it is not."""
+        if self.parent is None:
+            return 1.0
+        siblings = self.parent.busy_weight + (0 if self.busy else self.weight_milli)
+        return self.parent.share * self.weight_milli / siblings
+
+    def reweigh(self, weight_milli: int) -> None:
+        """Gives the node another weight, for what it is charged from now on."""
+        if weight_milli != self.weight_milli:
+            if self.busy and self.parent is not None:
+                self.owed_tenths()
+                self.parent.busy_weight += weight_milli - self.weight_milli
+            self.weight_milli, self.remainder = weight_milli, 0
+
+    def owed_tenths(self) -> float:
+        """Returns the service that the node was owed: while busy its part, by weight, of what its parent was owed.
+
+        A node that stops being busy had all that it asked for, so what it was owed beyond that is forgotten then.
+        """
+        if self.parent is None:
+            return float(self.service_tenths)
+        self.parent._spread()
+        if self.busy:
+            self.owed += self.weight_milli * (self.parent.level - self.mark)
+        self.mark = self.parent.level
+        return self.owed
+
+    def become(self, *, busy: bool) -> None:
+        """Notes that something in the subtree began to wait or run, or that nothing does any more."""
+        assert self.parent is not None
+        owed = self.owed_tenths()
+        if not busy:
+            self.owed = min(owed, float(self.service_tenths))
+        self.busy = busy
+        self.parent.busy_weight += self.weight_milli if busy else -self.weight_milli
+
+    def _spread(self) -> None:
+        owed = self.owed_tenths()
+        if self.busy_weight:
+            self.level += (owed - self.settled) / self.busy_weight
+        self.settled = owed
+
+
+@dataclass(slots=True, eq=False)
+class Flow(Node[Item]):
+    """A leaf: the requests of one key of one tenant.
+
+    Attributes:
+        queue: what waits, by place.
+        parked: what waits but cannot be chosen; as far as fairness goes it is not there.
+        skips, skipped_since: how often and since when others were served although this flow's head was due (rule P8).
+        dispatched_at, gap_s: when it was last served, and the smoothed time between two services while it waited.
+    """
+
+    queue: IndexedHeap[Item, Place] = field(default_factory=IndexedHeap)
+    parked: dict[Item, Place] = field(default_factory=dict)
+    skips: int = 0
+    skipped_since: float | None = None
+    dispatched_at: float | None = None
+    gap_s: float | None = None
+
+    @property
+    def queued(self) -> int:
+        """How many items wait, parked ones included."""
+        return len(self.queue) + len(self.parked)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of it waits or runs."""
+        return not self.queued and not self.in_flight
+
+    @property
+    def head(self) -> Item:
+        """The item that is next; there must be one."""
+        first = self.queue.first()
+        assert first is not None
+        return first[1]
+
+    @property
+    def tenant(self) -> Node[Item]:
+        """The node of its tenant."""
+        assert self.parent is not None
+        return self.parent
+
+
+class FlowTree(Generic[Item]):
+    """The flows of one pool, and the order in which they are owed service.
+
+    Attributes:
+        root: the node above the classes.
+    """
+
+    def __init__(self) -> None:
+        self.root: Node[Item] = Node("", None)
+        self._flows: dict[tuple[str, ...], Flow[Item]] = {}
+        self._parked: dict[Flow[Item], None] = {}
+        self._idle: OrderedDict[tuple[str, ...], None] = OrderedDict()
+
+    def flows(self) -> list[Flow[Item]]:
+        """Returns the flows in which something waits or runs, in order of path."""
+        return [self._flows[path] for path in sorted(self._flows) if not self._flows[path].idle]
+
+    def flow(self, *steps: Step) -> Flow[Item]:
+        """Returns the flow at the end of the way, with the weights as they are now, making it on first sight."""
+        path = tuple(name for name, _ in steps)
+        flow = self._flows.get(path)
+        if flow is None:
+            node = self.root
+            for name, _ in steps[:-1]:
+                node = node.children.setdefault(name, Node(name, node))
+            flow = self._flows[path] = Flow(path[-1], node)
+            node.children[path[-1]] = flow
+            self._idle[path] = None
+            self._forget_longest_idle()
+        for node, (_, weight_milli) in zip(self._up(flow), reversed(steps), strict=True):
+            node.reweigh(weight_milli)
+        return flow
+
+    def enqueue(self, flow: Flow[Item], item: Item, place: Place) -> None:
+        """Adds a waiting item; a flow that begins to wait is lifted, and so is each node above it that does."""
+        if not flow.queue:
+            self._join(flow, lift=True)
+        flow.queue.put(item, place)
+        self._note_business(flow)
+
+    def dequeue(self, flow: Flow[Item], item: Item) -> None:
+        """Takes a waiting item out, wherever it stands."""
+        if flow.parked.pop(item, None) is None:
+            self._take(flow, item)
+        self._note_business(flow)
+
+    def park(self, flow: Flow[Item], item: Item, place: Place) -> None:
+        """Takes a waiting item out of its flow's way until `unpark`."""
+        self._take(flow, item)
+        flow.parked[item] = place
+        self._parked[flow] = None
+
+    def unpark(self) -> None:
+        """Lets all parked items stand in their places again."""
+        parked, self._parked = self._parked, {}
+        for flow in parked:
+            items, flow.parked = flow.parked, {}
+            for item, place in items.items():
+                self.enqueue(flow, item, place)
+
+    def neediest(self) -> Flow[Item] | None:
+        """Returns the waiting flow that is owed most, of those not set aside."""
+        return _neediest_below(self.root)
+
+    def near(self, most: int, slack_tenths: int) -> Iterator[Flow[Item]]:
+        """Yields the neediest flow of each of up to `most` tenants, of the neediest class, the neediest first.
+
+        Only tenants that `slack_tenths` of service would not have put behind the neediest; the tree must not change meanwhile.
+        """
+        first = self.root.waiting.first()
+        if first is None:
+            return
+        least: int | None = None
+        for counter, tenant in first[1].waiting.ascending():
+            least = counter if least is None else least
+            if most == 0 or (counter - least) * tenant.weight_milli > slack_tenths * 1000 * RESOLUTION:
+                return
+            flow = _neediest_below(tenant)
+            assert flow is not None
+            yield flow
+            most -= 1
+
+    def set_aside(self, flow: Flow[Item]) -> None:
+        """Leaves a waiting flow out of the choice until it is put back."""
+        self._leave(flow)
+
+    def put_back(self, flow: Flow[Item]) -> None:
+        """Ends `set_aside`."""
+        if flow.queue:
+            self._join(flow, lift=False)
+
+    def charge(self, flow: Flow[Item], tenths: int) -> None:
+        """Adds service to a flow and all above it, in tenths of a weighted token; takes it back when negative."""
+        steps = tenths * 1000 * RESOLUTION
+        node: Node[Item] = flow
+        while (parent := node.parent) is not None:
+            node.service_tenths += tenths
+            # The counter is per unit of weight and the weight in thousandths, hence the factor.
+            more, node.remainder = divmod(steps + node.remainder, node.weight_milli)
+            node.counter += more
+            if node in parent.waiting:
+                parent.waiting.put(node, node.counter)
+            node = parent
+        node.service_tenths += tenths
+
+    def begin(self, flow: Flow[Item], kv_tokens: int) -> None:
+        """Notes that one more of the flow's items runs, and the KV tokens that it is expected to come to."""
+        for node in self._up(flow):
+            node.in_flight += 1
+            node.kv_tokens += kv_tokens
+        self._note_business(flow)
+
+    def end(self, flow: Flow[Item], kv_tokens: int) -> None:
+        """Notes that one of the flow's running items has ended."""
+        for node in self._up(flow):
+            node.in_flight -= 1
+            node.kv_tokens -= kv_tokens
+        self._note_business(flow)
+
+    def tag(self, flow: Flow[Item]) -> int:
+        """Returns the flow's virtual time on the scale of the root, in tenths of a weighted token per unit of class weight.
+
+        It is its class's counter, and the service by which it and its tenant are ahead of their neediest waiting sibling.
+        Within a pool it orders requests of all flows as they are owed service, over time, too.
+        """
+        ahead = 0
+        node: Node[Item] = flow
+        while (parent := node.parent) is not None and parent.parent is not None:
+            first = parent.waiting.first()
+            least = node.counter if first is None else min(first[0], node.counter)
+            ahead += (node.counter - least) * node.weight_milli
+            node = parent
+        return (node.counter + ahead // node.weight_milli) // RESOLUTION
+
+    def counters(self) -> dict[tuple[str, ...], int]:
+        """Returns the counters of all nodes by path, in steps."""
+        found: dict[tuple[str, ...], int] = {}
+        stack = list(self.root.children.values())
+        while stack:
+            node = stack.pop()
+            found[node.path] = node.counter
+            stack.extend(node.children.values())
+        return found
+
+    @staticmethod
+    def _up(flow: Flow[Item]) -> Iterator[Node[Item]]:
+        node: Node[Item] = flow
+        while node.parent is not None:
+            yield node
+            node = node.parent
+
+    def _join(self, node: Node[Item], *, lift: bool) -> None:
+        while (parent := node.parent) is not None and node not in parent.waiting:
+            if lift:
+                first = parent.waiting.first()
+                reference = first[1] if first is not None else parent.last_left
+                if reference is not None and node.counter < reference.counter:
+                    node.counter, node.remainder = reference.counter, 0
+            parent.waiting.put(node, node.counter)
+            node = parent
+
+    def _leave(self, node: Node[Item]) -> None:
+        while (parent := node.parent) is not None:
+            parent.waiting.discard(node)
+            parent.last_left = node
+            if parent.waiting:
+                return
+            node = parent
+
+    def _take(self, flow: Flow[Item], item: Item) -> None:
+        flow.queue.discard(item)
+        if not flow.queue:
+            self._leave(flow)
+
+    def _note_business(self, flow: Flow[Item]) -> None:
+        node: Node[Item] = flow
+        busy = not flow.idle
+        while (parent := node.parent) is not None and node.busy != busy:
+            node.become(busy=busy)
+            node, busy = parent, parent.busy_weight > 0
+        if not flow.idle:
+            self._idle.pop(flow.path, None)
+        else:
+            self._idle[flow.path] = None
+            self._idle.move_to_end(flow.path)
+            self._forget_longest_idle()
+
+    def _forget_longest_idle(self) -> None:
+        if len(self._idle) <= MAX_IDLE_FLOWS:
+            return
+        path, _ = self._idle.popitem(last=False)
+        node: Node[Item] = self._flows.pop(path)
+        while (parent := node.parent) is not None and not node.children:
+            del parent.children[node.name]  # as `last_left` it still tells the level
+            node = parent
+
+
+def _neediest_below(node: Node[Item]) -> Flow[Item] | None:
+    while not isinstance(node, Flow):
+        first = node.waiting.first()
+        if first is None:
+            return None
+        node = first[1]
+    return node
