@@ -106,13 +106,13 @@ def test_admission_stands_before_the_dispatcher_and_hears_the_end() -> None:
         inside = 0
         ends: list[tuple[int, float]] = []  # noqa: RUF012
 
-        def refusal(self, arrival: Arrival, asked: int, now: float) -> str:
+        def refusal(self, id: int, arrival: Arrival, asked: int, now: float) -> str:
             if self.inside:
                 return "concurrent"
             self.inside += 1
             return ""
 
-        def ended(self, arrival: Arrival, asked: int, generated: int, now: float) -> None:
+        def ended(self, id: int, arrival: Arrival, generated: int, now: float) -> None:
             self.inside -= 1
             self.ends.append((generated, now))
 

@@ -75,11 +75,11 @@ class Outcome:
 class Admission(Protocol):
     """What stands before the dispatcher and may refuse."""
 
-    def refusal(self, arrival: Arrival, asked: int, now: float) -> str:
+    def refusal(self, id: int, arrival: Arrival, asked: int, now: float) -> str:
         """Returns why a request is not let in, or nothing, and counts it as let in."""
         ...
 
-    def ended(self, arrival: Arrival, asked: int, generated: int, now: float) -> None:
+    def ended(self, id: int, arrival: Arrival, generated: int, now: float) -> None:
         """Hears that a request that was let in has ended."""
         ...
 
@@ -92,7 +92,7 @@ class Setting:
         shape: of each engine.
         workers: how many there are.
         delay_s: from dispatcher to worker, and back.
-        max_tokens: what each client asks for at most, since it does not know its answer's length; cut to what fits the model.
+        max_tokens: what a request asks for unless it says itself; cut to what fits the model.
         until_s: when the run is cut; None to serve all that comes.
     """
 
@@ -104,7 +104,7 @@ class Setting:
 
     def asked(self, arrival: Arrival) -> int:
         """Returns the max_tokens that a request names."""
-        return max(1, min(self.max_tokens, self.shape.max_model_len - arrival.prompt))
+        return max(1, min(arrival.max_tokens or self.max_tokens, self.shape.max_model_len - arrival.prompt))
 
 
 @dataclass(slots=True, eq=False)
@@ -196,7 +196,7 @@ class Simulation:
         if arrival.prompt + served.asked > min(shape.max_model_len, shape.blocks * shape.block_tokens):
             served.refusal = "too_large"
         elif self._admission is not None:
-            served.refusal = self._admission.refusal(arrival, served.asked, self._now)
+            served.refusal = self._admission.refusal(id, arrival, served.asked, self._now)
         if served.refusal:
             self._ended += 1
         else:
@@ -233,7 +233,7 @@ class Simulation:
         self._ended += 1
         if self._admission is not None:
             served = self._served[id]
-            self._admission.ended(served.arrival, served.asked, served.generated, self._now)
+            self._admission.ended(id, served.arrival, served.generated, self._now)
 
     # At a worker.
 

@@ -1,4 +1,4 @@
-"""Who asks for what, and when: from a CSV file, or made up from a seed.
+"""Who asks for what, and when: from a CSV file, or made up.
 
 The generator resembles a day's traffic of a public chat service rather than anybody's record of it: a few clients send most
 of the requests, each at times of its own (Poisson), and lengths are lognormal, many short and a few long.
@@ -19,12 +19,21 @@ MAX_FAULTS = 20
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request: when it comes (seconds from the start), whose it is, and its tokens; nobody knows `output` before its end."""
+    """One request.
+
+    Attributes:
+        at: when it comes, in seconds from the start.
+        client: whose it is.
+        prompt: its prompt's tokens.
+        output: tokens that it would yield; nobody knows before its end.
+        max_tokens: the most that it asks for; 0 for what the setting says.
+    """
 
     at: float
     client: str
     prompt: int
     output: int
+    max_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
