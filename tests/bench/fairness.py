@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forebay.simulator import scenarios
-from forebay.simulator.bound import Watched, bound
+from forebay.simulator.bound import Watched
 from forebay.simulator.dispatcher import Ask, Report
 from forebay.simulator.engine import EngineShape
 from forebay.simulator.forebay_dispatcher import ForebayDispatcher
@@ -75,9 +75,7 @@ def watched(scheduler: str, scenario: Scenario) -> tuple[Outcome, float]:
     """Returns the largest gap over law 4's bound as well."""
     watch = Watched(SCHEDULERS[scheduler](scenario), scenario.weights)
     outcome = Simulation(scenario.arrivals, watch, scenario.setting).run()
-    setting = scenario.setting
-    longest = max(arrival.prompt for arrival in scenario.arrivals)
-    return outcome, watch.largest / bound(setting.shape, setting.workers, longest)
+    return outcome, watch.share_of_bound
 
 
 def chat(task: Task) -> Figures:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from forebay.simulator.baselines import Baseline, EngineWaiting, Fcfs, LeastServed
-from forebay.simulator.bound import Watched, bound
+from forebay.simulator.baselines import Baseline, EngineWaiting, LeastServed, RoundRobin
+from forebay.simulator.bound import Watched
 from forebay.simulator.dispatcher import Ask, Orders, Refusal, Report, Start
 from forebay.simulator.engine import EngineShape
 from forebay.simulator.loop import Setting, Simulation
@@ -82,17 +82,29 @@ def test_who_is_refused_waits_no_more(told: tuple[Obedient, Watched]) -> None:
     assert told[1].largest == 0
 
 
-def test_first_come_first_served_breaks_the_bound_and_counters_do_not() -> None:
-    shape = EngineShape(kv_tokens=1_600, max_model_len=300)
-    pairs = [(Arrival(0.05 * n, "long", 10, 200), Arrival(0.05 * n, "short", 10, 10)) for n in range(400)]
+def test_the_bound_is_of_what_was_in_flight_at_most(told: tuple[Obedient, Watched]) -> None:
+    ask(told[1], "a", "a", "d")
+    start(told, 0, 1)
+    told[1].reported(Report(0, progress=[(0, 5), (1, 7)], finished=[(1, 7)]), 1.0)
+    start(told, 2)
+    assert (told[1].most_in_flight, told[1].longest_prompt) == (212, 100)
+    assert told[1].bound == 2 * 2 * 212
+    told[1].reported(Report(0, handed_over=[(0, 9)], progress=[(2, 1)]), 2.0)
+    start(told, 0)
+    told[1].reported(Report(0, finished=[(0, 30), (2, 60)]), 3.0)
+    assert told[1].most_in_flight == 100 + 30 + 100 + 60
+
+
+def test_turns_break_the_bound_and_counters_do_not() -> None:
+    shape = EngineShape(kv_tokens=1_600, max_num_seqs=4, max_model_len=300)
+    pairs = [(Arrival(0.01 * n, "long", 10, 100), Arrival(0.01 * n, "short", 10, 10)) for n in range(200)]
     arrivals = [arrival for pair in pairs for arrival in pair]
-    limit = bound(shape, 1, 10)
-    largest = {}
-    for order in (Fcfs(), LeastServed()):
+    shares = {}
+    for order in (RoundRobin(), LeastServed()):
         watched = Watched(Baseline(order, EngineWaiting(2)))
-        Simulation(arrivals, watched, Setting(shape, until_s=20.0)).run()
-        largest[type(order)] = watched.largest
-    assert largest[LeastServed] < limit < largest[Fcfs]
+        Simulation(arrivals, watched, Setting(shape)).run()
+        shares[type(order)] = watched.share_of_bound
+    assert shares[LeastServed] < 1 < shares[RoundRobin]
 
 
 def test_the_core_keeps_the_bound_on_random_schedules() -> None:
@@ -100,7 +112,7 @@ def test_the_core_keeps_the_bound_on_random_schedules() -> None:
         scenario = random_schedule(seed)
         watched = Watched(SCHEDULERS[FOREBAY](scenario), scenario.weights)
         Simulation(scenario.arrivals, watched, scenario.setting).run()
-        assert watched.largest <= bound(scenario.setting.shape, 1, max(arrival.prompt for arrival in scenario.arrivals))
+        assert watched.share_of_bound <= 1
 
 
 @pytest.mark.slow
@@ -108,5 +120,4 @@ def test_the_bound_says_something() -> None:
     scenario = adversary(1)
     watched = Watched(SCHEDULERS[FOREBAY](scenario))
     Simulation(scenario.arrivals, watched, scenario.setting).run()
-    limit = bound(scenario.setting.shape, 1, 1)
-    assert limit / 4 < watched.largest <= limit
+    assert 0.25 < watched.share_of_bound <= 1

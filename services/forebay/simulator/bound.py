@@ -3,23 +3,17 @@
 The law bounds |W_f/w_f - W_g/w_g| over every interval in which both f and g have something to dispatch, W being service in that
 interval and w weights. Over all intervals of one such stretch the largest is the spread, highest minus lowest, of the running
 difference, so one low and one high for each pair will do. A prompt is service when it is dispatched, a generated token when it is
-reported: these are the moments in which whoever decides can know of it.
+reported: these are the moments in which whoever decides can know of it, so nothing is unreported (R = 0).
+
+The bound itself is 2 · max(longest prompt, 2 · M) over the smaller weight, M being the largest number of tokens, prompts and
+what they yielded so far, that were ever dispatched and not ended at a time.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from forebay.simulator.dispatcher import Ask, Dispatcher, Orders, Report
-from forebay.simulator.engine import EngineShape
 from forebay.simulator.loop import INPUT_WEIGHT, OUTPUT_WEIGHT
-
-
-def bound(shape: EngineShape, workers: int, longest_prompt: int) -> float:
-    """Returns law 4's bound for two clients of weight 1, in weighted tokens; for others it is divided by the smaller weight.
-
-    The logical tokens in flight are at most what the KV of all workers holds, and what is not reported yet is among them.
-    """
-    return 2.0 * max(INPUT_WEIGHT * longest_prompt, OUTPUT_WEIGHT * shape.kv_tokens * workers)
 
 
 class Watched:
@@ -27,22 +21,36 @@ class Watched:
 
     Attributes:
         largest: the largest gap seen, times the smaller weight of its pair, so that it compares with `bound`.
+        most_in_flight: M, in tokens.
+        longest_prompt: of those dispatched, in tokens.
     """
 
     def __init__(self, dispatcher: Dispatcher, weights: Mapping[str, float] | None = None) -> None:
         self.largest = 0.0
+        self.most_in_flight = 0
+        self.longest_prompt = 0
         self._dispatcher = dispatcher
         self._weights = weights or {}
         self._virtual: defaultdict[str, float] = defaultdict(float)
         self._waiting: Counter[str] = Counter()
-        self._client: dict[int, str] = {}
-        self._prompt: dict[int, int] = {}
+        self._asks: dict[int, Ask] = {}
         self._known: dict[int, int] = {}
+        self._in_flight = 0
         self._spread: dict[tuple[str, str], tuple[float, float]] = {}
+
+    @property
+    def bound(self) -> float:
+        """Law 4's bound for two clients of weight 1, in weighted tokens."""
+        return 2.0 * max(INPUT_WEIGHT * self.longest_prompt, OUTPUT_WEIGHT * self.most_in_flight)
+
+    @property
+    def share_of_bound(self) -> float:
+        """The largest gap as a share of the bound; above 1 is a violation."""
+        return self.largest / self.bound if self.bound else 0.0
 
     def submit(self, ask: Ask, now: float) -> None:
         """See `Dispatcher`."""
-        self._client[ask.id], self._prompt[ask.id] = ask.client, ask.prompt
+        self._asks[ask.id] = ask
         self._wait(ask.client)
         self._dispatcher.submit(ask, now)
 
@@ -50,26 +58,40 @@ class Watched:
         """See `Dispatcher`."""
         tokens: Counter[str] = Counter()
         for id, generated in (*report.progress, *report.finished, *report.handed_over):
-            tokens[self._client[id]] += OUTPUT_WEIGHT * (generated - self._known.get(id, 0))
+            tokens[self._asks[id].client] += generated - self._known[id]
             self._known[id] = generated
         for client, count in tokens.items():
-            self._virtual[client] += count / self._weights.get(client, 1.0)
+            self._charge(client, OUTPUT_WEIGHT * count)
+        self._fly(tokens.total())
         self._look()
+        for id, generated in (*report.finished, *report.handed_over):
+            self._fly(-self._asks[id].prompt - generated)
         for id, _ in report.handed_over:
-            self._wait(self._client[id])
+            self._wait(self._asks[id].client)
         self._dispatcher.reported(report, now)
 
     def tick(self, now: float) -> Orders:
         """See `Dispatcher`."""
         orders = self._dispatcher.tick(now)
         for start in orders.starts:
-            client = self._client[start.id]
-            self._virtual[client] += INPUT_WEIGHT * self._prompt.pop(start.id, 0) / self._weights.get(client, 1.0)
+            ask = self._asks[start.id]
+            if start.id not in self._known:  # else it goes on, and its prompt was counted
+                self._known[start.id] = 0
+                self._charge(ask.client, INPUT_WEIGHT * ask.prompt)
+                self.longest_prompt = max(self.longest_prompt, ask.prompt)
+            self._fly(ask.prompt + self._known[start.id])
             self._look()
-            self._leave(client)
+            self._leave(ask.client)
         for refusal in orders.refusals:
-            self._leave(self._client[refusal.id])
+            self._leave(self._asks[refusal.id].client)
         return orders
+
+    def _charge(self, client: str, tokens: int) -> None:
+        self._virtual[client] += tokens / self._weights.get(client, 1.0)
+
+    def _fly(self, tokens: int) -> None:
+        self._in_flight += tokens
+        self.most_in_flight = max(self.most_in_flight, self._in_flight)
 
     def _wait(self, client: str) -> None:
         self._waiting[client] += 1
