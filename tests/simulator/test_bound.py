@@ -82,17 +82,17 @@ def test_who_is_refused_waits_no_more(told: tuple[Obedient, Watched]) -> None:
     assert told[1].largest == 0
 
 
-def test_the_bound_is_of_what_was_in_flight_at_most(told: tuple[Obedient, Watched]) -> None:
+def test_the_bound_is_of_all_that_was_in_flight_at_a_time(told: tuple[Obedient, Watched]) -> None:
     ask(told[1], "a", "a", "d")
     start(told, 0, 1)
     told[1].reported(Report(0, progress=[(0, 5), (1, 7)], finished=[(1, 7)]), 1.0)
+    assert told[1].bound == 2 * 2 * (105 + 107)
     start(told, 2)
-    assert (told[1].most_in_flight, told[1].longest_prompt) == (212, 100)
-    assert told[1].bound == 2 * 2 * 212
     told[1].reported(Report(0, handed_over=[(0, 9)], progress=[(2, 1)]), 2.0)
     start(told, 0)
     told[1].reported(Report(0, finished=[(0, 30), (2, 60)]), 3.0)
-    assert told[1].most_in_flight == 100 + 30 + 100 + 60
+    # The first two come to 130 and 107 tokens, and then the first and the third to 130 and 160.
+    assert (told[1].most_in_flight, told[1].longest_prompt) == (290, 100)
 
 
 def test_turns_break_the_bound_and_counters_do_not() -> None:

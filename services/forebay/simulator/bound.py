@@ -5,8 +5,8 @@ interval and w weights. Over all intervals of one such stretch the largest is th
 difference, so one low and one high for each pair will do. A prompt is service when it is dispatched, a generated token when it is
 reported: these are the moments in which whoever decides can know of it, so nothing is unreported (R = 0).
 
-The bound itself is 2 · max(longest prompt, 2 · M) over the smaller weight, M being the largest number of tokens, prompts and
-what they yielded so far, that were ever dispatched and not ended at a time.
+The bound itself is 2 · max(longest prompt, 2 · M) over the smaller weight. M is the largest number of tokens in flight at a
+time, each request counted with all that it comes to: what is dispatched will be served, whatever is decided from then on.
 """
 
 from collections import Counter, defaultdict
@@ -21,13 +21,11 @@ class Watched:
 
     Attributes:
         largest: the largest gap seen, times the smaller weight of its pair, so that it compares with `bound`.
-        most_in_flight: M, in tokens.
         longest_prompt: of those dispatched, in tokens.
     """
 
     def __init__(self, dispatcher: Dispatcher, weights: Mapping[str, float] | None = None) -> None:
         self.largest = 0.0
-        self.most_in_flight = 0
         self.longest_prompt = 0
         self._dispatcher = dispatcher
         self._weights = weights or {}
@@ -35,8 +33,17 @@ class Watched:
         self._waiting: Counter[str] = Counter()
         self._asks: dict[int, Ask] = {}
         self._known: dict[int, int] = {}
-        self._in_flight = 0
+        self._flights: list[tuple[int, int]] = []  # (id, +1) at each dispatch, (id, -1) at its end
         self._spread: dict[tuple[str, str], tuple[float, float]] = {}
+
+    @property
+    def most_in_flight(self) -> int:
+        """M so far, in tokens."""
+        tokens = most = 0
+        for id, sign in self._flights:
+            tokens += sign * (self._asks[id].prompt + self._known[id])
+            most = max(most, tokens)
+        return most
 
     @property
     def bound(self) -> float:
@@ -62,10 +69,8 @@ class Watched:
             self._known[id] = generated
         for client, count in tokens.items():
             self._charge(client, OUTPUT_WEIGHT * count)
-        self._fly(tokens.total())
         self._look()
-        for id, generated in (*report.finished, *report.handed_over):
-            self._fly(-self._asks[id].prompt - generated)
+        self._flights += [(id, -1) for id, _ in (*report.finished, *report.handed_over)]
         for id, _ in report.handed_over:
             self._wait(self._asks[id].client)
         self._dispatcher.reported(report, now)
@@ -79,7 +84,7 @@ class Watched:
                 self._known[start.id] = 0
                 self._charge(ask.client, INPUT_WEIGHT * ask.prompt)
                 self.longest_prompt = max(self.longest_prompt, ask.prompt)
-            self._fly(ask.prompt + self._known[start.id])
+            self._flights.append((start.id, 1))
             self._look()
             self._leave(ask.client)
         for refusal in orders.refusals:
@@ -88,10 +93,6 @@ class Watched:
 
     def _charge(self, client: str, tokens: int) -> None:
         self._virtual[client] += tokens / self._weights.get(client, 1.0)
-
-    def _fly(self, tokens: int) -> None:
-        self._in_flight += tokens
-        self.most_in_flight = max(self.most_in_flight, self._in_flight)
 
     def _wait(self, client: str) -> None:
         self._waiting[client] += 1
