@@ -4,6 +4,7 @@ ENGINE ?= vllm          # vllm, or simulated, which installs no vLLM and needs n
 PYTHON ?= python3.11    # makes the virtual environment
 JOBS   ?= 2             # test processes
 MODEL  ?=               # a directory or a hub id; SmolLM2-135M by default
+TRACE  ?=               # a CSV of t,client,prompt_len,output_len for bench-fairness; generated traffic by default
 ARGS   ?=               # handed on: make run ARGS="--workers 2", make test ARGS="-k quota"
 
 SHELL  := bash
@@ -15,12 +16,12 @@ venv   := .venv/bin
 setup   = PYTHON=$(strip $(PYTHON)) deploy/scripts/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools protos baseline lint format check test test-system run demo bench-mesh bench-quota chaos clean
+.PHONY: help setup tools protos baseline lint format check test test-system run demo bench-mesh bench-quota bench-fairness chaos clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@sed -nE 's/^([A-Z]+) *\?= *(\S*) *# (.*)/  \1\t\2\t\3/p' $(MAKEFILE_LIST) | expand -t 12,24
+	@sed -nE 's/^([A-Z]+) *\?= *(\S*) *# (.*)/  \1\t\2\t\3/p' $(MAKEFILE_LIST) | expand -t 14,26
 
 run: setup ## Start a mesh, show three tenants at work, serve until Ctrl-C
 	@exec $(up) $(ARGS)
@@ -64,6 +65,9 @@ bench-mesh: tools ## Measure the mesh with an engine that costs nothing
 
 bench-quota: tools ## Measure reservations, and try to overrun every limit while processes are killed
 	@$(venv)/python tests/bench/quota.py $(ARGS)
+
+bench-fairness: tools ## Compare the scheduler's fairness with others' in the simulator; TRACE=file for a trace of yours
+	@$(venv)/python tests/bench/fairness.py $(if $(strip $(TRACE)),--trace $(strip $(TRACE))) $(ARGS)
 
 chaos: tools ## Kill every kind of process under load, again and again; nothing may be lost, billed twice or left open
 	@$(venv)/python -m tests.chaos.run $(ARGS)

@@ -1,0 +1,154 @@
+"""Situations worth looking at, by name: who asks for what, what they are entitled to, and which engines there are."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from forebay.policy.model import TenantPolicy
+from forebay.quota.domain.plans import Plan
+from forebay.scheduler.domain.request import ServiceClass
+from forebay.simulator.engine import EngineShape
+from forebay.simulator.forebay_dispatcher import Standing
+from forebay.simulator.loop import Setting
+from forebay.simulator.workload import Arrival, Stream, chat, flood, steady
+
+FLOOD_TOKENS_PER_S = 1_200.0
+"""More than one engine serves in all, so that each flooding client alone could fill it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A workload with what surrounds it.
+
+    Attributes:
+        arrivals: in order of time.
+        setting: engines, delays, and where the run is cut.
+        standings: classes and weights of clients.
+        policies: of clients that have limits.
+        plans: of clients that pay by the token.
+    """
+
+    arrivals: Sequence[Arrival]
+    setting: Setting = field(default_factory=Setting)
+    standings: Mapping[str, Standing] = field(default_factory=dict)
+    policies: Mapping[str, TenantPolicy] = field(default_factory=dict)
+    plans: Mapping[str, Plan] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Each client's weight within its class; 1 for those that are not named."""
+        return {client: standing.weight_milli / 1000 for client, standing in self.standings.items()}
+
+
+def chat_of_27(seed: int, seconds: float = 600.0) -> Scenario:
+    """27 clients of very different size, a quarter more than one engine serves."""
+    return Scenario(chat(seed, requests=round(2.5 * seconds), seconds=seconds))
+
+
+def victim(seed: int, seconds: float = 600.0) -> Scenario:
+    """A quiet client beside an aggressor that asks for half as much again as there is; requests of 256 and 256 tokens."""
+    shape = (256, 256)
+    streams = [Stream("victim", 0.15, shape, shape), Stream("aggressor", 4.0, shape, shape)]
+    return Scenario(steady(streams, seconds, seed))
+
+
+def weights(seed: int, seconds: float = 1_800.0) -> Scenario:
+    """Four clients that always want more, with weights 1, 2, 3 and 4."""
+    clients = [(f"weight-{weight}", 128, 128) for weight in (1, 2, 3, 4)]
+    return Scenario(
+        flood(clients, seconds, FLOOD_TOKENS_PER_S),
+        Setting(max_tokens=256, until_s=seconds),
+        {f"weight-{weight}": Standing(weight_milli=1000 * weight) for weight in (1, 2, 3, 4)},
+    )
+
+
+def asymmetric(seed: int, seconds: float = 600.0) -> Scenario:
+    """Two clients that always want more: short prompts with long answers, and long prompts with short answers."""
+    return Scenario(
+        flood([("long-out", 64, 512), ("long-in", 512, 64)], seconds, FLOOD_TOKENS_PER_S), Setting(until_s=seconds)
+    )
+
+
+def adversary(seed: int, seconds: float = 120.0) -> Scenario:
+    """The worst for law 4: one client fills the engine with the shortest prompts and long answers, then another comes."""
+    first = [Arrival(0.0, "first", 1, 249, 249) for _ in range(200)]
+    second = [Arrival(0.05, "second", 1, 249, 249) for _ in range(200)]
+    return Scenario([*first, *second], Setting(until_s=seconds))
+
+
+def random_schedule(seed: int) -> Scenario:
+    """A few clients of random weights and habits on a small engine of random shape."""
+    chance = random.Random(seed)
+    shape = EngineShape(
+        kv_tokens=16 * chance.randint(20, 60),
+        max_num_seqs=chance.choice((4, 16, 256)),
+        max_num_batched_tokens=chance.choice((32, 128, 2_048)),
+        max_model_len=320,
+    )
+    standings = {
+        f"c{n}": Standing(weight_milli=chance.choice((500, 1000, 1000, 2000, 4000)))
+        for n in range(chance.randint(2, 4))
+    }
+    arrivals = []
+    for client in standings:
+        longest, most, gap, at_once = (
+            chance.randint(1, 150),
+            chance.randint(1, 60),
+            chance.uniform(0.05, 1.0),
+            chance.choice((1, 8)),
+        )
+        at = 0.0
+        for number in range(chance.randint(5, 25)):
+            at += chance.expovariate(1 / gap) if number % at_once == 0 else 0.0
+            arrivals.append(Arrival(at, client, chance.randint(1, longest), chance.randint(1, most)))
+    setting = Setting(shape, delay_s=chance.choice((0.0, 0.005, 0.25)), max_tokens=chance.choice((60, 150)))
+    return Scenario(sorted(arrivals, key=lambda arrival: arrival.at), setting, standings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Habit:
+    plan: str
+    per_second: float
+    tokens: tuple[int, int]  # of a request, prompt and completion together
+
+
+FOUR_TENANTS = (
+    _Habit("basic", 0.5, (50, 200)),
+    _Habit("standard", 2.0, (100, 500)),
+    _Habit("premium", 5.0, (200, 800)),
+    _Habit("enterprise", 10.0, (500, 1_500)),
+)
+
+
+def four_tenants(seed: int, plans: Mapping[str, Plan], seconds: float = 300.0) -> Scenario:
+    """One tenant on each of four plans, all asking for more than their plans' limits or the four engines allow.
+
+    A request is a third to two thirds prompt, and asks for no more than the largest of its tenant comes to.
+
+    Args:
+        seed: makes the run repeatable.
+        plans: by name; the four must be there.
+        seconds: the span in which requests come.
+    """
+    arrivals = []
+    for habit in FOUR_TENANTS:
+        chance = random.Random(f"{seed} {habit.plan}")
+        at = chance.expovariate(habit.per_second)
+        while at < seconds:
+            total = chance.randint(*habit.tokens)
+            prompt = round(total * chance.uniform(1 / 3, 2 / 3))
+            arrivals.append(Arrival(at, habit.plan, prompt, total - prompt, habit.tokens[1] - prompt))
+            at += chance.expovariate(habit.per_second)
+    mine = {habit.plan: plans[habit.plan] for habit in FOUR_TENANTS}
+    return Scenario(
+        sorted(arrivals, key=lambda arrival: arrival.at),
+        Setting(workers=4),
+        {name: Standing(ServiceClass(plan.service_class.value), plan.weight_milli) for name, plan in mine.items()},
+        {name: plan.tenant(name, {}, {}, b"") for name, plan in mine.items()},
+        mine,
+    )
+
+
+SCENARIOS: dict[str, Callable[[int, float], Scenario]] = {
+    "chat": chat_of_27, "victim": victim, "weights": weights, "asymmetric": asymmetric, "adversary": adversary,
+}  # fmt: skip
