@@ -21,17 +21,17 @@ are large, and exact fractions grow a denominator with every weight that a lift 
 1/RESOLUTION steps, and the remainder of each division is carried to the next charge: after any number of charges the counter
 is exactly floor(service x RESOLUTION / weight) above where its flow was last lifted to. One step is below a millionth of a token.
 
-The lift. A node that begins to wait again is lifted to the smallest counter among its waiting siblings; when none waits, to
-that of the sibling that stopped waiting last. Idle time earns nothing: without it a tenant that slept for an hour would be
-owed an hour. Lifting to the largest counter, or to the average, would punish those who come and go.
+The lift. A node that begins to wait again is lifted to just above the smallest counter among its waiting siblings; when none
+waits, above that of the sibling that stopped waiting last. Idle time earns nothing: without it a tenant that slept for an
+hour would be owed an hour. Lifting to the largest counter, or to the average, would punish those who come and go.
 
 Invariants.
 1. A node is in its parent's heap exactly while something in its subtree waits, save for flows set aside during one draw.
 2. Counters fall only by what the end of an attempt takes back, which is at most what its dispatch charged.
 3. A flow is chosen only while no waiting sibling of it, or of a node above it, has a smaller counter, or those that have were
-   passed over: by rule P8, or for a prefix hit within `slack` of the smallest. So of two siblings that wait throughout, one
-   gets ahead of the other by no more than the charges of the requests that it then has in flight: law 4, whose proof
-   is in docs/fairness.md.
+   passed over: because their heads fit nowhere, or for a prefix hit within `slack` of the smallest. So of two siblings that
+   wait throughout, one gets ahead of the other by no more than the charges of the requests that it then has in flight: law
+   4, whose proof is in docs/fairness.md.
 
 Cost. Choosing is O(depth); charging, joining and leaving are O(depth x log n) for n waiting siblings; the depth is three.
 
@@ -163,14 +163,11 @@ class Flow(Node[Item]):
     Attributes:
         queue: what waits, by place.
         parked: what waits but cannot be chosen; as far as fairness goes it is not there.
-        skips, skipped_since: how often and since when others were served although this flow's head was due (rule P8).
         dispatched_at, gap_s: when it was last served, and the smoothed time between two services while it waited.
     """
 
     queue: IndexedHeap[Item, Place] = field(default_factory=IndexedHeap)
     parked: dict[Item, Place] = field(default_factory=dict)
-    skips: int = 0
-    skipped_since: float | None = None
     dispatched_at: float | None = None
     gap_s: float | None = None
 
@@ -354,8 +351,9 @@ class FlowTree(Generic[Item]):
             if lift:
                 first = parent.waiting.first()
                 reference = first[1] if first is not None else parent.last_left
-                if reference is not None and node.counter < reference.counter:
-                    node.counter, node.remainder = reference.counter, 0
+                # One step above it: who waits already, and may not fit yet, stays the neediest.
+                if reference is not None and node.counter <= reference.counter:
+                    node.counter, node.remainder = reference.counter + 1, 0
             parent.waiting.put(node, node.counter)
             node = parent
 

@@ -12,7 +12,7 @@ from collections import deque
 from itertools import accumulate
 
 WINDOW = 400
-BUCKET = 16
+BUCKET = 4
 REFRESH = 8
 MIN_SAMPLES = 16
 """Below as many completions nothing is known, and each request is taken for as long as it may become."""

@@ -8,7 +8,6 @@ from forebay.scheduler.domain.flow_tree import Flow, Place
 
 if TYPE_CHECKING:
     from forebay.scheduler.domain.pool import Pool
-    from forebay.scheduler.domain.worker import Worker
 
 
 class ServiceClass(enum.Enum):
@@ -107,7 +106,6 @@ class Queued:
         excluded: (worker id, incarnation) pairs that must not run it. A worker that has restarted since is another one.
         measures: what was done to it because the pool is under pressure.
         blocked_since: when it was first found not to fit although its flow was owed most.
-        keeps: the worker whose freed room is kept for it (rule P8).
     """
 
     request: Request
@@ -123,4 +121,3 @@ class Queued:
     held_back: bool = True
     measures: tuple[Measure, ...] = ()
     blocked_since: float | None = None
-    keeps: "Worker | None" = None

@@ -24,9 +24,9 @@ class RoomRules:
         lent_share: the most of a worker's KV cache that requests of another pool may take.
     """
 
-    alpha: float = 0.93
+    alpha: float = 0.97
     favoured_alpha: float = 1.0
-    favoured_below: float = 0.25
+    favoured_below: float = 0.5
     lowest_alpha: float = 0.5
     preemption_cost: float = 0.05
     recovery_per_s: float = 0.002

@@ -170,7 +170,6 @@ class Scheduler:
             worker = self._workers[info.id] = pool.workers[info.id] = Worker(info, pool, pool.rules.room)
         else:
             self._timers.discard(worker)
-            pool.worker_left(worker)
             worker.returned(info)
         for queued in [queued for queued in self._queue if queued.pool is pool]:
             if pool.too_large(queued.request):
@@ -403,7 +402,6 @@ class Scheduler:
         self._changed[worker.pool] = None
 
     def _left(self, worker: Worker) -> None:
-        worker.pool.worker_left(worker)
         self._changed[worker.pool] = None
 
     def _forget(self, worker: Worker) -> None:

@@ -138,7 +138,6 @@ class Worker:
         reported: what it said it holds, until it has said all of it; None from then on.
         engine: its load; taken for healthy until it says otherwise.
         draining: whether it takes no more.
-        kept_for: the waiting request that its freed room is kept for (rule P8).
         promised, unprefilled: sums over `in_flight`.
         preempted: preemptions that its engine reported and that `alpha` has not answered yet.
     """
@@ -150,7 +149,6 @@ class Worker:
     reported: dict[AttemptKey, RunningAttempt] | None = field(default_factory=dict)
     engine: EngineState = EngineState()
     draining: bool = False
-    kept_for: Queued | None = None
     in_flight: dict[AttemptKey, InFlight] = field(default_factory=dict)
     promised: int = 0
     unprefilled: int = 0
@@ -189,13 +187,6 @@ class Worker:
         alpha = self.rules.favoured_alpha if favoured else self.rules.alpha
         return (alpha - self.strain.lowered_by(now)) * self.info.capacity.usable_kv_tokens
 
-    def full(self, now: float) -> bool:
-        """Whether not even the smallest request fits."""
-        capacity = self.info.capacity
-        if len(self.in_flight) >= capacity.max_num_seqs:
-            return True
-        return bool(self.in_flight) and self.peak.with_one(1, 1) > self.bound(now, favoured=True)
-
     def may_run(self, queued: Queued) -> bool:
         """Whether it could take a request if it were empty."""
         return (
@@ -207,7 +198,7 @@ class Worker:
 
     def has_room_for(self, queued: Queued, now: float) -> bool:
         """Whether it can take a request now."""
-        if self.kept_for not in (None, queued) or len(self.in_flight) >= self.info.capacity.max_num_seqs:
+        if len(self.in_flight) >= self.info.capacity.max_num_seqs:
             return False
         if not self.in_flight:
             return True
