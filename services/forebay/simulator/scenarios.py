@@ -78,31 +78,29 @@ def adversary(seed: int, seconds: float = 120.0) -> Scenario:
 
 
 def random_schedule(seed: int) -> Scenario:
-    """A few clients of random weights and habits on a small engine of random shape."""
+    """A few clients of random weights and habits on an engine of random shape, too small for them.
+
+    Where one request fits, any does, so that nobody is passed over because of its size (rule P8), which law 4 leaves out: either
+    the engine has slots for a few requests and cache for all of them, or all requests are of one size as far as can be known.
+    """
     chance = random.Random(seed)
-    shape = EngineShape(
-        kv_tokens=16 * chance.randint(20, 60),
-        max_num_seqs=chance.choice((4, 16, 256)),
-        max_num_batched_tokens=chance.choice((32, 128, 2_048)),
-        max_model_len=320,
-    )
-    standings = {
-        f"c{n}": Standing(weight_milli=chance.choice((500, 1000, 1000, 2000, 4000)))
-        for n in range(chance.randint(2, 4))
-    }
+    most = chance.randint(2, 60)
+    if chance.random() < 0.5:
+        prompts = (1, chance.randint(1, 150))
+        shape = EngineShape(kv_tokens=8_000, max_num_seqs=chance.choice((1, 2, 4, 16)), max_model_len=320)
+    else:
+        prompts = (chance.randint(1, 150),) * 2
+        batched = chance.choice((32, 128, 2_048))
+        shape = EngineShape(16 * chance.randint(20, 60), max_num_batched_tokens=batched, max_model_len=320)
+    weights = (500, 1000, 1000, 2000, 4000)
+    standings = {f"c{n}": Standing(weight_milli=chance.choice(weights)) for n in range(chance.randint(2, 4))}
     arrivals = []
     for client in standings:
-        longest, most, gap, at_once = (
-            chance.randint(1, 150),
-            chance.randint(1, 60),
-            chance.uniform(0.05, 1.0),
-            chance.choice((1, 8)),
-        )
-        at = 0.0
-        for number in range(chance.randint(5, 25)):
+        gap, at_once, longest, at = chance.uniform(0.05, 1.0), chance.choice((1, 8)), chance.randint(1, most), 0.0
+        for number in range(chance.randint(5, 20)):
             at += chance.expovariate(1 / gap) if number % at_once == 0 else 0.0
-            arrivals.append(Arrival(at, client, chance.randint(1, longest), chance.randint(1, most)))
-    setting = Setting(shape, delay_s=chance.choice((0.0, 0.005, 0.25)), max_tokens=chance.choice((60, 150)))
+            arrivals.append(Arrival(at, client, chance.randint(*prompts), chance.randint(1, longest)))
+    setting = Setting(shape, delay_s=chance.choice((0.0, 0.005, 0.25)), max_tokens=most)
     return Scenario(sorted(arrivals, key=lambda arrival: arrival.at), setting, standings)
 
 
