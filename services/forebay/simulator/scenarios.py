@@ -47,7 +47,7 @@ def chat_of_27(seed: int, seconds: float = 600.0) -> Scenario:
 
 
 def victim(seed: int, seconds: float = 600.0) -> Scenario:
-    """A quiet client beside an aggressor that asks for half as much again as there is; requests of 256 and 256 tokens."""
+    """A quiet client beside an aggressor that asks for twice what there is; prompts and answers of 256 tokens."""
     shape = (256, 256)
     streams = [Stream("victim", 0.15, shape, shape), Stream("aggressor", 4.0, shape, shape)]
     return Scenario(steady(streams, seconds, seed))
