@@ -53,7 +53,8 @@ def test_word_takes_its_time_both_ways() -> None:
         (3.5, [(0, 2)], [(0, 2)]),
     ]
     assert outcome.ended_at == 3.5
-    assert outcome.busy == pytest.approx(2 / 3.5)
+    assert outcome.busy == pytest.approx([0, 0.75, 1, 0.25])  # two steps, from 1.25 to 3.25
+    assert outcome.kv == pytest.approx([0, 0.75 * 0.1, 0.25 * 0.1 + 0.75 * 0.2, 0.25 * 0.2])
     assert outcome.service == {"a": [0, 0, 10 + 2, 2]}
 
 

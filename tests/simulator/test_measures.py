@@ -29,7 +29,7 @@ def served(
 
 
 def outcome(*requests: Served, ended_at: float = 630.0, service: dict[str, list[float]] | None = None) -> Outcome:
-    return Outcome(list(requests), ended_at, 0, 0, 0, 1.0, 0.5, service or {})
+    return Outcome(list(requests), ended_at, 0, 0, 0, [], [], service or {})
 
 
 END = served("z", 630.0, None, None, prompt=1, output=1)  # spans the grid: windows begin every 30 s

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from forebay.cli import access, answer, directory, launcher, ledger
+from forebay.cli import access, answer, directory, launcher, ledger, simulate
 from forebay.cli import administration_commands as commands
 from forebay.cli.data_dir import DEFAULT_DATA, DataDir, DataDirError
 from forebay.cli.explain import explain
@@ -19,6 +19,7 @@ from forebay.cli.operator import Operator
 from forebay.cli.supervisor import StartError
 from forebay.client import ForebayClient, MeshError, Options, UsageTotal
 from forebay.client.messages import to_pb_dimensions
+from forebay.simulator.schedulers import FOREBAY, SCHEDULERS
 
 T = TypeVar("T")
 
@@ -159,6 +160,62 @@ def status(data: Data = DEFAULT_DATA) -> None:
     """Shows the running mesh; the exit status is 1 when a part of it is not healthy."""
     if not _run(directory.show_status(Operator.load(DataDir(data)))):
         raise typer.Exit(1)
+
+
+@app.command("simulate")
+def simulate_command(
+    scenario: Annotated[
+        simulate.Name, typer.Argument(help="Who asks for what; see below. Not looked at with --trace.")
+    ] = simulate.DEFAULT,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A CSV of requests: t,client,prompt_len,output_len.")
+    ] = None,
+    scheduler: Annotated[
+        list[simulate.SchedulerName] | None, typer.Option(help="Who decides; repeat it to compare several.")
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="All schedulers, one after the other.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same run.")] = 1,
+    seconds: Annotated[
+        float | None, typer.Option(min=1, max=86_400, help="Requests come for so long; the scenario's own by default.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=256, help="How many engines.")] = None,
+    kv_tokens: Annotated[int | None, typer.Option(min=2_048, help="KV cache of each engine, in tokens.")] = None,
+    speed: Annotated[float | None, typer.Option(min=0.01, help="Of each engine; 1 is an A10G.")] = None,
+    delay_ms: Annotated[float | None, typer.Option(min=0, help="Word from and to an engine takes so long.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="What a request asks for unless it says itself.")
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Write plots there, as PNGs.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Simulates a workload: the scheduler's own core, or others, above a model of vLLM.
+
+    Scenarios:
+
+    \b
+    four-tenants  tenants on four plans that ask for more than those allow
+    chat          27 clients of very different size, somewhat too many
+    victim        a quiet client beside one that asks for twice what there is
+    weights       four that always want more, with weights 1, 2, 3 and 4
+    asymmetric    long answers to short prompts, and the other way round
+    adversary     the worst for the bound on unfairness
+
+    Examples:
+
+    \b
+    forebay simulate                       who is let in, served, and pays what
+    forebay simulate chat --compare        every scheduler on the same requests
+    forebay simulate victim --scheduler fcfs --scheduler forebay --plots plots
+    forebay simulate --trace day.csv --workers 4    would four carry this day?
+    """
+    names = list(SCHEDULERS) if compare else [each.value for each in scheduler or ()] or [FOREBAY]
+    simulate.simulate(
+        simulate.Options(
+            scenario=scenario.value, trace=trace, schedulers=list(dict.fromkeys(names)), seed=seed, seconds=seconds,
+            workers=workers, kv_tokens=kv_tokens, speed=speed, delay_ms=delay_ms, max_tokens=max_tokens, plots=plots,
+            as_json=as_json,
+        )
+    )  # fmt: skip
 
 
 async def _tail_of_tenant(address: str, key: str, cursor: str, follow: bool, as_json: bool) -> None:

@@ -57,9 +57,9 @@ class Outcome:
         preemptions: by engines.
         evictions: by the dispatcher.
         recomputed_tokens: thrown away by either, to be computed again.
-        busy: share of the time in which engines were at work.
-        kv: share of KV in use, mean over the time.
-        service: client -> weighted tokens in each second of the run, up to its last token.
+        busy: in each second, the share of the time in which engines were at work.
+        kv: in each second, the share of their KV in use.
+        service: client -> weighted tokens in each second, up to its last token.
     """
 
     served: list[Served]
@@ -67,8 +67,8 @@ class Outcome:
     preemptions: int
     evictions: int
     recomputed_tokens: int
-    busy: float
-    kv: float
+    busy: list[float]
+    kv: list[float]
     service: dict[str, list[float]]
 
 
@@ -152,7 +152,8 @@ class Simulation:
         self._ended = 0
         self._evictions = 0
         self._evicted_tokens = 0
-        self._kv_seconds = 0.0
+        self._busy_s: list[float] = []
+        self._kv_token_s: list[float] = []
 
     def run(self) -> Outcome:
         """Runs to the end and returns what came of it."""
@@ -176,15 +177,15 @@ class Simulation:
 
     def _outcome(self) -> Outcome:
         engines = [worker.engine for worker in self._workers]
-        span = max(self._now, 1e-9) * len(engines)
+        kv_tokens = self._setting.shape.kv_tokens * len(engines)
         return Outcome(
             served=self._served,
             ended_at=self._now,
             preemptions=sum(engine.preemptions for engine in engines),
             evictions=self._evictions,
             recomputed_tokens=sum(engine.recomputed_tokens for engine in engines) + self._evicted_tokens,
-            busy=sum(engine.busy_s for engine in engines) / span,
-            kv=self._kv_seconds / (self._setting.shape.kv_tokens * span),
+            busy=[seconds / len(engines) for seconds in self._busy_s],
+            kv=[token_seconds / kv_tokens for token_seconds in self._kv_token_s],
             service=self._service,
         )
 
@@ -253,10 +254,24 @@ class Simulation:
         took = worker.engine.begin()
         worker.stepping = took is not None
         if took is not None:
-            self._kv_seconds += worker.engine.kv_tokens_used * took
+            self._count_load(worker.engine.kv_tokens_used, took)
             self._at(self._now + took, self._end_step, worker)
         elif worker.handed_over:
             self._report(worker, Report(worker.index))
+
+    def _count_load(self, kv_tokens: int, took: float) -> None:
+        """Adds a step that begins now to the seconds in which it falls."""
+        begin, end = self._now, self._now + took
+        while begin < end:
+            second = int(begin)
+            if len(self._busy_s) <= second:
+                more = second + 1 - len(self._busy_s)
+                self._busy_s += [0.0] * more
+                self._kv_token_s += [0.0] * more
+            part = min(end, second + 1) - begin
+            self._busy_s[second] += part
+            self._kv_token_s[second] += part * kv_tokens
+            begin += part
 
     def _start(self, worker: _Worker, order: Start) -> None:
         served = self._served[order.id]

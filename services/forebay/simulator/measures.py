@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from forebay.scheduler.domain.request import ServiceClass
+from forebay.simulator.forebay_dispatcher import PATIENT, Standing
 from forebay.simulator.loop import INPUT_WEIGHT, OUTPUT_WEIGHT, Outcome, Served
 
 WINDOW_S = 60.0
@@ -101,6 +103,33 @@ def owed(service: Mapping[str, float], weights: Mapping[str, float], demand: Map
             break
         rest -= sum(demand[client] for client in content)
         open_clients -= content
+    return due
+
+
+def owed_by_class(
+    service: Mapping[str, float], standings: Mapping[str, Standing], demand: Mapping[str, float]
+) -> dict[str, float]:
+    """Divides what was served as the tree of flows does: among classes by their weights, then in each by clients' weights.
+
+    Args:
+        service: what each client got.
+        standings: of clients; those that are not named have the usual one.
+        demand: what each client asked for, in the same unit.
+    """
+    classes: defaultdict[ServiceClass, list[str]] = defaultdict(list)
+    for client in service:
+        classes[standings.get(client, Standing()).service_class].append(client)
+    due_of_class = owed(
+        {name.name: sum(service[client] for client in clients) for name, clients in classes.items()},
+        {name.name: PATIENT.class_weights[name] for name in classes},
+        {name.name: sum(demand[client] for client in clients) for name, clients in classes.items()},
+    )
+    due: dict[str, float] = {}
+    for name, clients in classes.items():
+        got = sum(service[client] for client in clients)
+        scale = due_of_class[name.name] / got if got else 0.0
+        weights = {client: standings.get(client, Standing()).weight_milli / 1000 for client in clients}
+        due |= owed({client: service[client] * scale for client in clients}, weights, demand)
     return due
 
 
