@@ -64,7 +64,7 @@ def test_a_class_comes_before_its_tenants_and_a_tenant_before_its_keys() -> None
     other_key = tree.flow(("silver", 1000), ("silver-0", 1000), ("other", 1000))
     wait(tree, other_key)
     assert other_key.tenant is silver[0].tenant
-    assert other_key.counter == silver[0].counter
+    assert other_key.counter == silver[0].counter + 1
 
 
 def test_a_flow_hands_out_the_item_that_must_start_first() -> None:
@@ -79,7 +79,7 @@ def test_a_flow_hands_out_the_item_that_must_start_first() -> None:
     assert order == ["first", "second", "third"]
 
 
-def test_who_begins_to_wait_is_lifted_to_the_smallest_waiting_counter() -> None:
+def test_who_begins_to_wait_is_lifted_to_just_above_the_smallest_waiting_counter() -> None:
     tree: Tree = FlowTree()
     low, high, late = (leaf(tree, name) for name in ("low", "high", "late"))
     wait(tree, low)
@@ -87,7 +87,7 @@ def test_who_begins_to_wait_is_lifted_to_the_smallest_waiting_counter() -> None:
     tree.charge(low, 500)
     tree.charge(high, 900)
     wait(tree, late)
-    assert late.tenant.counter == low.tenant.counter
+    assert late.tenant.counter == low.tenant.counter + 1
 
 
 def test_a_class_that_begins_to_wait_is_lifted_too() -> None:
@@ -96,7 +96,7 @@ def test_a_class_that_begins_to_wait_is_lifted_too() -> None:
     wait(tree, silver)
     tree.charge(silver, 500)
     wait(tree, gold)
-    assert tree.root.children["gold"].counter == tree.root.children["silver"].counter > 0
+    assert tree.root.children["gold"].counter == tree.root.children["silver"].counter + 1
 
 
 def test_when_none_waits_the_last_to_leave_sets_the_level() -> None:
@@ -106,7 +106,7 @@ def test_when_none_waits_the_last_to_leave_sets_the_level() -> None:
     tree.dequeue(first, "item")
     tree.charge(first, 700)
     wait(tree, second)
-    assert second.tenant.counter == first.tenant.counter
+    assert second.tenant.counter == first.tenant.counter + 1
 
 
 def test_the_lift_never_lowers_a_counter() -> None:

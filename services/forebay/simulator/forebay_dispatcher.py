@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from forebay.scheduler.domain.limits import Limits
 from forebay.scheduler.domain.request import AttemptKey, Request, ServiceClass
-from forebay.scheduler.domain.scheduler import Limits, Scheduler
+from forebay.scheduler.domain.scheduler import Scheduler
 from forebay.scheduler.domain.worker import Capacity, EngineState, WorkerInfo
 from forebay.simulator.dispatcher import Ask, Evict, Orders, Refusal, Report, Start
 from forebay.simulator.engine import EngineShape
@@ -100,7 +101,7 @@ class ForebayDispatcher:
             id = int(rejection.key.request_id)
             del self._requests[id], self._arrived[id]
             orders.refusals.append(Refusal(id, rejection.error.reason.lower()))
-        for eviction in getattr(decisions, "evictions", ()):
+        for eviction in decisions.evictions:
             orders.evictions.append(Evict(int(eviction.key.request_id), _index(eviction.worker_id)))
         return orders
 

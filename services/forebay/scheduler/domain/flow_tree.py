@@ -352,7 +352,7 @@ class FlowTree(Generic[Item]):
                 first = parent.waiting.first()
                 reference = first[1] if first is not None else parent.last_left
                 # One step above it: who waits already, and may not fit yet, stays the neediest.
-                if reference is not None and node.counter <= reference.counter:
+                if reference is not None and reference is not node and node.counter <= reference.counter:
                     node.counter, node.remainder = reference.counter + 1, 0
             parent.waiting.put(node, node.counter)
             node = parent
