@@ -127,7 +127,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     """A scheduler that grants each submission at once, while `workers` has one that is not excluded.
 
     Attributes:
-        hellos: the first message of each session.
+        hellos: of each session, the message that says what is held.
         submissions, cancellations, declines: what has come.
     """
 
@@ -147,7 +147,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             session.outbox.message.welcome.epoch = 1
             session.outbox.flush()
             async for request in session:
-                if request.HasField("hello"):
+                if request.held_complete:
                     self.hellos.put_nowait(request)
                 for submission in request.submissions:
                     self.submissions.put_nowait(submission)

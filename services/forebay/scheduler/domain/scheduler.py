@@ -13,10 +13,10 @@ Room is freed by the one who knows: the worker says that an attempt departed or 
 it will not send one. A router's broken session frees no room: its payloads may have arrived, and the worker's own timer (2 s)
 tells. A worker's broken session frees none either: what it runs, runs on (rule P1).
 
-Taking over (rule P3, with one scheduler). Nothing is granted to a worker before it has said all that it holds. What routers
-hold on a worker that has not spoken yet is a claim: it says whom to charge for what the worker then reports. The worker's
-report is final: a grant it does not know and that this scheduler did not give comes back as a refusal to its router, which
-owns the request and submits it again.
+Taking over (rule P3, `takeover`). Nothing is granted to a worker before it has said all that it holds. What routers hold on a
+worker that has not spoken yet is a claim: it says whom to charge for what the worker then reports. The worker's report is final:
+a grant it does not know and that this scheduler did not give comes back as a refusal to its router, which owns the request
+and submits it again.
 """
 
 import itertools
@@ -31,6 +31,7 @@ from forebay.scheduler.domain.indexed_heap import IndexedHeap
 from forebay.scheduler.domain.pool import Pool
 from forebay.scheduler.domain.promises import Promises
 from forebay.scheduler.domain.request import AttemptKey, Queued, Request, ServiceClass
+from forebay.scheduler.domain.takeover import Path
 from forebay.scheduler.domain.virtual_counters import Flow
 from forebay.scheduler.domain.worker import EngineState, InFlight, RunningAttempt, Worker, WorkerInfo
 
@@ -103,6 +104,20 @@ class Scheduler:
     def pools(self) -> list[Pool]:
         """The pools in order of name and model; to be looked at only."""
         return sorted(self._pools.values(), key=lambda pool: (pool.name, pool.model))
+
+    def leads(self) -> dict[Path, int]:
+        """Returns by how many steps of its counter each flow is ahead of its neediest sibling; those at 0 are left out."""
+        return {
+            (pool.model, pool.name, tenant_id): steps
+            for pool in self._pools.values()
+            for tenant_id, steps in pool.flows.leads().items()
+        }
+
+    def restore(self, leads: Mapping[Path, int]) -> None:
+        """Puts flows ahead by what they were under the scheduler before; call it once, before the first tick."""
+        for (model, name, tenant_id), steps in leads.items():
+            if (pool := self._pools.get((model, name))) is not None:
+                pool.flows.put_ahead(tenant_id, steps)
 
     # What routers say.
 

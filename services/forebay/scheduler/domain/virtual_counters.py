@@ -160,6 +160,18 @@ class VirtualCounters(Generic[Item]):
             for item, place in items.items():
                 self.enqueue(flow, item, place)
 
+    def leads(self) -> dict[str, int]:
+        """Returns by how many steps each flow is ahead of where one that begins to wait would be lifted to."""
+        reference = self.neediest() or self._last_left
+        floor = reference.counter if reference is not None else 0
+        return {tenant_id: flow.counter - floor for tenant_id, flow in self._flows.items() if flow.counter > floor}
+
+    def put_ahead(self, tenant_id: str, steps: int) -> None:
+        """Adds to a flow's counter, of a tenant that may not have been seen yet."""
+        flow = self._flows.get(tenant_id) or self.flow(tenant_id, 1000)
+        flow.counter += steps
+        self.put_back(flow)
+
     def neediest(self) -> Flow[Item] | None:
         """Returns the waiting flow with the smallest counter that is not set aside."""
         first = self._waiting.first()
