@@ -114,7 +114,7 @@ def test_a_follower_lets_the_leader_return_first() -> None:
     lease = Lease()
     lease.answered(THEIRS, 0.0, 0.1)
     lease.unanswered(10.0)
-    assert lease.may_take(10.25)
+    assert not lease.may_take(10.25)
     lease.answered(FREE, 10.25, 10.3)
     assert not lease.may_take(10.3 + TTL_S - 0.01)
     assert lease.may_take(10.3 + TTL_S)

@@ -131,7 +131,7 @@ class Lease:
 
     def may_take(self, now: float) -> bool:
         """Whether it is to take the lease if that is free."""
-        return now >= self._waits_until
+        return not self._away and now >= self._waits_until
 
     def answered(self, answer: Answer, asked_at: float, now: float) -> float:
         """Takes the store's answer to a bid; returns after how many seconds to ask again."""

@@ -11,9 +11,9 @@ What it is told, piece by piece. A worker reports what it holds only after it ha
 grants of older ones. So its report is final: what is not in it will not run there under an earlier grant. What is in it is in
 flight, and charged from then on to the flow that its router names. What a router says is granted or running on a worker that
 has not reported is left alone: it stays with that worker until the router itself gives it up. What a router says is granted on a
-worker that has reported and does not know it is left to the router, too: the payload is on its way, the worker refuses it, and
-the router submits again with the time that it has waited. The leader must not queue it by itself: the attempt may have run to its
-end, with the router not having heard yet, and would then run twice.
+worker that has reported and does not know it is left to the router, too: its payload is on the way, the worker refuses it, and
+the router submits again with the time that it has waited. The leader does not queue it by itself, because it cannot know: the
+attempt may have run to its end with the router not having heard, and only the router can tell when it does.
 """
 
 import json
