@@ -34,6 +34,7 @@ from .builders import EPOCH, flow, grants, info, join, request, scheduler
 names = st.frozensets(st.sampled_from(["a", "b", "c"]))
 
 
+@settings(max_examples=30, deadline=None)
 @given(routers=names, workers=names, heard=st.lists(st.tuples(st.booleans(), st.sampled_from("abc")), max_size=8))
 def test_it_is_over_when_all_have_spoken_or_time_is_up(
     routers: frozenset[str], workers: frozenset[str], heard: list[tuple[bool, str]]
@@ -405,5 +406,5 @@ class Mesh(RuleBasedStateMachine):
             assert all(not worker.in_flight and not worker.promised for worker in pool.workers.values())
 
 
-Mesh.TestCase.settings = settings(max_examples=10, stateful_step_count=40, deadline=None)
+Mesh.TestCase.settings = settings(max_examples=8, stateful_step_count=40, deadline=None)
 TestMesh = Mesh.TestCase
