@@ -27,7 +27,7 @@ from forebay.rpc.client import connect
 from forebay.rpc.leader import LeaderChannel
 from forebay.testing.clock import FakeClock
 
-from .peers import FakeQuota, FakeWorker, soon
+from .peers import FakeQuota, FakeScheduler, FakeWorker, soon
 from .samples import request
 
 ROUTER = common_pb2.Peer(id="router-1", incarnation=1)
@@ -184,6 +184,26 @@ async def test_a_queued_request_waits_for_an_absent_scheduler_within_a_bound(clo
     assert end.error is not None
     assert (end.error.code, end.error.reason) == (Code.UNAVAILABLE, "SCHEDULER_UNAVAILABLE")
     assert clock.monotonic() == 5
+
+
+async def test_the_link_finds_the_leader_and_the_next_one(clock: FakeClock) -> None:
+    follower, leader, live = FakeScheduler(), FakeScheduler(), LiveRequests()
+    for fake in (follower, leader):
+        await fake.server.start()
+    follower.leader = leader.server.address
+    schedulers = LeaderChannel([follower.server.address], grpc.aio.insecure_channel)
+    link = SchedulerLink(schedulers, ROUTER, live, clock, wait_s=5)
+    queued = request()
+    live[queued.id] = queued
+    queued.tell(Reserved())
+    async with background(link.session.run(), "scheduler"):
+        for fake in (leader, follower):
+            assert (await soon(fake.hellos.get())).held_complete
+            assert (schedulers.address, link.session.connected) == (fake.server.address, True)
+            assert (await soon(fake.submissions.get())).ref.request_id == queued.id
+            follower.leader = ""
+            await fake.server.kill()
+    await schedulers.close()
 
 
 async def granted(links: WorkerLinks, fake: FakeWorker) -> Request:

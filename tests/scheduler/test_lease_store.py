@@ -79,8 +79,9 @@ async def test_the_servers_own_time_makes_an_epoch(redis_url: str) -> None:
     await store.close()
 
 
-async def test_a_store_that_is_away_is_told_of() -> None:
-    store = RedisLeaseStore("redis://127.0.0.1:1/0", "default")
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "redis+cluster://127.0.0.1:1"])
+async def test_a_store_that_is_away_is_told_of(url: str) -> None:
+    store = RedisLeaseStore(url, "default")
     for call in (store.bid(bid()), store.release(1, None)):
         with pytest.raises(MeshError) as caught:
             await call

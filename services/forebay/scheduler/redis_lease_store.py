@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 from forebay.errors import Code, MeshError
 from forebay.redis_client import redis_client
@@ -55,7 +55,7 @@ class RedisLeaseStore:
     async def _run(self, script: Any, arguments: list[Any]) -> Any:
         try:
             return await script(keys=[self._key], args=arguments)
-        except (RedisError, OSError) as error:
+        except (RedisError, RedisClusterException, OSError) as error:
             raise MeshError(
                 Code.UNAVAILABLE,
                 "LEASE_STORE_UNAVAILABLE",
