@@ -231,6 +231,8 @@ async def test_a_leader_goes_on_without_the_store_until_it_hears_of_another(
 
 async def test_a_checkpoint_that_cannot_be_read_is_left(pair: Pair, store: Store) -> None:
     first, second = pair
-    await store.release(first.leadership.epoch, "from another version")
+    epoch = first.leadership.epoch
+    await store.bid(Bid("s1", 1, "", epoch, may_take=True, checkpoint="from another version"))
+    await store.release(epoch)
     assert await second.bid()
     assert not await first.bid()

@@ -51,7 +51,7 @@ def test_a_later_life_of_the_leader_takes_over_at_once_and_an_earlier_one_never(
 
 def test_epochs_grow_though_the_stores_clock_goes_back() -> None:
     tenure, _ = Tenure().on(bid(), START_US)
-    tenure = tenure.released(START_US, None)
+    tenure = tenure.released(START_US)
     assert tenure.on(bid("s2"), START_US - 10_000_000)[1].epoch == START_US + 1
 
 
@@ -61,14 +61,14 @@ def test_a_leader_goes_on_if_nobody_has_led_since() -> None:
     assert tenure.on(bid(epoch=START_US), late)[1].epoch == START_US
     assert Tenure().on(bid(epoch=START_US, may_take=False), late)[1].epoch == START_US, "the store has forgotten"
     led, _ = tenure.on(bid("s2"), late)
-    assert led.released(late, None).on(bid(epoch=START_US), late + 1)[1].epoch == late + 1
+    assert led.released(late).on(bid(epoch=START_US), late + 1)[1].epoch == late + 1
 
 
 def test_giving_up_is_for_ones_own_term() -> None:
-    tenure, _ = Tenure().on(bid(), START_US)
-    assert tenure.released(START_US - 1, "no") == tenure
-    tenure = tenure.released(START_US, "yes")
-    assert tenure.on(bid("s2"), START_US + 1)[1].checkpoint == "yes"
+    tenure, _ = Tenure(checkpoint="state").on(bid(), START_US)
+    assert tenure.released(START_US - 1) == tenure
+    tenure = tenure.released(START_US)
+    assert tenure.on(bid("s2"), START_US + 1)[1].checkpoint == "state"
 
 
 def test_an_answer_that_was_lost_is_given_again() -> None:
@@ -224,7 +224,7 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def give_up(self) -> None:
         number, replica = next((n, replica) for n, replica in enumerate(self.replicas) if replica.lease.epoch)
-        self.tenure = self.tenure.released(replica.lease.epoch, None)
+        self.tenure = self.tenure.released(replica.lease.epoch)
         self.restart(number)
 
     @invariant()

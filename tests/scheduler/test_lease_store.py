@@ -45,9 +45,9 @@ async def test_a_lease_passes_from_one_to_the_next(store: LeaseStore, clock: Fak
     clock.advance(3)
     second = await store.bid(bid("s2"))
     assert (second.mine, second.epoch > first.epoch, second.checkpoint) == (True, True, "ünder way")
-    await store.release(first.epoch, "of a term that is over")
+    await store.release(first.epoch)
     assert not (await store.bid(bid())).mine
-    await store.release(second.epoch, None)
+    await store.release(second.epoch)
     assert await store.bid(bid("s3", may_take=False)) == Answer(0, "", False, 0.0, "")
     assert (await store.bid(bid("s3"))).checkpoint == "ünder way"
 
@@ -60,8 +60,8 @@ async def test_the_script_decides_as_specified(redis_store: RedisLeaseStore, clo
         left = draw.choice((None, "", "a", "b"))
         if draw.random() < 0.15:
             epoch = draw.choice(epochs[1:] or [1])
-            await redis_store.release(epoch, left)
-            await memory.release(epoch, left)
+            await redis_store.release(epoch)
+            await memory.release(epoch)
             continue
         id = draw.choice(("s1", "s2"))
         asked = Bid(id, draw.choice((1, 2)), f"{id}:1", draw.choice(epochs[-3:]), draw.random() < 0.7, left)
@@ -82,7 +82,7 @@ async def test_the_servers_own_time_makes_an_epoch(redis_url: str) -> None:
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "redis+cluster://127.0.0.1:1"])
 async def test_a_store_that_is_away_is_told_of(url: str) -> None:
     store = RedisLeaseStore(url, "default")
-    for call in (store.bid(bid()), store.release(1, None)):
+    for call in (store.bid(bid()), store.release(1)):
         with pytest.raises(MeshError) as caught:
             await call
         assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "LEASE_STORE_UNAVAILABLE")

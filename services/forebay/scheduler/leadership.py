@@ -123,12 +123,15 @@ class Leadership:
         return pause
 
     async def resign(self) -> None:
-        """Ends the term and gives the lease up, so that another need not wait until it expires."""
-        epoch, checkpoint = self.epoch, self._checkpoint()
+        """Ends the term and gives the lease up, so that another need not wait until it expires.
+
+        The last checkpoint stays: by now sessions may have been ended.
+        """
+        epoch = self.epoch
         self._end_term()
         if epoch:
             try:
-                await self._store.release(epoch, checkpoint)
+                await self._store.release(epoch)
             except MeshError as error:
                 log.warning("the lease is not given up and will expire", message=error.message)
 

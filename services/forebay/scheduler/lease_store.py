@@ -19,7 +19,7 @@ class LeaseStore(Protocol):
         """Asks for the lease, or to keep it."""
         ...
 
-    async def release(self, epoch: int, checkpoint: str | None) -> None:
+    async def release(self, epoch: int) -> None:
         """Gives the lease of a term up."""
         ...
 
@@ -36,6 +36,6 @@ class MemoryLeaseStore:
         self._tenure, answer = self._tenure.on(bid, int(self._clock.now() * 1e6))
         return answer
 
-    async def release(self, epoch: int, checkpoint: str | None) -> None:
+    async def release(self, epoch: int) -> None:
         """Forgets the holder."""
-        self._tenure = self._tenure.released(epoch, checkpoint)
+        self._tenure = self._tenure.released(epoch)

@@ -44,9 +44,9 @@ class RedisLeaseStore:
         epoch, address, mine, left_us, checkpoint = await self._run(self._bid, arguments)
         return Answer(int(epoch), address, bool(mine), int(left_us) / 1e6, checkpoint)
 
-    async def release(self, epoch: int, checkpoint: str | None) -> None:
+    async def release(self, epoch: int) -> None:
         """Gives the lease up by one script."""
-        await self._run(self._release, [epoch, int(checkpoint is not None), checkpoint or ""])
+        await self._run(self._release, [epoch])
 
     async def close(self) -> None:
         """Closes the connections."""

@@ -103,11 +103,9 @@ class Tenure:
         tenure = Tenure(bid.id, bid.incarnation, bid.address, epoch, now_us + round(TTL_S * 1e6), checkpoint)
         return tenure, Answer(epoch, bid.address, True, TTL_S, checkpoint if begins else "")
 
-    def released(self, epoch: int, checkpoint: str | None) -> "Tenure":
+    def released(self, epoch: int) -> "Tenure":
         """Returns what is held once the leader of a term has given it up; a term that is over changes nothing."""
-        if epoch != self.epoch:
-            return self
-        return replace(self, until_us=0, checkpoint=self.checkpoint if checkpoint is None else checkpoint)
+        return replace(self, until_us=0) if epoch == self.epoch else self
 
 
 class Lease:
