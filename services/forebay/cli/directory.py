@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -87,14 +87,18 @@ async def show_status(operator: Operator) -> bool:
     console = terminal()
     mesh = operator.mesh
     health = await asyncio.gather(*(_health(name, process, operator.tls) for name, process in mesh.processes.items()))
+    leader = await _leader(operator)
     rows = table("process", "address", "pid", "restarts", "health")
     for (name, process), state in zip(mesh.processes.items(), health, strict=True):
         rows.add_row(
-            name, process.address, str(process.pid or "–"), str(process.restarts), _HEALTH_STYLE.get(state, state)
+            name,
+            process.address,
+            str(process.pid or "–"),
+            str(process.restarts),
+            _HEALTH_STYLE.get(state, state) + (", leads" if name == leader else ""),
         )
     console.print(rows)
-    schedulers = [name for name in mesh.processes if name.startswith("scheduler-")]
-    if (leader := await _leader(operator, schedulers)) is not None:
+    if leader is not None:
         console.print()
         console.print(await _pools(operator, leader))
     return all(state == "SERVING" for state in health)
@@ -104,9 +108,9 @@ async def _health(name: str, process: ProcessState, tls: TlsConfig) -> str:
     return await (valkey_health(process.address) if name == "valkey" else service_health(name, process.address, tls))
 
 
-async def _leader(operator: Operator, schedulers: Sequence[str]) -> str | None:
+async def _leader(operator: Operator) -> str | None:
     """Returns which scheduler leads; None while none of them answers as the leader."""
-    for name in schedulers:
+    for name in (name for name in operator.mesh.processes if name.startswith("scheduler-")):
         async with operator.channel(name) as channel:
             stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
             try:

@@ -34,7 +34,10 @@ class RouterConfig(PepperConfig):
     models: tuple[ModelConfig, ...] = Field(min_length=1, description="the models that requests may name")
     dependency_wait_s: float = Field(5.0, gt=0, le=60, description="how long quota may be away")
     scheduler_wait_s: float = Field(
-        10.0, gt=0, le=60, description="how long there may be no leading scheduler; another is elected within 6 s"
+        10.0,
+        gt=0,
+        le=60,
+        description="how long there may be no leading scheduler; after a crash another leads within 4 s",
     )
     policy_honour_s: float = Field(30.0, ge=0, le=3600, description="how long policies count while quota is away")
     default_deadline_s: float = Field(600.0, gt=0, le=86_400, description="a request's time if its client sets none")
