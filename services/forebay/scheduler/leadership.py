@@ -60,6 +60,7 @@ class Leadership:
         self._new_core = new_core
         self._answered = answered
         self._lease = Lease()
+        self._in_vain = False
         self.term: SchedulerService | None = None
 
     @property
@@ -107,10 +108,15 @@ class Leadership:
         try:
             answer = await self._store.bid(bid)
         except MeshError as error:
-            log.warning("the lease is not answered for", leading=self.epoch != 0, message=error.message)
+            if not self._in_vain:
+                log.warning("the lease is not answered for", leading=self.epoch != 0, message=error.message)
+            self._in_vain = True
             pause = self._lease.unanswered(self._clock.monotonic())
             self._look()
             return pause
+        if self._in_vain:
+            log.info("the lease is answered for again")
+        self._in_vain = False
         if bid.checkpoint is not None:
             killpoints.reached("scheduler.after_checkpoint")
         pause = self._lease.answered(answer, asked_at, self._clock.monotonic())
