@@ -29,7 +29,7 @@ from forebay.worker.domain import grant as worker_grant
 from forebay.worker.domain.attempt_id import AttemptId
 from forebay.worker.domain.roster import Entry, Roster
 
-from .builders import EPOCH, flow, grants, info, join, request, scheduler
+from .builders import EPOCH, flow, granted, grants, info, join, request, scheduler
 
 names = st.frozensets(st.sampled_from(["a", "b", "c"]))
 
@@ -108,6 +108,21 @@ def test_what_is_adopted_is_charged_once_its_router_claims_it() -> None:
     core.claim(held, "r", "w1")
     core.progress("w1", held.key, 31, prefilled=True)
     assert (flow(core, "acme").in_flight, flow(core, "acme").service_tenths) == (1, 200)
+
+
+def test_what_a_silent_worker_holds_is_its_own_until_the_router_gives_it_up() -> None:
+    core = scheduler(info("w2"))
+    kept, declined = request("kept"), request("declined")
+    for held in (kept, declined):
+        core.claim(held, "r", "w1")
+    assert not granted(core.tick(0.0))
+    core.decline(declined.key)
+    core.worker_registered(info("w1"))
+    core.worker_running("w1", [RunningAttempt(held.key, "", 20, 0, started=True) for held in (kept, declined)])
+    core.worker_reported("w1", 1.0)
+    (pool,) = core.pools
+    assert [flow.tenant_id for flow in pool.flows.busy()] == ["kept"]
+    assert len(pool.workers["w1"].in_flight) == 2, "what runs takes up room, whoever's it is"
 
 
 # The small mesh.

@@ -170,6 +170,7 @@ class Scheduler:
 
     def decline(self, key: AttemptKey) -> None:
         """Frees the room of a grant that its router will not use."""
+        self._claims.pop(key, None)
         entry = self._promises.get(key)
         if entry is not None and not entry.started:
             self._withdraw(entry)
