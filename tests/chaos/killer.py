@@ -48,16 +48,16 @@ class Killer:
             while self._begun() < disruption.at:
                 await asyncio.sleep(LOOK_EVERY_S)
             await _within(PATIENCE_S, lambda: self._lives.whole(disruption.kinds))  # noqa: B023 - awaited at once
+            armed = self._points / disruption.point
             if disruption.point:
-                await self._trip(disruption)
-            else:
-                for name in disruption.names:
-                    self._lives.kill(name)
+                armed.touch()
+            for name in disruption.names:
+                self._lives.kill(name)
+            if disruption.point:
+                await self._trip(disruption, armed)
             self._left.pop(0)
 
-    async def _trip(self, disruption: Disruption) -> None:
-        armed = self._points / disruption.point
-        armed.touch()
+    async def _trip(self, disruption: Disruption, armed: Path) -> None:
         if await _within(PATIENCE_S, lambda: not armed.exists()):
             self.missed.discard(disruption.point)
             await asyncio.sleep(2 * LOOK_EVERY_S)  # until the death has been seen

@@ -13,9 +13,12 @@ from forebay.worker.simulated_model import TEXT, VOCABULARY_TOKENS
 
 ROUTERS = ("router-1", "router-2")
 WORKERS = ("worker-1", "worker-2")
-SERVICES = ("quota", "scheduler", "metering", "valkey")
-PROCESSES = (*ROUTERS, *WORKERS, *SERVICES)
-KINDS = ("router", "worker", *SERVICES)
+SCHEDULERS = ("scheduler-1", "scheduler-2")
+SERVICES = ("quota", "metering", "valkey")
+PROCESSES = (*ROUTERS, *WORKERS, *SCHEDULERS, *SERVICES)
+KINDS = ("router", "worker", "scheduler", *SERVICES)
+# Only who takes over comes there, so the leader has to die first.
+TAKEOVER_POINTS = ("scheduler.after_lease", "scheduler.during_takeover")
 TENANTS = {
     "gold-one": "enterprise",
     "gold-two": "premium",
@@ -52,11 +55,11 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Disruption:
-    """What happens once `at` requests have begun: processes are killed together, or a kill point is armed.
+    """What happens once `at` requests have begun: a kill point is armed, or processes are killed together, or both.
 
     Attributes:
-        names: the processes to kill; empty when a point is armed.
-        point: the point to arm; empty when processes are killed.
+        names: the processes to kill; with a point, those that must die for it to be reached.
+        point: the point to arm; empty for none.
     """
 
     at: int
@@ -103,7 +106,7 @@ def make_plan(seed: int, requests: int, kills: int, points: Sequence[str]) -> Pl
     """
     draw = random.Random(seed)
     asks = tuple(_ask(draw, number) for number in range(requests))
-    strikes: list[Disruption] = [Disruption(0, point=point) for point in points]
+    strikes = [Disruption(0, SCHEDULERS if point in TAKEOVER_POINTS else (), point) for point in points]
     strikes += [Disruption(0, (draw.choice(ROUTERS), draw.choice(WORKERS))), Disruption(0, PROCESSES)]
     strikes += [Disruption(0, (draw.choice(_members(kind)),)) for kind in KINDS for _ in range(kills)]
     strikes += [Disruption(0, (draw.choice(WORKERS),)) for _ in range(kills)]

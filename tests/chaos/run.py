@@ -1,8 +1,8 @@
 """`make chaos`: kills every kind of process of a mesh under load, again and again, and counts what went wrong.
 
-Two routers, two workers with the simulated engine, six tenants. Clients stream, some leave early, and processes die by kill -9 at
-random and at the kill points of the code. The last line is one JSON object; the exit status says whether all of it is as it
-should be, and what was not is told above it.
+Two routers, two schedulers, two workers with the simulated engine, six tenants. Clients stream, some leave early, and processes
+die by kill -9 at random and at the kill points of the code. The last line is one JSON object; the exit status says whether all
+of it is as it should be, and what was not is told above it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .books import read_books
 from .clients import Load
 from .killer import Killer
 from .lives import Lives
-from .plan import KINDS, ROUTERS, TENANTS, WORKERS, Plan, make_plan
+from .plan import KINDS, ROUTERS, SCHEDULERS, TENANTS, WORKERS, Plan, make_plan
 from .records import Books
 from .referee import FAULTS, Verdict, judge
 from .undisturbed import undisturbed_answers
@@ -79,7 +79,12 @@ def run_chaos(
     )
     environment = {**ENVIRONMENT, VARIABLE: str(points)}
     with MeshProcesses(
-        directory / "data", routers=len(ROUTERS), workers=len(WORKERS), tenants=tenants, environment=environment
+        directory / "data",
+        routers=len(ROUTERS),
+        schedulers=len(SCHEDULERS),
+        workers=len(WORKERS),
+        tenants=tenants,
+        environment=environment,
     ) as mesh:
         verdict: Verdict = uvloop.run(_disturb(mesh, plan, points, concurrency, load_within_s, say))
     return verdict

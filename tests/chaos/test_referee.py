@@ -94,7 +94,7 @@ def test_a_good_run_is_found_good() -> None:
     assert {name: figures[name] for name in ("requests", "completed", "aborted", "continued", "tries")} == {
         "requests": 6, "completed": 2, "aborted": 2, "continued": 1, "tries": 6,
     }  # fmt: skip
-    assert verdict.kills == dict.fromkeys(KINDS, 1) | {"router": 3, "worker": 3}
+    assert verdict.kills == dict.fromkeys(KINDS, 1) | {"router": 3, "worker": 3, "scheduler": 2}
     assert figures["kills_min"] == 1
 
 

@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> DataDir:
 
 
 def plan(directory: Path, *, engine: str = "simulated", gpu: bool = False, otlp: str | None = None) -> MeshPlan:
-    return MeshPlan(2, 3, engine, "some-model", directory, gpu, otlp)
+    return MeshPlan(2, 2, 3, engine, "some-model", directory, gpu, otlp)
 
 
 def load(data: DataDir, name: str) -> ServiceConfig:
@@ -47,7 +47,8 @@ def test_every_service_takes_its_configuration(data: DataDir, tmp_path: Path, en
     ports = count(20_000)
     specs = plan_processes(data, plan(tmp_path, engine=engine, gpu=gpu), lambda _: next(ports))
     assert [spec.name for spec in specs] == [
-        "valkey", "metering", "quota", "scheduler", "worker-1", "worker-2", "worker-3", "router-1", "router-2",
+        "valkey", "metering", "quota", "scheduler-1", "scheduler-2",
+        "worker-1", "worker-2", "worker-3", "router-1", "router-2",
     ]  # fmt: skip
     addresses = {spec.name: spec.address for spec in specs}
     assert len(set(addresses.values())) == len(specs)
@@ -56,12 +57,13 @@ def test_every_service_takes_its_configuration(data: DataDir, tmp_path: Path, en
         assert (config.id, config.listen) == (spec.name, spec.address)
         assert config.trace_file is not None
         assert config.trace_file.parent == data.root / "traces"
-        for field in ("quota_address", "scheduler_address", "metering_address"):
+        for field in ("quota_address", "metering_address"):
             if hasattr(config, field):
                 assert getattr(config, field) == addresses[field.removesuffix("_address")]
-    quota = load(data, "quota")
-    assert isinstance(quota, QuotaConfig)
-    assert quota.redis_url == f"redis://{addresses['valkey']}/0"
+        if isinstance(config, RouterConfig | WorkerConfig):
+            assert config.scheduler_address == (addresses["scheduler-1"], addresses["scheduler-2"])
+        if isinstance(config, QuotaConfig | SchedulerConfig):
+            assert config.redis_url == f"redis://{addresses['valkey']}/0"
 
 
 def test_router_and_worker_agree_on_model_and_context(data: DataDir, tmp_path: Path) -> None:

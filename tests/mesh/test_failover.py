@@ -65,7 +65,7 @@ async def test_a_stream_survives_its_worker(
 
 async def busy_worker(mesh: MeshProcesses) -> str:
     """Returns the worker that the one running request is on."""
-    async with mesh.channel("scheduler") as channel:
+    async with mesh.channel(await mesh.leading_scheduler()) as channel:
         stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
         pools = await stub.DescribePools(scheduler_pb2.DescribePoolsRequest(), timeout=10)
     (busy,) = [worker.worker.id for pool in pools.pools for worker in pool.workers if worker.in_flight]

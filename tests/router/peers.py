@@ -127,12 +127,14 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     """A scheduler that grants each submission at once, while `workers` has one that is not excluded.
 
     Attributes:
-        hellos: the first message of each session.
+        leader: where another leads; empty while this one does.
+        hellos: of each session, the message that says what is held.
         submissions, cancellations, declines: what has come.
     """
 
     def __init__(self, *workers: FakeWorker) -> None:
         self.workers = list(workers)
+        self.leader = ""
         self.hellos: asyncio.Queue[scheduler_pb2.ScheduleRequest] = asyncio.Queue()
         self.submissions: asyncio.Queue[scheduler_pb2.Submission] = asyncio.Queue()
         self.cancellations: asyncio.Queue[scheduler_pb2.AttemptRef] = asyncio.Queue()
@@ -143,11 +145,15 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     async def Schedule(self, request_iterator: AsyncIterator[scheduler_pb2.ScheduleRequest], context: Any) -> None:
         async with ServerSession(request_iterator, context, scheduler_pb2.ScheduleResponse) as session:
+            if self.leader:
+                session.outbox.message.welcome.leader_address = self.leader
+                session.outbox.flush()
+                return
             self.outbox = session.outbox
             session.outbox.message.welcome.epoch = 1
             session.outbox.flush()
             async for request in session:
-                if request.HasField("hello"):
+                if request.held_complete:
                     self.hellos.put_nowait(request)
                 for submission in request.submissions:
                     self.submissions.put_nowait(submission)

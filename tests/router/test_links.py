@@ -24,9 +24,10 @@ from forebay.router.request import LiveRequests, Request, client_gone
 from forebay.router.scheduler_link import SchedulerLink
 from forebay.router.worker_link import WorkerLinks
 from forebay.rpc.client import connect
+from forebay.rpc.leader import LeaderChannel
 from forebay.testing.clock import FakeClock
 
-from .peers import FakeQuota, FakeWorker, soon
+from .peers import FakeQuota, FakeScheduler, FakeWorker, soon
 from .samples import request
 
 ROUTER = common_pb2.Peer(id="router-1", incarnation=1)
@@ -165,25 +166,44 @@ async def test_a_reservation_is_asked_for_again_on_the_next_session(quota: Quota
 
 async def test_a_queued_request_waits_for_an_absent_scheduler_within_a_bound(clock: FakeClock) -> None:
     live: LiveRequests = {}
-    async with grpc.aio.insecure_channel("127.0.0.1:1") as channel:
-        link = SchedulerLink(channel, ROUTER, live, clock, wait_s=5)
-        async with background(link.watch(), "watch"):
-            queued = request()
-            live[queued.id] = queued
-            queued.tell(Reserved())
-            assert await queued.decisions.get() == Submit(1)
-            link.submit(queued)
-            await asyncio.sleep(0)
-            for _ in range(4):
-                clock.advance(1)
-                await asyncio.sleep(0)
-            assert queued.decisions.empty()
+    link = SchedulerLink(LeaderChannel(["127.0.0.1:1"], grpc.aio.insecure_channel), ROUTER, live, clock, wait_s=5)
+    async with background(link.watch(), "watch"):
+        queued = request()
+        live[queued.id] = queued
+        queued.tell(Reserved())
+        assert await queued.decisions.get() == Submit(1)
+        link.submit(queued)
+        await asyncio.sleep(0)
+        for _ in range(4):
             clock.advance(1)
-            end = await soon(queued.decisions.get())
+            await asyncio.sleep(0)
+        assert queued.decisions.empty()
+        clock.advance(1)
+        end = await soon(queued.decisions.get())
     assert isinstance(end, End)
     assert end.error is not None
     assert (end.error.code, end.error.reason) == (Code.UNAVAILABLE, "SCHEDULER_UNAVAILABLE")
     assert clock.monotonic() == 5
+
+
+async def test_the_link_finds_the_leader_and_the_next_one(clock: FakeClock) -> None:
+    follower, leader, live = FakeScheduler(), FakeScheduler(), LiveRequests()
+    for fake in (follower, leader):
+        await fake.server.start()
+    follower.leader = leader.server.address
+    schedulers = LeaderChannel([follower.server.address], grpc.aio.insecure_channel)
+    link = SchedulerLink(schedulers, ROUTER, live, clock, wait_s=5)
+    queued = request()
+    live[queued.id] = queued
+    queued.tell(Reserved())
+    async with background(link.session.run(), "scheduler"):
+        for fake in (leader, follower):
+            assert (await soon(fake.hellos.get())).held_complete
+            assert (schedulers.address, link.session.connected) == (fake.server.address, True)
+            assert (await soon(fake.submissions.get())).ref.request_id == queued.id
+            follower.leader = ""
+            await fake.server.kill()
+    await schedulers.close()
 
 
 async def granted(links: WorkerLinks, fake: FakeWorker) -> Request:

@@ -25,6 +25,7 @@ from forebay.router.scheduler_link import SchedulerLink
 from forebay.router.worker_link import WorkerLinks
 from forebay.router.workers import MemoryWorkers, Workers
 from forebay.rpc.client import connect
+from forebay.rpc.leader import LeaderChannel
 
 from .peers import FakeQuota, FakeScheduler, FakeWorker, soon
 from .samples import request
@@ -132,7 +133,9 @@ async def scheduler(request: pytest.FixtureRequest, stack: AsyncExitStack) -> Me
         return MemorySchedulerCase()
     workers = [FakeWorker("w1"), FakeWorker("w2")]
     fake, live = FakeScheduler(*workers), LiveRequests()
-    link = SchedulerLink(await connected(stack, fake), ROUTER, live, SystemClock(), wait_s=5)
+    channel = await connected(stack, fake)
+    schedulers = LeaderChannel([fake.server.address], lambda address: channel)
+    link = SchedulerLink(schedulers, ROUTER, live, SystemClock(), wait_s=5)
     await stack.enter_async_context(background(link.session.run(), "scheduler"))
     await soon(link.session.wait_connected())
     return SchedulerLinkCase(link, fake, live)

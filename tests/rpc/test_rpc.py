@@ -241,6 +241,43 @@ async def test_a_session_reconnects_and_greets_again(servicer: Servicer, channel
     assert client.outbox is None or not client.connected
 
 
+async def test_a_peer_that_is_not_the_one_sought_was_never_connected(
+    servicer: Servicer, channel: grpc.aio.Channel
+) -> None:
+    async def stay(session: ServerSession[Any, Any]) -> None:
+        async for _ in session:
+            pass
+
+    class Choosy(Handler):
+        def received(self, response: worker_pb2.ExecuteResponse) -> None:
+            raise MeshError(Code.FAILED_PRECONDITION, "NOT_LEADER", "another is")
+
+    servicer.execute = stay
+    handler = Choosy()
+    client = SessionClient(
+        "test", worker_pb2_grpc.WorkerServiceStub(channel).Execute, worker_pb2.ExecuteRequest, handler
+    )
+    running = asyncio.create_task(client.run())
+    for _ in range(2):
+        assert (await handler.ends.get()).reason == "NOT_LEADER"
+        assert not client.connected
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_session_can_be_ended_from_outside(servicer: Servicer, channel: grpc.aio.Channel) -> None:
+    async def stay(session: ServerSession[Any, Any]) -> None:
+        asyncio.get_running_loop().call_soon(
+            session.fail, MeshError(Code.FAILED_PRECONDITION, "TERM_OVER", "it is over")
+        )
+        async for _ in session:
+            pass
+
+    servicer.execute = stay
+    call = worker_pb2_grpc.WorkerServiceStub(channel).Execute()
+    assert (await end_of(call)).reason == "TERM_OVER"
+
+
 async def end_of(call: Any) -> MeshError:
     """Reads a stream to its end; returns the error that it ends with."""
     try:

@@ -89,7 +89,7 @@ class World:
 
     async def start(self, **settings: Any) -> None:
         """Starts a scheduler; called again, another one that knows nothing of the first."""
-        config = SchedulerConfig(id="scheduler-1", listen="127.0.0.1:0", **settings)
+        config = SchedulerConfig(**({"id": "scheduler-1", "listen": "127.0.0.1:0"} | settings))
         server = await build(config, self._stack, self.clock)
         await server.start()
         self._stack.push_async_callback(server.drain, 0)
@@ -121,6 +121,15 @@ class World:
 
     async def pools(self, **values: Any) -> scheduler_pb2.DescribePoolsResponse:
         return await soon(self.stub.DescribePools(scheduler_pb2.DescribePoolsRequest(**values)))
+
+    async def until_leading(self) -> None:
+        """Returns once it says that it leads."""
+        while True:
+            try:
+                await self.pools()
+                return
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0)
 
     async def until(self, holds: Callable[[scheduler_pb2.DescribePoolsResponse], bool]) -> None:
         """Returns once the operators' view shows it."""
@@ -155,6 +164,23 @@ def submit(*submissions: scheduler_pb2.Submission) -> scheduler_pb2.ScheduleRequ
 async def test_it_serves_as_soon_as_it_listens(world: World) -> None:
     answer = await soon(world.health.Check(health_pb2.HealthCheckRequest(service=FULL_NAME)))
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_scheduler_that_ends_hands_over_at_once_and_both_are_healthy(redis_url: str, clock: FakeClock) -> None:
+    settings = {"redis_url": redis_url, "domain": "handover"}
+    async with AsyncExitStack() as stack, AsyncExitStack() as ending:
+        first, second = World(ending, clock), World(stack, clock)
+        await first.start(**settings)
+        await soon(first.until_leading())
+        await second.start(**settings, id="scheduler-2")
+        check = health_pb2.HealthCheckRequest(service=FULL_NAME)
+        while (await soon(second.health.Check(check))).status != health_pb2.HealthCheckResponse.SERVING:
+            pass
+        with pytest.raises(grpc.aio.AioRpcError, match="does not lead"):
+            await second.pools()
+        await ending.aclose()
+        await second.pass_time(1)
+        await soon(second.until_leading())
 
 
 async def test_the_router_gets_a_grant_and_the_worker_a_batch(world: World) -> None:

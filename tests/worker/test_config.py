@@ -34,12 +34,20 @@ def test_a_simulated_engine_is_made_as_configured(tmp_path: Path, monkeypatch: p
     assert (engine.kind, engine.capacity.kv_tokens, engine.window_tokens) == ("simulated", 9000, 8)
 
 
+def test_of_schedulers_there_may_be_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(tmp_path).scheduler_address == ("127.0.0.1:1",)
+    assert load(tmp_path, scheduler_address=["a:1", "b:2"]).scheduler_address == ("a:1", "b:2")
+    monkeypatch.setenv("FOREBAY_WORKER_SCHEDULER_ADDRESS", "c:3, d:4")
+    assert load(tmp_path).scheduler_address == ("c:3", "d:4")
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
         ({"engine": "vllm"}, "model_directory must be given"),
         ({"simulated": {"kv_tokens": 100}}, "kv_tokens must hold max_model_len"),
         ({"scheduler_address": "here"}, "host:port"),
+        ({"scheduler_address": []}, "scheduler_address"),
         ({"advertise": "there"}, "host:port"),
         ({"simulated": {"speeed": 2}}, "speeed"),
     ],

@@ -282,8 +282,7 @@ async def test_a_new_session_begins_with_all_that_the_worker_holds(loopback: Loo
     loopback.engine.step()
     await router.read()
     loopback.scheduler.end_session()
-    request = await loopback.scheduler.heard_with("register")
-    assert request.running_complete
+    request = await loopback.scheduler.heard_with("running_complete")
     assert [(a.ref, a.started, a.generated_tokens) for a in request.running] == [(ref(1), True, 1)]
     loopback.engine.step()
     assert (await router.read()).step.deltas, "the stream goes on"

@@ -85,6 +85,14 @@ def test_the_highest_epoch_seen_anywhere_counts() -> None:
     assert reason(error) == "STALE_EPOCH"
 
 
+def test_entries_of_earlier_epochs_lapse() -> None:
+    worker = roster()
+    for id, epoch in zip(IDS, (3, 4, 5), strict=True):
+        worker.announce(entry(id, (epoch, 1)))
+    worker.saw_epoch(4)
+    assert [e.draw for e in worker.pending] == [(4, 1), (5, 1)]
+
+
 def test_everything_is_bounded() -> None:
     worker = roster(max_running=1, max_pending=1, memory=1)
     worker.admit(replace(GRANT, id=IDS[0]), PAYLOAD)

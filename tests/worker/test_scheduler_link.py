@@ -8,6 +8,7 @@ import pytest
 from forebay.api.common.v1 import common_pb2
 from forebay.api.scheduler.v1 import scheduler_pb2
 from forebay.errors import Code, MeshError
+from forebay.rpc.leader import LeaderChannel
 from forebay.rpc.session import Outbox
 from forebay.testing.clock import FakeClock
 from forebay.worker.domain.roster import Roster
@@ -33,18 +34,23 @@ class Bench:
         self.service.started = True
         self.engine._sink = self.service.step
         register = scheduler_pb2.AttachRequest.Register(address="127.0.0.1:1")
-        self.link = SchedulerLink(
-            grpc.aio.insecure_channel("127.0.0.1:1"), self.service, self.engine, register, self.clock
-        )
+        self.schedulers = LeaderChannel(["127.0.0.1:1", "127.0.0.1:2"], grpc.aio.insecure_channel)
+        self.link = SchedulerLink(self.schedulers, self.service, self.engine, register, self.clock)
         self.stream = RecordedStream()
         self.outbox = self.open(limit)
 
-    def open(self, limit: int = 100) -> Outbox[scheduler_pb2.AttachRequest]:
+    def open(self, limit: int = 100, epoch: int = 3) -> Outbox[scheduler_pb2.AttachRequest]:
         async def write(message: scheduler_pb2.AttachRequest) -> None: ...
 
-        self.outbox = Outbox(scheduler_pb2.AttachRequest, write, limit)
+        self.outbox = self.link._session.outbox = Outbox(scheduler_pb2.AttachRequest, write, limit)
         self.link.opened(self.outbox)
+        if epoch:
+            self.welcome(epoch)
         return self.outbox
+
+    def welcome(self, epoch: int, leader: str = "") -> None:
+        welcome = scheduler_pb2.Welcome(epoch=epoch, leader_address=leader)
+        self.link.received(scheduler_pb2.AttachResponse(welcome=welcome))
 
     def said(self) -> scheduler_pb2.AttachRequest:
         """Returns what has gathered since the last time."""
@@ -81,6 +87,41 @@ async def test_a_session_begins_with_all_that_the_worker_holds(bench: Bench) -> 
     assert not said.departures
 
 
+async def test_nothing_is_reported_before_the_epoch_is_known_and_then_nothing_that_an_earlier_one_granted(
+    bench: Bench,
+) -> None:
+    bench.service.start(bench.stream, start(1))
+    bench.batch(2)
+    bench.link.closed(LOST)
+    bench.open(epoch=0)
+    bench.service.cancel(bench.stream, 1, Ending.CANCELLED)
+    bench.link.tick()
+    said = bench.said()
+    assert (said.HasField("register"), len(said.running), said.running_complete) == (True, 0, False)
+    bench.welcome(4)
+    said = bench.said()
+    assert (list(said.running), said.running_complete) == ([], True)
+    bench.service.start(bench.stream, start(2))
+    bench.stream.flush(0)
+    assert bench.stream.said[-1] == ("refused", 2, "STALE_EPOCH")
+
+
+@pytest.mark.parametrize(
+    ("epoch", "leader", "next_one"), [(0, "", "127.0.0.1:2"), (0, "a:9", "a:9"), (2, "", "127.0.0.1:2")]
+)
+async def test_who_does_not_lead_is_told_nothing_and_left(bench: Bench, epoch: int, leader: str, next_one: str) -> None:
+    bench.link.closed(LOST)
+    bench.link.closed(LOST)
+    assert bench.schedulers.address == "127.0.0.1:1"
+    bench.open(epoch=0)
+    bench.said()
+    with pytest.raises(MeshError, match="NOT_LEADER") as caught:
+        bench.welcome(epoch, leader)
+    bench.link.closed(caught.value)
+    assert bench.said() == scheduler_pb2.AttachRequest()
+    assert bench.schedulers.address == next_one
+
+
 async def test_an_entry_without_a_payload_expires_and_its_late_payload_is_refused(bench: Bench) -> None:
     bench.batch(1)
     bench.clock.advance(2.0)
@@ -111,7 +152,7 @@ async def test_an_eviction_reaches_the_router_and_comes_back_as_a_departure(benc
 
 
 async def test_epochs_of_welcomes_and_batches_count(bench: Bench) -> None:
-    bench.link.received(scheduler_pb2.AttachResponse(welcome=scheduler_pb2.Welcome(epoch=4)))
+    bench.welcome(4)
     bench.service.start(bench.stream, start(1))
     bench.batch(2, epoch=5)
     bench.service.start(bench.stream, start(2, epoch=4))

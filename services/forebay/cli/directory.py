@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import grpc
 from rich.markup import escape
 from rich.table import Table
 
@@ -86,15 +87,20 @@ async def show_status(operator: Operator) -> bool:
     console = terminal()
     mesh = operator.mesh
     health = await asyncio.gather(*(_health(name, process, operator.tls) for name, process in mesh.processes.items()))
+    leader = await _leader(operator)
     rows = table("process", "address", "pid", "restarts", "health")
     for (name, process), state in zip(mesh.processes.items(), health, strict=True):
         rows.add_row(
-            name, process.address, str(process.pid or "–"), str(process.restarts), _HEALTH_STYLE.get(state, state)
+            name,
+            process.address,
+            str(process.pid or "–"),
+            str(process.restarts),
+            _HEALTH_STYLE.get(state, state) + (", leads" if name == leader else ""),
         )
     console.print(rows)
-    if dict(zip(mesh.processes, health, strict=True)).get("scheduler") == "SERVING":
+    if leader is not None:
         console.print()
-        console.print(await _pools(operator))
+        console.print(await _pools(operator, leader))
     return all(state == "SERVING" for state in health)
 
 
@@ -102,9 +108,22 @@ async def _health(name: str, process: ProcessState, tls: TlsConfig) -> str:
     return await (valkey_health(process.address) if name == "valkey" else service_health(name, process.address, tls))
 
 
-async def _pools(operator: Operator) -> Table:
+async def _leader(operator: Operator) -> str | None:
+    """Returns which scheduler leads; None while none of them answers as the leader."""
+    for name in (name for name in operator.mesh.processes if name.startswith("scheduler-")):
+        async with operator.channel(name) as channel:
+            stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
+            try:
+                await stub.DescribePools(scheduler_pb2.DescribePoolsRequest(page_size=1), timeout=CALL_WITHIN_S)
+            except grpc.aio.AioRpcError:
+                continue
+            return name
+    return None
+
+
+async def _pools(operator: Operator, leader: str) -> Table:
     rows = table("pool", "model", "worker / tenant", "in flight", "queued", "KV promised")
-    async with operator.channel("scheduler") as channel:
+    async with operator.channel(leader) as channel:
         stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
         async for page in pages(scheduler_pb2.DescribePoolsRequest, stub.DescribePools):
             for pool in page.pools:

@@ -46,6 +46,7 @@ class LaunchOptions:
     """
 
     routers: int
+    schedulers: int
     workers: int
     engine: str
     model: str | None
@@ -117,6 +118,7 @@ class _Launcher:
         reference = options.model or DEFAULT_MODELS[options.engine]
         return MeshPlan(
             routers=options.routers,
+            schedulers=options.schedulers,
             workers=options.workers,
             engine=options.engine,
             model=served_name(reference),

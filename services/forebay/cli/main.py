@@ -54,6 +54,7 @@ class Engine(enum.StrEnum):
 @app.command()
 def up(
     routers: Annotated[int, typer.Option(min=1, max=16, help="How many routers.")] = 1,
+    schedulers: Annotated[int, typer.Option(min=1, max=16, help="How many schedulers, of which one leads.")] = 1,
     workers: Annotated[int, typer.Option(min=1, max=64, help="How many workers.")] = 1,
     engine: Annotated[Engine, typer.Option(envvar="ENGINE", help="What the workers run.")] = Engine.VLLM,
     model: Annotated[
@@ -76,7 +77,7 @@ def up(
     if exit_after_demo and not demo:
         raise typer.BadParameter("goes together with --demo", param_hint="--exit-after-demo")
     options = launcher.LaunchOptions(
-        routers=routers, workers=workers, engine=engine.value, model=model, tenants_file=tenants_file,
+        routers=routers, schedulers=schedulers, workers=workers, engine=engine.value, model=model, tenants_file=tenants_file,
         otlp_endpoint=otlp, demo=demo, serve=not exit_after_demo,
     )  # fmt: skip
     _run(launcher.launch(DataDir(data), options))

@@ -45,6 +45,7 @@ class MeshPlan:
     """
 
     routers: int
+    schedulers: int
     workers: int
     engine: str
     model: str
@@ -78,13 +79,16 @@ def plan_processes(data: DataDir, plan: MeshPlan, take_port: Callable[[str], int
         take_port: returns a port for a process, by its name.
     """
     routers = [f"router-{n}" for n in range(1, plan.routers + 1)]
+    schedulers = [f"scheduler-{n}" for n in range(1, plan.schedulers + 1)]
     workers = [f"worker-{n}" for n in range(1, plan.workers + 1)]
-    names = ["valkey", "metering", "quota", "scheduler", *workers, *routers]
+    names = ["valkey", "metering", "quota", *schedulers, *workers, *routers]
     addresses = {name: f"127.0.0.1:{take_port(name)}" for name in names}
+    redis_url = f"redis://{addresses['valkey']}/0"
+    scheduler_address = [addresses[name] for name in schedulers]
     fields: dict[str, dict[str, Any]] = {
         "metering": {"ledger_path": str(data.folder("ledger") / "ledger.sqlite")},
         "quota": {
-            "redis_url": f"redis://{addresses['valkey']}/0",
+            "redis_url": redis_url,
             "metering_address": addresses["metering"],
             "policy_url": f"sqlite:///{data.folder('policies')}/policies.sqlite",
             "tenants_file": str(data.tenants_file),
@@ -92,9 +96,9 @@ def plan_processes(data: DataDir, plan: MeshPlan, take_port: Callable[[str], int
             "journal_file": str(data.folder("quota") / "journal"),
             "pepper_file": str(data.pepper_file),
         },
-        "scheduler": {},
+        "scheduler": {"redis_url": redis_url},
         "worker": {
-            "scheduler_address": addresses["scheduler"],
+            "scheduler_address": scheduler_address,
             "quota_address": addresses["quota"],
             "metering_address": addresses["metering"],
             "model": plan.model,
@@ -104,7 +108,7 @@ def plan_processes(data: DataDir, plan: MeshPlan, take_port: Callable[[str], int
         },
         "router": {
             "quota_address": addresses["quota"],
-            "scheduler_address": addresses["scheduler"],
+            "scheduler_address": scheduler_address,
             "metering_address": addresses["metering"],
             "pepper_file": str(data.pepper_file),
             "models": [

@@ -39,7 +39,7 @@ from forebay.quota.domain.reservations import (
     Swept,
     Terms,
 )
-from forebay.quota.redis_client import redis_client
+from forebay.redis_client import redis_client
 from forebay.telemetry.logs import get_logger
 
 FLUSHERS = 2

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from forebay.errors import Code, MeshError
 from forebay.quota.domain.safety import BUCKET_MS, SPAN, Ask, Chunk
-from forebay.quota.redis_client import redis_client
+from forebay.redis_client import redis_client
 
 # Belongs to no tenant, so it has no tag: in a cluster it is wherever it falls.
 KEY = "forebay:safety"

@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, model_validator
 
-from forebay.config import Address, PublicTlsConfig
+from forebay.config import Address, Addresses, PublicTlsConfig
 from forebay.policy.pepper import PepperConfig
 
 
@@ -29,10 +29,16 @@ class RouterConfig(PepperConfig):
     service: ClassVar[str] = "router"
 
     quota_address: Address = Field(description="host:port of quota")
-    scheduler_address: Address = Field(description="host:port of the scheduler")
+    scheduler_address: Addresses = Field(description="host:port of the scheduler; of several, with commas between them")
     metering_address: Address = Field(description="host:port of metering")
     models: tuple[ModelConfig, ...] = Field(min_length=1, description="the models that requests may name")
-    dependency_wait_s: float = Field(5.0, gt=0, le=60, description="how long quota or the scheduler may be away")
+    dependency_wait_s: float = Field(5.0, gt=0, le=60, description="how long quota may be away")
+    scheduler_wait_s: float = Field(
+        10.0,
+        gt=0,
+        le=60,
+        description="how long there may be no leading scheduler; after a crash another leads within 4 s",
+    )
     policy_honour_s: float = Field(30.0, ge=0, le=3600, description="how long policies count while quota is away")
     default_deadline_s: float = Field(600.0, gt=0, le=86_400, description="a request's time if its client sets none")
     usage_wait_s: float = Field(5.0, gt=0, le=60, description="wait for a cancelled request's usage")

@@ -28,6 +28,7 @@ from forebay.router.servicer import RouterServicer
 from forebay.router.usage_servicer import UsageServicer
 from forebay.router.worker_link import WorkerLinks
 from forebay.rpc.client import connect
+from forebay.rpc.leader import LeaderChannel
 from forebay.rpc.server import RpcServer
 
 # After the last call has ended its settlement still has to reach quota, and its report metering; if they are away, nobody waits.
@@ -62,9 +63,12 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
 
     quota = QuotaLink(quota_channel, me, live, clock, config.dependency_wait_s)
 
-    scheduler_channel = connect(config.scheduler_address, caller=config.id, service="scheduler", tls=config.tls)
-    stack.push_async_callback(scheduler_channel.close)
-    scheduler = SchedulerLink(scheduler_channel, me, live, clock, config.dependency_wait_s)
+    schedulers = LeaderChannel(
+        config.scheduler_address,
+        lambda address: connect(address, caller=config.id, service="scheduler", tls=config.tls),
+    )
+    stack.push_async_callback(schedulers.close)
+    scheduler = SchedulerLink(schedulers, me, live, clock, config.scheduler_wait_s)
 
     delivery = Delivery(clock, config.flushers, config.slow_client_s)
     workers = WorkerLinks(me, delivery, clock, config.tls)

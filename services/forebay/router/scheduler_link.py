@@ -1,13 +1,11 @@
 """The scheduler port over one session: submissions, cancellations and declines of all requests share its messages.
 
 The router's view is the truth about its requests (rule P1), so the link keeps none of its own: on each new session it reads from
-the live requests what is held and what is queued, and says it. A request that is queued while the scheduler is away waits for it,
-within a bound.
+the live requests what is held and what is queued, and says it once the scheduler has said that it leads. A request that is queued
+while no scheduler leads waits for one, within a bound.
 """
 
 from __future__ import annotations
-
-import grpc
 
 from forebay.api.common.v1 import common_pb2
 from forebay.api.quota.v1 import quota_pb2
@@ -17,6 +15,7 @@ from forebay.errors import Code, MeshError
 from forebay.router.domain.events import Grant, Granted, Rejected
 from forebay.router.domain.life import State
 from forebay.router.request import LiveRequests, Request
+from forebay.rpc.leader import MAX_BACKOFF_S, LeaderChannel
 from forebay.rpc.session import Outbox, SessionClient
 from forebay.rpc.status import from_pb_duration, from_pb_error, to_pb_duration
 from forebay.telemetry.tracing import to_pb_trace
@@ -40,47 +39,50 @@ class SchedulerLink:
     """
 
     def __init__(
-        self, channel: grpc.aio.Channel, router: common_pb2.Peer, live: LiveRequests, clock: Clock, wait_s: float
+        self, schedulers: LeaderChannel, router: common_pb2.Peer, live: LiveRequests, clock: Clock, wait_s: float
     ) -> None:
         """Prepares the link; nothing is sent before `session.run`.
 
         Args:
-            channel: to the scheduler.
+            schedulers: the way to the one that leads.
             router: this router.
             live: its requests.
             clock: for waits.
-            wait_s: how long a queued request waits for a scheduler that is away.
+            wait_s: how long a queued request waits while no scheduler leads.
         """
+        self._schedulers = schedulers
         self._router = router
         self._live = live
         self._clock = clock
         self._wait_s = wait_s
         self._seen_at = clock.monotonic()
-        stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
+        # From the welcome on.
+        self._outbox: SchedulerOutbox | None = None
         self.session: SessionClient[scheduler_pb2.ScheduleRequest, scheduler_pb2.ScheduleResponse] = SessionClient(
-            "scheduler", lambda: stub.Schedule(), scheduler_pb2.ScheduleRequest, self
+            "scheduler",
+            lambda: scheduler_pb2_grpc.SchedulerServiceStub(schedulers.channel).Schedule(),
+            scheduler_pb2.ScheduleRequest,
+            self,
+            max_backoff_s=MAX_BACKOFF_S,
         )
 
     def submit(self, request: Request) -> None:
         """Queues the present attempt; as the port says."""
-        outbox = self.session.outbox
-        if outbox is not None:
-            outbox.message.submissions.append(self._to_pb_submission(request))
-            _flush(outbox)
+        if self._outbox is not None:
+            self._outbox.message.submissions.append(self._to_pb_submission(request))
+            _flush(self._outbox)
 
     def withdraw(self, request_id: str, attempt: int) -> None:
         """Says that an attempt is over or no longer wanted. A scheduler that is away forgets it by itself."""
-        outbox = self.session.outbox
-        if outbox is not None:
-            outbox.message.cancellations.add(request_id=request_id, attempt=attempt)
-            _flush(outbox)
+        if self._outbox is not None:
+            self._outbox.message.cancellations.add(request_id=request_id, attempt=attempt)
+            _flush(self._outbox)
 
     def decline(self, request_id: str, attempt: int) -> None:
         """Says that a grant is not used. A scheduler that is away forgets it by itself."""
-        outbox = self.session.outbox
-        if outbox is not None:
-            outbox.message.declines.add(request_id=request_id, attempt=attempt)
-            _flush(outbox)
+        if self._outbox is not None:
+            self._outbox.message.declines.add(request_id=request_id, attempt=attempt)
+            _flush(self._outbox)
 
     async def watch(self) -> None:
         """Ends queued requests that have waited too long for a scheduler that is away, until cancelled."""
@@ -95,9 +97,16 @@ class SchedulerLink:
                     request.tell(Rejected(request.life.attempt, _unavailable()))
 
     def opened(self, outbox: SchedulerOutbox) -> None:
-        """Says who calls, what is held, and what is queued."""
+        """Says who calls."""
+        outbox.message.hello.router.CopyFrom(self._router)
+        _flush(outbox)
+
+    def _welcomed(self, welcome: scheduler_pb2.Welcome) -> None:
+        """Says what is held and what is queued, to a scheduler that leads."""
+        self._schedulers.welcomed(welcome.epoch, welcome.leader_address)
+        outbox = self._outbox = self.session.outbox
+        assert outbox is not None
         message = outbox.message
-        message.hello.router.CopyFrom(self._router)
         for request in self._live.values():
             life = request.life
             if life.state is State.QUEUED:
@@ -115,6 +124,8 @@ class SchedulerLink:
 
     def received(self, response: scheduler_pb2.ScheduleResponse) -> None:
         """Takes grants and rejections."""
+        if response.HasField("welcome"):
+            self._welcomed(response.welcome)
         for granted in response.grants:
             request = self._live.get(granted.ref.request_id)
             if request is None:
@@ -127,7 +138,9 @@ class SchedulerLink:
                 request.tell(Rejected(rejection.ref.attempt, from_pb_error(rejection.error)))
 
     def closed(self, error: MeshError) -> None:
-        """Changes nothing: what runs goes on, and what is queued is said again on the next session."""
+        """Looks elsewhere; what runs goes on, and what is queued is said again on the next session."""
+        self._outbox = None
+        self._schedulers.lost(error)
 
     def _to_pb_submission(self, request: Request, *, again: bool = False) -> scheduler_pb2.Submission:
         tenant, payload, life = request.caller.tenant, request.payload, request.life

@@ -28,6 +28,7 @@ OPTIONS: list[tuple[str, Any]] = [
     # Sessions are idle at night: both ends look after the connection, and neither takes the other's pings for an attack.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),

@@ -141,6 +141,12 @@ class ServerSession(Generic[Req, Resp]):
         self._writer.add_done_callback(self._writer_done)
         return self
 
+    def fail(self, error: MeshError) -> None:
+        """Ends the session with an error, from outside its handler."""
+        if self._reader is not None:
+            self._failure = error
+            self._reader.cancel()
+
     def _writer_done(self, writer: asyncio.Task[None]) -> None:
         # The reader may wait for a message that never comes: a failed writer must interrupt it.
         if self._reader is not None:
@@ -170,7 +176,11 @@ class SessionHandler(Protocol[Got]):
         """A stream is open: append the hello and what the peer must know, and flush."""
 
     def received(self, response: Got) -> None:
-        """A message has come."""
+        """A message has come.
+
+        Raises:
+            MeshError: the peer is not whom one looks for; the session ends, and if this was its welcome it never began.
+        """
 
     def closed(self, error: MeshError) -> None:
         """The stream that was opened has ended; everything on it is lost. Another is opened after a pause."""
@@ -193,8 +203,10 @@ class SessionClient(Generic[Req, Resp]):
         new_request: type[Req],
         handler: SessionHandler[Resp],
         limit: int = DEFAULT_LIMIT,
+        max_backoff_s: float = MAX_BACKOFF_S,
     ) -> None:
         self._name = name
+        self._max_backoff_s = max_backoff_s
         self._open = open
         self._new_request = new_request
         self._handler = handler
@@ -212,7 +224,7 @@ class SessionClient(Generic[Req, Resp]):
         await self._connected.wait()
 
     async def run(self) -> None:
-        """Opens the session, and again after each end, with a back-off of 50 ms to 1 s and jitter, until cancelled."""
+        """Opens the session, and again after each end, with a back-off from 50 ms and jitter, until cancelled."""
         backoff = FIRST_BACKOFF_S
         while True:
             error = await self._run_once()
@@ -226,7 +238,7 @@ class SessionClient(Generic[Req, Resp]):
             self._handler.closed(error)
             metrics.SESSION_RECONNECTS.labels(self._name).inc()
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter needs no secrecy
-            backoff = min(backoff * 2, MAX_BACKOFF_S)
+            backoff = min(backoff * 2, self._max_backoff_s)
 
     async def _run_once(self) -> MeshError:
         call = self._open()
@@ -258,10 +270,10 @@ class SessionClient(Generic[Req, Resp]):
 
     async def _read(self, call: grpc.aio.StreamStreamCall[Req, Resp]) -> None:
         async for response in call:
+            self._handler.received(response)
             if not self._connected.is_set():
                 self._connected.set()
                 log.info("session opened", session=self._name)
-            self._handler.received(response)
 
 
 def _end_of(task: asyncio.Task[None]) -> MeshError | None:

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from forebay.config import ServiceConfig
+from forebay.config import Address, ServiceConfig
 from forebay.scheduler.domain.limits import Limits
 from forebay.scheduler.domain.request import ServiceClass
 
@@ -24,6 +24,17 @@ class SchedulerConfig(ServiceConfig):
 
     service: ClassVar[str] = "scheduler"
 
+    redis_url: str | None = Field(
+        None,
+        pattern=r"^(rediss?|unix|redis\+cluster)://",
+        description="the Redis or Valkey with the lease; without it there must be no other scheduler",
+    )
+    domain: str = Field(
+        "default", pattern=r"^[a-z0-9-]{1,63}$", description="lending domain; its schedulers have one leader"
+    )
+    advertise: Address | None = Field(
+        None, description="host:port where routers and workers reach this scheduler; by default the one it listens on"
+    )
     max_queued: int = Field(10_000, ge=1, le=1_000_000, description="requests that may wait at a time")
     max_queued_per_tenant: int = Field(1_000, ge=1, le=1_000_000, description="requests of one tenant that may wait")
     queue_timeout_s: float = Field(

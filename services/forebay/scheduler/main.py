@@ -1,4 +1,4 @@
-"""Wires the scheduler: a core, the clock that drives it, and the server."""
+"""Wires the scheduler: the lease, a core for each term, and the server."""
 
 from contextlib import AsyncExitStack
 
@@ -9,7 +9,9 @@ from forebay.lifecycle import background, run_service
 from forebay.rpc.server import RpcServer
 from forebay.scheduler.config import SchedulerConfig
 from forebay.scheduler.domain.scheduler import Scheduler
-from forebay.scheduler.service import SchedulerService
+from forebay.scheduler.leadership import Leadership, Replica
+from forebay.scheduler.lease_store import LeaseStore, MemoryLeaseStore
+from forebay.scheduler.redis_lease_store import RedisLeaseStore
 from forebay.scheduler.servicer import SchedulerServicer
 
 FULL_NAME = "forebay.api.scheduler.v1.SchedulerService"
@@ -18,17 +20,29 @@ FULL_NAME = "forebay.api.scheduler.v1.SchedulerService"
 async def build(config: SchedulerConfig, stack: AsyncExitStack, clock: Clock | None = None) -> RpcServer:
     """Returns the server, ready to start; what runs beside it ends with the stack."""
     clock = clock or SystemClock()
-    # One scheduler at a time: the start's time in µs is later than any epoch before it, and names this life as well.
-    incarnation = int(clock.now() * 1_000_000)
-    service = SchedulerService(Scheduler(config.limits(), epoch=incarnation), clock)
-    await stack.enter_async_context(background(service.watch_time(), "scheduler.watch_time"))
     server = RpcServer(config.listen, tls=config.tls, max_connections=config.max_connections, channelz=config.channelz)
+    incarnation = int(clock.now() * 1_000_000)
+
+    store: LeaseStore = MemoryLeaseStore(clock)
+    if config.redis_url is not None:
+        store = RedisLeaseStore(config.redis_url, config.domain)
+        stack.push_async_callback(store.close)
+    leadership = Leadership(
+        store,
+        Replica(config.id, incarnation, config.advertise or server.address),
+        clock,
+        lambda epoch: Scheduler(config.limits(), epoch),
+        # A follower does its job, too.
+        answered=lambda: server.set_serving(FULL_NAME, True),
+    )
     server.add(
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server,
-        SchedulerServicer(service, common_pb2.Peer(id=config.id, incarnation=incarnation)),
+        SchedulerServicer(leadership, common_pb2.Peer(id=config.id, incarnation=incarnation)),
         FULL_NAME,
     )
-    server.set_serving(FULL_NAME, True)
+    stack.push_async_callback(leadership.resign)
+    await stack.enter_async_context(background(leadership.run(), "scheduler.leadership"))
+    await stack.enter_async_context(background(leadership.watch_time(), "scheduler.watch_time"))
     return server
 
 

@@ -1,18 +1,23 @@
-"""Drives the core: the clock, the event loop's turns, and who is connected.
+"""Drives the core for one term of leadership: the clock, the event loop's turns, and who is connected.
 
 Whatever happens in one turn of the event loop is told to the core at once, and `wake` has the core decide once, at the turn's
 end. So a burst of submissions is drawn as one batch, and each peer hears of it in one message. Deadlines are looked at every
 TICK_S; one slow beat costs less than an exact timer that every submission would have to move.
+
+While the takeover is not over or the lease is in doubt, the core hears everything and decides nothing.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from forebay import killpoints
 from forebay.clock import Clock
+from forebay.errors import MeshError
 from forebay.scheduler.domain.decisions import Batch, Decisions, Eviction, Grant, Rejection, Withdrawal
 from forebay.scheduler.domain.scheduler import Scheduler
+from forebay.scheduler.domain.takeover import Checkpoint, Takeover
 from forebay.scheduler.domain.worker import WorkerInfo
 from forebay.telemetry.tracing import from_headers, record_span
 
@@ -27,18 +32,37 @@ WorkerLink = Callable[[list[Batch], list[Withdrawal], list[Eviction], float], No
 
 
 class SchedulerService:
-    """The scheduler at work. All of it runs on one event loop.
+    """The scheduler at work in one term. All of it runs on one event loop.
 
     Attributes:
         core: tell it what happens, then call `wake`.
     """
 
-    def __init__(self, core: Scheduler, clock: Clock) -> None:
+    def __init__(
+        self,
+        core: Scheduler,
+        clock: Clock,
+        checkpoint: Checkpoint = Checkpoint(),  # noqa: B008 - immutable
+        may_grant: Callable[[float], bool] = lambda now: True,
+    ) -> None:
+        """Begins a term.
+
+        Args:
+            core: new, of the term's epoch.
+            clock: drives it.
+            checkpoint: what the leader before has left.
+            may_grant: whether the lease holds at a monotonic time.
+        """
         self.core = core
         self._clock = clock
+        self._inherited: Checkpoint | None = checkpoint
+        self._takeover = Takeover(checkpoint, self.now)
+        self._may_grant = may_grant
         self._routers: dict[str, RouterLink] = {}
         self._workers: dict[str, WorkerLink] = {}
+        self._sessions: dict[Callable[[MeshError], None], None] = {}
         self._woken = False
+        self._held_back = False
 
     @property
     def now(self) -> float:
@@ -50,9 +74,34 @@ class SchedulerService:
         """The latest start, in µs since the epoch, that a peer can have had, as far as clocks differ."""
         return int((self._clock.now() + CLOCK_SKEW_S) * 1e6)
 
+    @contextmanager
+    def session(self, end: Callable[[MeshError], None]) -> Iterator[None]:
+        """Has a session ended by `end` when the term ends before it."""
+        self._sessions[end] = None
+        try:
+            yield
+        finally:
+            del self._sessions[end]
+
+    def end(self, error: MeshError) -> None:
+        """Ends the term's sessions."""
+        for end in list(self._sessions):
+            end(error)
+
+    def checkpoint(self) -> Checkpoint | None:
+        """Returns what the next leader is to find; None while there is no more than the one before has left."""
+        if self._inherited is not None:
+            return None
+        routers = frozenset(session.rpartition("/")[0] for session in self._routers)
+        return Checkpoint(routers, frozenset(self._workers), self.core.leads())
+
     def router_opened(self, router: str, link: RouterLink) -> None:
-        """Connects a router's session; `router` names the session, not the replica."""
+        """Connects a router's session; `router` names the session: the replica's id, a slash, and a number."""
         self._routers[router] = link
+
+    def router_reported(self, router_id: str) -> None:
+        """Takes note that a replica has said all that it holds."""
+        self._takeover.router_reported(router_id)
 
     def router_closed(self, router: str) -> None:
         """Drops what the session had queued."""
@@ -69,6 +118,11 @@ class SchedulerService:
         self.core.worker_registered(info)
         self._workers[info.id] = link
         self.wake()
+
+    def worker_reported(self, worker_id: str) -> None:
+        """Squares what a worker holds with what is known of it."""
+        self.core.worker_reported(worker_id, self.now)
+        self._takeover.worker_reported(worker_id)
 
     def worker_speaks(self, worker_id: str, link: WorkerLink) -> bool:
         """Whether the session is still the worker's latest."""
@@ -87,16 +141,17 @@ class SchedulerService:
             self._woken = True
             asyncio.get_running_loop().call_soon(self._tick)
 
-    async def watch_time(self) -> None:
-        """Wakes the core when something has ended by time, until cancelled."""
-        while True:
-            await self._clock.sleep(TICK_S)
-            if self.core.due(self.now):
-                self.wake()
+    def look_at_time(self) -> None:
+        """Wakes the core when something has ended by time; call it every TICK_S."""
+        if self._held_back or self.core.due(self.now):
+            self.wake()
 
     def _tick(self) -> None:
         self._woken = False
         now = self.now
+        self._held_back = not (self._may_grant(now) and self._taken_over(now))
+        if self._held_back:
+            return
         decisions = self.core.tick(now)
         if decisions.batches:
             killpoints.reached("scheduler.after_grant")
@@ -105,6 +160,17 @@ class SchedulerService:
                 self._record_wait(grant)
         self._tell_workers(decisions, now)
         self._tell_routers(decisions, now)
+
+    def _taken_over(self, now: float) -> bool:
+        """Whether all have been heard; makes the flows what they were the first time that it is so."""
+        if self._inherited is None:
+            return True
+        if not self._takeover.over(now):
+            killpoints.reached("scheduler.during_takeover")
+            return False
+        self.core.restore(self._inherited.leads)
+        self._inherited = None
+        return True
 
     def _tell_workers(self, decisions: Decisions, now: float) -> None:
         batches: defaultdict[str, list[Batch]] = defaultdict(list)

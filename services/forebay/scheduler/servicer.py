@@ -10,6 +10,7 @@ from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from forebay.errors import Code, FieldViolation, MeshError
 from forebay.rpc.session import Outbox, ServerSession
 from forebay.scheduler.domain.decisions import Batch, Eviction, Grant, Rejection, Withdrawal
+from forebay.scheduler.leadership import Leadership
 from forebay.scheduler.messages import (
     from_pb_engine_state,
     from_pb_peer,
@@ -35,13 +36,12 @@ _BOUND_STATES = (scheduler_pb2.HeldAttempt.STATE_GRANTED, scheduler_pb2.HeldAtte
 
 
 class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
-    """SchedulerService over one core."""
+    """SchedulerService over the term that this replica leads in; a follower's sessions say who leads, and end."""
 
-    def __init__(self, service: SchedulerService, peer: common_pb2.Peer) -> None:
-        """Serves `service`; `peer` is this replica, as it introduces itself."""
-        self._service = service
-        self._core = service.core
-        self._welcome = scheduler_pb2.Welcome(scheduler=peer, epoch=service.core.epoch)
+    def __init__(self, leadership: Leadership, peer: common_pb2.Peer) -> None:
+        """Serves `leadership`; `peer` is this replica, as it introduces itself."""
+        self._leadership = leadership
+        self._peer = peer
         self._sessions = itertools.count(1)
 
     async def Schedule(  # type: ignore[override]  # a session writes by itself instead of yielding
@@ -57,17 +57,19 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
                 return
             router_id, _ = from_pb_peer(first.hello.router)
             router = f"{router_id}/{next(self._sessions)}"
-            self._service.router_opened(router, _RouterLink(session.outbox))
-            session.outbox.message.welcome.CopyFrom(self._welcome)
-            session.outbox.flush()
-            log.info("router connected", router=router)
-            try:
-                self._hear_router(router, first)
-                async for message in messages:
-                    self._hear_router(router, message)
-            finally:
-                self._service.router_closed(router)
-                log.info("router gone", router=router)
+            self._welcome(session.outbox)
+            if (term := self._leadership.term) is None:
+                return
+            with term.session(session.fail):
+                term.router_opened(router, _RouterLink(session.outbox))
+                log.info("router connected", router=router)
+                try:
+                    self._hear_router(term, router, first)
+                    async for message in messages:
+                        self._hear_router(term, router, message)
+                finally:
+                    term.router_closed(router)
+                    log.info("router gone", router=router)
 
     async def Attach(  # type: ignore[override]  # a session writes by itself instead of yielding
         self,
@@ -80,28 +82,34 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             first = await anext(messages, None)
             if first is None:
                 return
-            info = from_pb_register(first.register, self._service.latest_incarnation)
+            if (term := self._leadership.term) is None:
+                self._welcome(session.outbox)
+                return
+            info = from_pb_register(first.register, term.latest_incarnation)
             link = _WorkerLink(session.outbox)
-            self._service.worker_opened(info, link)
-            session.outbox.message.welcome.CopyFrom(self._welcome)
-            session.outbox.flush()
-            log.info("worker attached", worker=info.id, incarnation=info.incarnation, model=info.model, pool=info.pool)
-            try:
-                self._hear_worker(info.id, first)
-                async for message in messages:
-                    if not self._service.worker_speaks(info.id, link):
-                        raise MeshError(Code.ABORTED, "SUPERSEDED", f"{info.id} has opened another session since")
-                    self._hear_worker(info.id, message)
-            finally:
-                self._service.worker_closed(info.id, link)
-                log.info("worker gone", worker=info.id, incarnation=info.incarnation)
+            with term.session(session.fail):
+                term.worker_opened(info, link)
+                self._welcome(session.outbox)
+                log.info(
+                    "worker attached", worker=info.id, incarnation=info.incarnation, model=info.model, pool=info.pool
+                )
+                try:
+                    self._hear_worker(term, info.id, first)
+                    async for message in messages:
+                        if not term.worker_speaks(info.id, link):
+                            raise MeshError(Code.ABORTED, "SUPERSEDED", f"{info.id} has opened another session since")
+                        self._hear_worker(term, info.id, message)
+                finally:
+                    term.worker_closed(info.id, link)
+                    log.info("worker gone", worker=info.id, incarnation=info.incarnation)
 
     async def DescribePools(
         self,
         request: scheduler_pb2.DescribePoolsRequest,
         context: grpc.aio.ServicerContext[scheduler_pb2.DescribePoolsRequest, scheduler_pb2.DescribePoolsResponse],
     ) -> scheduler_pb2.DescribePoolsResponse:
-        """One page of pools; its token is the name and model of the page's last pool."""
+        """One page of the leader's pools; its token is the name and model of the page's last pool."""
+        core = self._leadership.leading().core
         if request.page_size > MAX_PAGE:
             raise MeshError(
                 Code.INVALID_ARGUMENT,
@@ -112,7 +120,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         name, _, model = request.page_token.partition("/")
         pools = [
             pool
-            for pool in self._core.pools
+            for pool in core.pools
             if (not request.pool or pool.name == request.pool)
             and (not request.page_token or (pool.name, pool.model) > (name, model))
         ]
@@ -123,9 +131,17 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             next_page_token=f"{page[-1].name}/{page[-1].model}" if len(pools) > size else "",
         )
 
-    def _hear_router(self, router: str, message: scheduler_pb2.ScheduleRequest) -> None:
+    def _welcome(self, outbox: Outbox[scheduler_pb2.ScheduleResponse] | Outbox[scheduler_pb2.AttachResponse]) -> None:
+        leadership = self._leadership
+        outbox.message.welcome.CopyFrom(
+            scheduler_pb2.Welcome(scheduler=self._peer, epoch=leadership.epoch, leader_address=leadership.leader)
+        )
+        outbox.flush()
+
+    @staticmethod
+    def _hear_router(term: SchedulerService, router: str, message: scheduler_pb2.ScheduleRequest) -> None:
         """Takes one message in, its parts in the order of their numbers."""
-        core, now = self._core, self._service.now
+        core, now = term.core, term.now
         for submission in message.submissions:
             key = from_pb_ref(submission.ref)
             try:
@@ -146,14 +162,17 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         if not_taken:
             # Such an attempt still runs and its room still counts; only its service is charged to nobody.
             log.warning("held attempts not taken", router=router, attempts=len(not_taken), first=str(not_taken[0]))
-        self._service.wake()
+        if message.held_complete:
+            term.router_reported(router.rpartition("/")[0])
+        term.wake()
 
-    def _hear_worker(self, worker_id: str, message: scheduler_pb2.AttachRequest) -> None:
+    @staticmethod
+    def _hear_worker(term: SchedulerService, worker_id: str, message: scheduler_pb2.AttachRequest) -> None:
         """Takes one message in, its parts in the order of their numbers."""
-        core, now = self._core, self._service.now
+        core = term.core
         core.worker_running(worker_id, map(from_pb_running, message.running))
         if message.running_complete:
-            core.worker_reported(worker_id, now)
+            term.worker_reported(worker_id)
         for progress in message.progress:
             core.progress(worker_id, from_pb_ref(progress.ref), progress.generated_tokens, progress.prefilled)
         for departure in message.departures:
@@ -170,7 +189,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             core.engine_state(worker_id, from_pb_engine_state(message.engine))
         if message.draining:
             core.worker_draining(worker_id)
-        self._service.wake()
+        term.wake()
 
 
 class _RouterLink:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any, Self
 
 import grpc
 
+from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from forebay.cli.certificates import certify
 from forebay.cli.operator import connect_to
 from forebay.config import TlsConfig
@@ -34,6 +36,7 @@ class MeshProcesses:
         *,
         engine: str = "simulated",
         routers: int = 1,
+        schedulers: int = 1,
         workers: int = 1,
         tenants: Path | None = None,
         environment: Mapping[str, str] | None = None,
@@ -41,7 +44,7 @@ class MeshProcesses:
     ) -> None:
         self.data = data
         self._command = [sys.executable, "-m", "forebay.cli", "up", "--data", str(data), "--engine", engine]
-        self._command += ["--routers", str(routers), "--workers", str(workers)]
+        self._command += ["--routers", str(routers), "--schedulers", str(schedulers), "--workers", str(workers)]
         if tenants is not None:
             self._command += ["--tenants", str(tenants)]
         self._environment = {**os.environ, **(environment or {})}
@@ -93,6 +96,20 @@ class MeshProcesses:
         process = self.state()["processes"][name]
         certificate = TlsConfig.model_validate(certify(self.data / "certificates", service, f"test-{service}"))
         return connect_to(name, process["address"], certificate)
+
+    async def leading_scheduler(self) -> str:
+        """Returns the name of the scheduler that leads, once one does."""
+        while True:
+            names: list[str] = [name for name in self.state()["processes"] if name.startswith("scheduler-")]
+            for name in names:
+                async with self.channel(name) as channel:
+                    stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
+                    try:
+                        await stub.DescribePools(scheduler_pb2.DescribePoolsRequest(page_size=1), timeout=2)
+                    except grpc.aio.AioRpcError:
+                        continue
+                    return name
+            await asyncio.sleep(0.05)
 
     def router_address(self, number: int = 0) -> str:
         """Returns a router's host:port."""

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, model_validator
 
-from forebay.config import Address, ServiceConfig
+from forebay.config import Address, Addresses, ServiceConfig
 from forebay.worker.vllm_config import VllmConfig
 
 
@@ -41,7 +41,7 @@ class WorkerConfig(ServiceConfig):
 
     service: ClassVar[str] = "worker"
 
-    scheduler_address: Address = Field(description="host:port of the scheduler")
+    scheduler_address: Addresses = Field(description="host:port of the scheduler; of several, with commas between them")
     quota_address: Address = Field(description="host:port of the quota service, for tenants' isolation keys")
     metering_address: Address = Field(description="host:port of metering")
     advertise: Address | None = Field(

@@ -12,6 +12,7 @@ from forebay.clock import Clock, SystemClock
 from forebay.lifecycle import background, run_service
 from forebay.policy.watcher import PolicyWatcher
 from forebay.rpc.client import connect
+from forebay.rpc.leader import LeaderChannel
 from forebay.rpc.server import RpcServer
 from forebay.worker.config import WorkerConfig
 from forebay.worker.domain.roster import Roster
@@ -45,9 +46,11 @@ async def build_around(engine: Engine, config: WorkerConfig, stack: AsyncExitSta
     metering = await stack.enter_async_context(
         connect(config.metering_address, caller=config.id, service="metering", tls=config.tls)
     )
-    scheduler = await stack.enter_async_context(
-        connect(config.scheduler_address, caller=config.id, service="scheduler", tls=config.tls)
+    schedulers = LeaderChannel(
+        config.scheduler_address,
+        lambda address: connect(address, caller=config.id, service="scheduler", tls=config.tls),
     )
+    stack.push_async_callback(schedulers.close)
 
     event_log: EventLog = MemoryEventLog(config.max_unrecorded_events)
     if config.spool_dir is not None:
@@ -75,7 +78,7 @@ async def build_around(engine: Engine, config: WorkerConfig, stack: AsyncExitSta
         model=config.model,
         engine=engine.kind,
     )
-    scheduler_link = SchedulerLink(scheduler, service, engine, register, clock)
+    scheduler_link = SchedulerLink(schedulers, service, engine, register, clock)
 
     # What is begun last ends first: events still flow to metering when the rest has stopped.
     await stack.enter_async_context(background(metering_link.run(), "metering"))

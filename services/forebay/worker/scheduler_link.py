@@ -2,15 +2,17 @@
 
 Departures leave at once; progress at most once a tick of 50 ms; the engine's state at least once a second. While no session is
 open nothing is kept for it: the next one begins with all that the worker holds (rule P3).
+
+What it holds it says after the welcome, when it has seen the scheduler's epoch: from then on it takes no grant of an earlier one,
+so what it does not report will not run under one.
 """
 
 from __future__ import annotations
 
-import grpc
-
 from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from forebay.clock import Clock
 from forebay.errors import MeshError
+from forebay.rpc.leader import MAX_BACKOFF_S, LeaderChannel
 from forebay.rpc.session import Outbox, SessionClient
 from forebay.worker.domain.attempt_id import AttemptId
 from forebay.worker.domain.roster import Entry
@@ -34,19 +36,26 @@ class SchedulerLink:
 
     def __init__(
         self,
-        channel: grpc.aio.Channel,
+        schedulers: LeaderChannel,
         service: WorkerService,
         engine: Engine,
         register: scheduler_pb2.AttachRequest.Register,
         clock: Clock,
     ) -> None:
         """Prepares; `register` says everything but the capacity, which is known once the engine has started."""
-        stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
-        self._session = SessionClient("attach", lambda: stub.Attach(), scheduler_pb2.AttachRequest, self)
+        self._schedulers = schedulers
+        self._session = SessionClient(
+            "attach",
+            lambda: scheduler_pb2_grpc.SchedulerServiceStub(schedulers.channel).Attach(),
+            scheduler_pb2.AttachRequest,
+            self,
+            max_backoff_s=MAX_BACKOFF_S,
+        )
         self._service = service
         self._engine = engine
         self._register = register
         self._clock = clock
+        # From the welcome on.
         self._outbox: Outbox[scheduler_pb2.AttachRequest] | None = None
         self._state_due = 0.0
         self._was_healthy = True
@@ -59,10 +68,19 @@ class SchedulerLink:
     # --- the session's turns
 
     def opened(self, outbox: Outbox[scheduler_pb2.AttachRequest]) -> None:
-        """Registers, with all that the worker holds."""
+        """Registers."""
         message = outbox.message
         message.register.CopyFrom(self._register)
         message.register.capacity.CopyFrom(to_pb_capacity(self._engine.capacity))
+        self._flush(outbox)
+
+    def _welcomed(self, welcome: scheduler_pb2.Welcome) -> None:
+        """Says all that the worker holds, to a scheduler that leads."""
+        self._schedulers.welcomed(welcome.epoch, welcome.leader_address)
+        self._service.roster.saw_epoch(welcome.epoch)
+        outbox = self._outbox = self._session.outbox
+        assert outbox is not None
+        message = outbox.message
         for holding in self._service.holdings():
             message.running.add(
                 ref=to_pb_attempt(holding.id),
@@ -73,14 +91,14 @@ class SchedulerLink:
             )
         message.running_complete = True
         message.draining = self._service.draining
-        self._outbox = outbox
         self._state_due = 0.0
         self.tick()
 
     def received(self, response: scheduler_pb2.AttachResponse) -> None:
         """Does what the scheduler says."""
+        if response.HasField("welcome"):
+            self._welcomed(response.welcome)
         service = self._service
-        service.roster.saw_epoch(response.welcome.epoch)
         now = self._clock.monotonic()
         for batch in response.batches:
             service.roster.saw_epoch(batch.epoch)
@@ -93,8 +111,9 @@ class SchedulerLink:
             service.drain()
 
     def closed(self, error: MeshError) -> None:
-        """Stops reporting; what runs goes on."""
+        """Stops reporting, and looks elsewhere; what runs goes on."""
         self._outbox = None
+        self._schedulers.lost(error)
 
     # --- what the service has to say
 

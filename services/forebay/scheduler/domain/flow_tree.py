@@ -22,7 +22,7 @@ are large, and exact fractions grow a denominator with every weight that a lift 
 is exactly floor(service x RESOLUTION / weight) above where its flow was last lifted to. One step is below a millionth of a token.
 
 The lift. A node that begins to wait again is lifted to just above the smallest counter among its waiting siblings; when none
-waits, above that of the sibling that stopped waiting last. Idle time earns nothing: without it a tenant that slept for an
+waits, to that of the sibling that stopped waiting last. Idle time earns nothing: without it a tenant that slept for an
 hour would be owed an hour. Lifting to the largest counter, or to the average, would punish those who come and go.
 
 Invariants.
@@ -59,6 +59,9 @@ MAX_IDLE_FLOWS = 10_000
 
 Place = tuple[float, int]
 """Where a request stands in its flow: the time by which it is to start, and its number in order of arrival."""
+
+DEPTH = 3
+"""Class, tenant, key."""
 
 Step = tuple[str, int]
 """One step of the way from the root to a flow: the node's name, and its weight in thousandths."""
@@ -218,12 +221,9 @@ class FlowTree(Generic[Item]):
         flow = self._flows.get(path)
         if flow is None:
             node = self.root
-            for name, _ in steps[:-1]:
-                node = node.children.setdefault(name, Node(name, node))
-            flow = self._flows[path] = Flow(path[-1], node)
-            node.children[path[-1]] = flow
-            self._idle[path] = None
-            self._forget_longest_idle()
+            for name in path:
+                node = node.children.get(name) or self._make(node, name)
+            flow = self._flows[path]
         for node, (_, weight_milli) in zip(self._up(flow), reversed(steps), strict=True):
             node.reweigh(weight_milli)
         return flow
@@ -329,15 +329,27 @@ class FlowTree(Generic[Item]):
             node = parent
         return (node.counter + ahead // node.weight_milli) // RESOLUTION
 
-    def counters(self) -> dict[tuple[str, ...], int]:
-        """Returns the counters of all nodes by path, in steps."""
+    def leads(self) -> dict[tuple[str, ...], int]:
+        """Returns, by path, by how many steps each node is ahead of where a sibling that begins to wait would be lifted to."""
         found: dict[tuple[str, ...], int] = {}
-        stack = list(self.root.children.values())
-        while stack:
-            node = stack.pop()
-            found[node.path] = node.counter
-            stack.extend(node.children.values())
+        above = [self.root]
+        while above:
+            node = above.pop()
+            level = _level(node)
+            for child in node.children.values():
+                if child.counter > level:
+                    found[child.path] = child.counter - level
+                above.append(child)
         return found
+
+    def put_ahead(self, path: tuple[str, ...], steps: int) -> None:
+        """Adds to the counter of a node that may not have been seen yet."""
+        node = self.root
+        for name in path:
+            node = node.children.get(name) or self._make(node, name)
+        node.counter += steps
+        if node.parent is not None and node in node.parent.waiting:
+            node.parent.waiting.put(node, node.counter)
 
     @staticmethod
     def _up(flow: Flow[Item]) -> Iterator[Node[Item]]:
@@ -346,14 +358,23 @@ class FlowTree(Generic[Item]):
             yield node
             node = node.parent
 
+    def _make(self, parent: Node[Item], name: str) -> Node[Item]:
+        path = (*parent.path, name)
+        if len(path) < DEPTH:
+            node = parent.children[name] = Node(name, parent)
+            return node
+        flow = parent.children[name] = self._flows[path] = Flow(name, parent)
+        self._idle[path] = None
+        self._forget_longest_idle()
+        return flow
+
     def _join(self, node: Node[Item], *, lift: bool) -> None:
         while (parent := node.parent) is not None and node not in parent.waiting:
             if lift:
-                first = parent.waiting.first()
-                reference = first[1] if first is not None else parent.last_left
-                # One step above it: who waits already, and may not fit yet, stays the neediest.
-                if reference is not None and reference is not node and node.counter <= reference.counter:
-                    node.counter, node.remainder = reference.counter + 1, 0
+                # One step above those that wait: one whose head does not fit yet stays the neediest.
+                level = _level(parent) + (1 if parent.waiting else 0)
+                if node.counter < level:
+                    node.counter, node.remainder = level, 0
             parent.waiting.put(node, node.counter)
             node = parent
 
@@ -391,6 +412,14 @@ class FlowTree(Generic[Item]):
         while (parent := node.parent) is not None and not node.children:
             del parent.children[node.name]  # as `last_left` it still tells the level
             node = parent
+
+
+def _level(parent: Node[Item]) -> int:
+    """Returns the smallest counter among the children that wait; when none does, that of the last that did."""
+    first = parent.waiting.first()
+    if first is not None:
+        return first[0]
+    return parent.last_left.counter if parent.last_left is not None else 0
 
 
 def _neediest_below(node: Node[Item]) -> Flow[Item] | None:

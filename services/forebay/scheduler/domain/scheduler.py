@@ -13,14 +13,14 @@ Room is freed by the one who knows: the worker says that an attempt departed or 
 it will not send one. A router's broken session frees no room: its payloads may have arrived, and the worker's own timer (2 s)
 tells. A worker's broken session frees none either: what it runs, runs on (rule P1).
 
-Taking over (rule P3, with one scheduler). Nothing is granted to a worker before it has said all that it holds. What routers
-hold on a worker that has not spoken yet is a claim: it says whom to charge for what the worker then reports. The worker's
-report is final: a grant it does not know and that this scheduler did not give comes back as a refusal to its router, which
-owns the request and submits it again.
+Taking over (rule P3, `takeover`). Nothing is granted to a worker before it has said all that it holds. What routers hold on a
+worker that has not spoken yet is a claim: it says whom to charge for what the worker then reports. The worker's report is final:
+a grant it does not know and that this scheduler did not give comes back as a refusal to its router, which owns the request
+and submits it again.
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from forebay.errors import Code, MeshError
@@ -33,6 +33,7 @@ from forebay.scheduler.domain.pool import Pool
 from forebay.scheduler.domain.promises import Promises
 from forebay.scheduler.domain.queue import Queue
 from forebay.scheduler.domain.request import AttemptKey, Queued, Request
+from forebay.scheduler.domain.takeover import Path
 from forebay.scheduler.domain.worker import EngineState, InFlight, RunningAttempt, Worker, WorkerInfo
 
 GRANT_MARGIN_S = 0.5
@@ -86,6 +87,20 @@ class Scheduler:
         """The pools in order of name and model; to be looked at only."""
         return sorted(self._pools.values(), key=lambda pool: (pool.name, pool.model))
 
+    def leads(self) -> dict[Path, int]:
+        """Returns by how many steps of its counter each node is ahead of its neediest sibling; those at 0 are left out."""
+        return {
+            (pool.model, pool.name, *path): steps
+            for pool in self._pools.values()
+            for path, steps in pool.flows.leads().items()
+        }
+
+    def restore(self, leads: Mapping[Path, int]) -> None:
+        """Puts flows ahead by what they were under the scheduler before; call it once, before the first tick."""
+        for (model, name, *path), steps in leads.items():
+            if (pool := self._pools.get((model, name))) is not None:
+                pool.flows.put_ahead(tuple(path), steps)
+
     # What routers say.
 
     def submit(self, request: Request, router: str, now: float) -> None:
@@ -128,6 +143,7 @@ class Scheduler:
 
     def decline(self, key: AttemptKey) -> None:
         """Frees the room of a grant that its router will not use."""
+        self._claims.pop(key, None)
         entry = self._promises.get(key)
         if entry is not None and not entry.started:
             self._withdraw(entry)

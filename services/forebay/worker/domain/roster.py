@@ -69,8 +69,12 @@ class Roster:
         return len(self._running)
 
     def saw_epoch(self, epoch: int) -> None:
-        """Takes note of a leader's epoch; grants of earlier ones are refused from now on."""
-        self.epoch = max(self.epoch, epoch)
+        """Takes note of a leader's epoch; grants of earlier ones are refused from now on, so their entries lapse."""
+        if epoch > self.epoch:
+            self.epoch = epoch
+            for entry in self.pending:
+                if entry.draw[0] < epoch:
+                    self.withdraw(entry.id)
 
     def announce(self, entry: Entry) -> bool:
         """Takes an entry of a batch; False when there is no room for it and it counts as expired.

@@ -83,7 +83,7 @@ class ScheduleRequest(_message.Message):
     HELD_FIELD_NUMBER: _builtins.int
     HELD_COMPLETE_FIELD_NUMBER: _builtins.int
     held_complete: _builtins.bool
-    """The last part of `held` after a hello; a leader that is taking over waits for it."""
+    """The last part of `held` after the welcome; a leader that is taking over waits for it."""
     @_builtins.property
     def hello(self) -> Global___ScheduleRequest.Hello:
         """In the first message only, and there always."""
@@ -102,7 +102,7 @@ class ScheduleRequest(_message.Message):
 
     @_builtins.property
     def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldAttempt]:
-        """After a hello: what the router holds from before. Absent requests are unknown to it."""
+        """After the welcome: what the router holds from before. Absent requests are unknown to it."""
 
     def __init__(
         self,
@@ -409,7 +409,9 @@ class Welcome(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     LEADER_ADDRESS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
-    """Its epoch as leader; 0 when it is not the leader."""
+    """Its epoch as leader; 0 when it is not the leader, and then the session ends. A peer leaves a leader whose epoch is below the
+    highest that it has met.
+    """
     leader_address: _builtins.str
     """Where the leader listens when it is another; empty when not known."""
     @_builtins.property
@@ -582,7 +584,7 @@ class AttachRequest(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     running_complete: _builtins.bool
-    """The last part of `running` after a register."""
+    """The last part of `running` after the welcome."""
     draining: _builtins.bool
     """The worker takes no more and wants its rest handed over."""
     @_builtins.property
@@ -591,7 +593,7 @@ class AttachRequest(_message.Message):
 
     @_builtins.property
     def running(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunningAttempt]:
-        """After a register: what the worker runs and has pending from before."""
+        """After the welcome, when the worker refuses grants of earlier epochs: what it runs and has pending from before."""
 
     @_builtins.property
     def progress(self) -> _containers.RepeatedCompositeFieldContainer[Global___Progress]:

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class SchedulerServiceStub:
-    """SchedulerService decides which request runs where and when.
+    """SchedulerService decides which request runs where and when. Of several schedulers one leads: a session with another gets a
+    welcome with epoch 0 and ends.
     """
 
     def __init__(self, channel):
@@ -53,7 +54,8 @@ class SchedulerServiceStub:
 
 
 class SchedulerServiceServicer:
-    """SchedulerService decides which request runs where and when.
+    """SchedulerService decides which request runs where and when. Of several schedulers one leads: a session with another gets a
+    welcome with epoch 0 and ends.
     """
 
     def Schedule(self, request_iterator, context):
@@ -73,7 +75,8 @@ class SchedulerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DescribePools(self, request, context):
-        """DescribePools shows pools, workers and queues for operators.
+        """DescribePools shows pools, workers and queues for operators. A scheduler that does not lead answers FAILED_PRECONDITION
+        NOT_LEADER, with the leader's address as `leader` in the error's metadata, empty when not known.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,7 +109,8 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SchedulerService:
-    """SchedulerService decides which request runs where and when.
+    """SchedulerService decides which request runs where and when. Of several schedulers one leads: a session with another gets a
+    welcome with epoch 0 and ends.
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SchedulerServiceStub:
-    """SchedulerService decides which request runs where and when."""
+    """SchedulerService decides which request runs where and when. Of several schedulers one leads: a session with another gets a
+    welcome with epoch 0 and ends.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -42,11 +44,15 @@ class SchedulerServiceStub:
     further grants to that worker.
     """
     DescribePools: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.DescribePoolsRequest, _scheduler_pb2.DescribePoolsResponse]
-    """DescribePools shows pools, workers and queues for operators."""
+    """DescribePools shows pools, workers and queues for operators. A scheduler that does not lead answers FAILED_PRECONDITION
+    NOT_LEADER, with the leader's address as `leader` in the error's metadata, empty when not known.
+    """
 
 @_typing.type_check_only
 class SchedulerServiceAsyncStub(SchedulerServiceStub):
-    """SchedulerService decides which request runs where and when."""
+    """SchedulerService decides which request runs where and when. Of several schedulers one leads: a session with another gets a
+    welcome with epoch 0 and ends.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Schedule: _aio.StreamStreamMultiCallable[_scheduler_pb2.ScheduleRequest, _scheduler_pb2.ScheduleResponse]  # type: ignore[assignment]
@@ -58,10 +64,14 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     further grants to that worker.
     """
     DescribePools: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.DescribePoolsRequest, _scheduler_pb2.DescribePoolsResponse]  # type: ignore[assignment]
-    """DescribePools shows pools, workers and queues for operators."""
+    """DescribePools shows pools, workers and queues for operators. A scheduler that does not lead answers FAILED_PRECONDITION
+    NOT_LEADER, with the leader's address as `leader` in the error's metadata, empty when not known.
+    """
 
 class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """SchedulerService decides which request runs where and when."""
+    """SchedulerService decides which request runs where and when. Of several schedulers one leads: a session with another gets a
+    welcome with epoch 0 and ends.
+    """
 
     @_abc_1.abstractmethod
     def Schedule(
@@ -89,6 +99,8 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _scheduler_pb2.DescribePoolsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_pb2.DescribePoolsResponse, _abc.Awaitable[_scheduler_pb2.DescribePoolsResponse]]:
-        """DescribePools shows pools, workers and queues for operators."""
+        """DescribePools shows pools, workers and queues for operators. A scheduler that does not lead answers FAILED_PRECONDITION
+        NOT_LEADER, with the leader's address as `leader` in the error's metadata, empty when not known.
+        """
 
 def add_SchedulerServiceServicer_to_server(servicer: SchedulerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,4 +1,4 @@
-"""The client of Redis or Valkey, one server or a cluster, with the settings that everything in this service wants."""
+"""The client of Redis or Valkey, one server or a cluster, with the settings that everything here wants."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ CLUSTER = "redis+cluster://"
 TIMEOUT_S = 2.0
 
 
-def redis_client(url: str) -> Any:
+def redis_client(url: str, timeout_s: float = TIMEOUT_S) -> Any:
     """Returns a client; nothing is connected yet.
 
     Nothing is repeated by itself after a lost connection: whether a script ran is not known then, and who asked knows better.
 
     Args:
         url: redis://host:port/db, or redis+cluster://host:port for the cluster that this node is part of.
+        timeout_s: for an answer, and for a connection.
     """
     # RESP2: with RESP3 the client also listens for maintenance notices and so overlooks that a pooled connection is closed.
     options: dict[str, Any] = {
         "protocol": 2,
         "decode_responses": True,
-        "socket_timeout": TIMEOUT_S,
-        "socket_connect_timeout": TIMEOUT_S,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
     }
     if url.startswith(CLUSTER):
         return RedisCluster.from_url(f"redis://{url.removeprefix(CLUSTER)}", **options)

@@ -1,0 +1,150 @@
+"""Who leads: the lease of one lending domain, as its holder may rely on it.
+
+All schedulers of a domain bid for one lease in a store that they share. `Tenure` is the specification of the store: what it
+holds, and how it answers a bid, in one step. `Lease` is one scheduler's view: it says whether that scheduler may grant now.
+
+What the lease is for. At most one leader at a time makes one queue, fair across all routers. Nothing worse depends on it: a
+request is its router's (P1), an attempt runs once on its worker, and a worker takes no grant of an epoch below the highest that
+it has seen (P2). So two leaders at a time would cost fairness and room, not correctness, and only until workers and routers,
+who refuse a welcome of an older epoch, have moved to the later one.
+
+Two rules pull in different directions, and both hold:
+
+1. A leader grants only while its lease is certainly unexpired by its own monotonic clock: the time runs from before it asked,
+   so the store's own reckoning ends later, and a tenth is left off for clocks that run apart. A leader that was stopped for
+   longer than that does not grant when it wakes, until the store has answered.
+2. While the store is away the leader goes on, and nobody is elected. Each attempt that finds no store prolongs the leader's own
+   view, so it goes on as long as it keeps trying, and a stopped process does not try. If the store is away for the leader
+   alone, another is elected; the old one hears of it with the first answer that it gets, and until then epochs fence it.
+
+A follower that has found the store away waits for one lease's length after its return before it takes the lease: the leader
+that went on is back first. One that has just started does not wait, for most likely everything has. A leader whose lease
+lapsed goes on in its epoch if nobody has led since.
+"""
+
+from dataclasses import dataclass, replace
+
+TTL_S = 3.0
+KEEP_S = 0.9 * TTL_S
+RENEW_S = 1.0
+RETRY_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Bid:
+    """One scheduler asks for the lease, or to keep it.
+
+    Attributes:
+        id, incarnation: who asks; a later life of a replica takes over what an earlier one held.
+        address: where it listens, host:port.
+        epoch: of the term that it leads in; 0 while it follows.
+        may_take: whether it would lead a new term.
+        checkpoint: stored when the lease is kept; None leaves the one that is there.
+    """
+
+    id: str
+    incarnation: int
+    address: str
+    epoch: int
+    may_take: bool
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Who holds the lease after a bid.
+
+    Attributes:
+        epoch: of the holder's term; 0 when nobody holds it.
+        address: where the holder listens; empty likewise.
+        mine: whether the bidder holds it.
+        left_s: until it expires.
+        checkpoint: the last that was stored, empty for none; given when the bidder has begun a term, else empty.
+    """
+
+    epoch: int
+    address: str
+    mine: bool
+    left_s: float
+    checkpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tenure:
+    """What a store holds of one domain. Times are µs since the epoch by the store's clock.
+
+    Attributes:
+        epoch: of the last term; kept when the lease has expired.
+        until_us: when the lease expires; 0 when it was given up.
+    """
+
+    id: str = ""
+    incarnation: int = 0
+    address: str = ""
+    epoch: int = 0
+    until_us: int = 0
+    checkpoint: str = ""
+
+    def on(self, bid: Bid, now_us: int) -> tuple["Tenure", Answer]:
+        """Decides on a bid; returns what is held from then on, and the answer."""
+        held = now_us < self.until_us
+        if held and (bid.id, bid.incarnation) == (self.id, self.incarnation):
+            epoch = self.epoch
+        elif not held and bid.epoch and bid.epoch >= self.epoch:
+            epoch = bid.epoch  # nobody has led since, or the store has forgotten
+        elif bid.may_take and (not held or (bid.id == self.id and bid.incarnation > self.incarnation)):
+            epoch = max(self.epoch + 1, now_us)
+        elif held:
+            return self, Answer(self.epoch, self.address, False, (self.until_us - now_us) / 1e6)
+        else:
+            return self, Answer(0, "", False, 0.0)
+        begins = epoch != bid.epoch
+        checkpoint = self.checkpoint if begins or bid.checkpoint is None else bid.checkpoint
+        tenure = Tenure(bid.id, bid.incarnation, bid.address, epoch, now_us + round(TTL_S * 1e6), checkpoint)
+        return tenure, Answer(epoch, bid.address, True, TTL_S, checkpoint if begins else "")
+
+    def released(self, epoch: int) -> "Tenure":
+        """Returns what is held once the leader of a term has given it up; a term that is over changes nothing."""
+        return replace(self, until_us=0) if epoch == self.epoch else self
+
+
+class Lease:
+    """One scheduler's view of the lease. Times are monotonic seconds of its own clock.
+
+    Attributes:
+        epoch: of the term that it leads in; 0 while it follows.
+        leader: where the leader listens, as far as is known; empty for not.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.leader = ""
+        self._until = 0.0
+        self._met = self._away = False
+        self._waits_until = 0.0
+
+    def may_grant(self, now: float) -> bool:
+        """Whether it leads for certain, or as certainly as can be while the store is away."""
+        return self.epoch != 0 and now < self._until
+
+    def may_take(self, now: float) -> bool:
+        """Whether it is to take the lease if that is free."""
+        return not self._away and now >= self._waits_until
+
+    def answered(self, answer: Answer, asked_at: float, now: float) -> float:
+        """Takes the store's answer to a bid; returns after how many seconds to ask again."""
+        if self._away and not self.epoch:
+            self._waits_until = now + TTL_S
+        self._met, self._away = True, False
+        self.epoch = answer.epoch if answer.mine else 0
+        self.leader = answer.address
+        self._until = asked_at + KEEP_S
+        if not answer.mine and not answer.epoch:
+            return RETRY_S
+        return min(RENEW_S, answer.left_s)
+
+    def unanswered(self, now: float) -> float:
+        """Takes note that the store did not answer; returns after how many seconds to ask again."""
+        self._away = self._met
+        self._until = now + KEEP_S
+        return RETRY_S
