@@ -42,7 +42,8 @@ class Histories(RuleBasedStateMachine):
             assert grant.worker_id not in self.away
             self.endings[grant.request.key].append("grant")
             self.running[grant.request.key] = grant
-            worker = next(pool.workers[grant.worker_id] for pool in self.core.pools if grant.worker_id in pool.workers)
+            (pool,) = self.core.pools
+            worker = pool.workers[grant.worker_id]
             assert len(worker.in_flight) == 1 or worker.peak.tokens <= worker.info.capacity.kv_tokens
         for rejection in decisions.rejections:
             self.endings[rejection.key].append("rejection")
