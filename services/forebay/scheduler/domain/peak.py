@@ -53,9 +53,8 @@ class Peak:
         self._sums = sums = [0]
         self._peaks = peaks = []
         self._behind = behind = []
-        count = total = 0
-        for shortened, held in self._rows:
-            count += 1
+        total = 0
+        for count, (shortened, held) in enumerate(self._rows, 1):
             total += held
             peak = total - count * shortened
             sums.append(total)
