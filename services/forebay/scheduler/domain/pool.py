@@ -123,7 +123,9 @@ class Pool:
                     if not fitting and not aside:
                         fitting = self._evict_for(head, able, now)
                     if fitting:
-                        yield self._best(head, fitting, workers, now)
+                        queued, worker = self._best(head, fitting, workers, now)
+                        self.flows.chosen(queued.flow)
+                        yield queued, worker
                         continue
                     workers.remove(_roomiest(able, head.request))  # it is kept for this one
                     if not workers:
