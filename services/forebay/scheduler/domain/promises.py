@@ -78,6 +78,7 @@ class Promises:
             entry.flow = flow
             entry.prompt_tokens, entry.max_tokens = request.prompt_tokens, request.max_tokens
             entry.delivered_tokens = request.delivered_tokens
+            entry.foresee()
             entry.worker.moved()
             entry.pool.flows.begin(flow, entry.expected_tokens)
 
@@ -90,6 +91,7 @@ class Promises:
             entry.generated += new
             self._charge(entry, OUTPUT_TENTHS * new)
             entry.pool.budget.earn(new)
+            entry.foresee()
             entry.worker.moved()
         prompt_done = (prefilled or entry.generated > 0) and entry.worker.prefilled(entry)
         if prompt_done:
