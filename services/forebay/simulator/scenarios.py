@@ -84,11 +84,17 @@ def asymmetric(seed: int, seconds: float = 600.0) -> Scenario:
     )
 
 
-def adversary(seed: int, seconds: float = 120.0) -> Scenario:
-    """The worst for law 4: one client fills the engine with the shortest prompts and long answers, then another comes."""
-    first = [Arrival(0.0, "first", 1, 249, 249) for _ in range(200)]
-    second = [Arrival(0.05, "second", 1, 249, 249) for _ in range(200)]
-    return Scenario([*first, *second], Setting(until_s=seconds))
+def adversary(seed: int, seconds: float = 150.0) -> Scenario:
+    """The worst for law 4: each request fills the engine, is charged next to nothing when it is dispatched, and cannot be evicted.
+
+    The second client waits while the first is charged for its whole answer. Then it has one answer itself, is still owed a few
+    tokens, and so has the engine once more while the first waits.
+    """
+    shape = EngineShape(kv_tokens=2_048)
+    most = shape.kv_tokens - 1
+    first = [Arrival(0.0, "first", 1, most, most) for _ in range(10)]
+    second = [Arrival(0.0, "second", 1, most - 1, most - 1) for _ in range(10)]
+    return Scenario([*first, *second], Setting(shape, until_s=seconds))
 
 
 def random_schedule(seed: int) -> Scenario:
