@@ -85,7 +85,7 @@ def asymmetric(seed: int, seconds: float = 600.0) -> Scenario:
 
 
 def adversary(seed: int, seconds: float = 150.0) -> Scenario:
-    """The worst for law 4: each request fills the engine, is charged next to nothing when it is dispatched, and cannot be evicted.
+    """The worst for law 4: each request fills the engine, is charged next to nothing on its dispatch, and cannot be evicted.
 
     The second client waits while the first is charged for its whole answer. Then it has one answer itself, is still owed a few
     tokens, and so has the engine once more while the first waits.
