@@ -264,6 +264,11 @@ class FlowTree(Generic[Item]):
         """Returns the waiting flow that is owed most, of those not set aside."""
         return _neediest_below(self.root)
 
+    def others_wait(self, tenant: Node[Item]) -> bool:
+        """Whether any tenant waits besides this one, which does; those set aside are not counted."""
+        assert tenant.parent is not None
+        return len(self.root.waiting) > 1 or len(tenant.parent.waiting) > 1
+
     def near(self, most: int, slack_tenths: int) -> Iterator[Flow[Item]]:
         """Yields the neediest flow of each of up to `most` tenants, of the neediest class, the neediest first.
 
