@@ -64,6 +64,18 @@ def test_the_fullest_tenants_newest_request_gives_way_and_its_room_is_promised_a
     assert evicted(again(core, 50.0)) == []
 
 
+def test_one_whose_worker_has_not_spoken_of_it_yet_is_let_come() -> None:
+    core = core_with()
+    asked = [request("full", prompt_tokens=99, max_tokens=1) for _ in range(10)]
+    for one in asked:
+        core.submit(one, "r", 0.0)
+    assert len(granted(core.tick(0.0))) == 10
+    _, decisions = wait(core, "empty", 1.0)
+    assert evicted(decisions) == []
+    core.progress("w1", asked[3].key, 0, prefilled=True)
+    assert evicted(core.tick(1.0)) == [asked[3].key]
+
+
 def test_it_must_have_waited_long_enough() -> None:
     core = core_with()
     fill(core, "full", 10)
