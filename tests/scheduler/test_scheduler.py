@@ -10,7 +10,7 @@ from forebay.scheduler.domain.request import AttemptKey
 from forebay.scheduler.domain.scheduler import GRANT_MARGIN_S, Scheduler
 from forebay.scheduler.domain.worker import EngineState, RunningAttempt, Worker
 
-from .builders import EPOCH, MODEL, flow, granted, grants, info, join, key, reasons, request, scheduler
+from .builders import EPOCH, MODEL, WHOLE, flow, granted, grants, info, join, key, reasons, request, scheduler
 
 
 def worker(core: Scheduler, worker_id: str = "w1") -> Worker:
@@ -102,7 +102,8 @@ def test_a_computed_prompt_makes_way_for_the_next() -> None:
 
 
 def test_only_workers_of_the_model_the_pool_and_the_adapter_will_do() -> None:
-    core = scheduler(info("w1"), info("w2", pool="gold"), info("w3", pool="lora", max_adapters=1))
+    limits = Limits(pool=WHOLE, adapters=frozenset({(MODEL, "acme-1", "acme")}))
+    core = scheduler(info("w1"), info("w2", pool="gold"), info("w3", pool="lora", max_adapters=1), limits=limits)
     plain, pooled, adapted = request(), request(pool="gold"), request(pool="lora", adapter="acme-1")
     other, unadapted = request(model="other"), request(adapter="acme-1")
     for asked in (plain, pooled, adapted, other, unadapted):
@@ -112,6 +113,15 @@ def test_only_workers_of_the_model_the_pool_and_the_adapter_will_do() -> None:
         pooled.key: "w2",
         adapted.key: "w3",
     }
+
+
+@pytest.mark.parametrize("whose", [None, "globex"])
+def test_an_adapter_that_is_not_the_tenants_is_refused_whosever_it_is(whose: str | None) -> None:
+    adapters = frozenset({(MODEL, "lora", whose)}) if whose else frozenset()
+    core = scheduler(info("w1", max_adapters=1), limits=Limits(pool=WHOLE, adapters=adapters))
+    core.submit(request(adapter="lora"), "r", 0.0)
+    (rejection,) = core.tick(0.0).rejections
+    assert (rejection.error.code, rejection.error.reason) == (Code.NOT_FOUND, "ADAPTER_NOT_FOUND")
 
 
 def test_an_excluded_worker_is_passed_by_and_does_not_hold_up_the_flow() -> None:

@@ -353,8 +353,9 @@ class ScheduleResponse(_message.Message):
 
         @_builtins.property
         def error(self) -> _common_pb2.Error:
-            """Why: UNAVAILABLE with the reason QUEUE_FULL, QUEUE_TIMEOUT, SHED or DEADLINE_UNREACHABLE, DEADLINE_EXCEEDED, or
-            INVALID_ARGUMENT TOO_LARGE for what no worker could hold.
+            """Why: UNAVAILABLE with the reason QUEUE_FULL, QUEUE_TIMEOUT, SHED or DEADLINE_UNREACHABLE, DEADLINE_EXCEEDED,
+            INVALID_ARGUMENT TOO_LARGE for what no worker could hold, or NOT_FOUND ADAPTER_NOT_FOUND for an adapter that the
+            scheduler's configuration does not give to the tenant.
             """
 
         def __init__(
