@@ -176,6 +176,7 @@ class Submission(_message.Message):
     EXCLUDED_WORKERS_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
     LEAST_MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Whose flow."""
     key_id: _builtins.str
@@ -200,6 +201,8 @@ class Submission(_message.Message):
     """Tokens per prefix hash."""
     least_max_tokens: _builtins.int
     """What max_tokens may be shortened to when too much waits, less what earlier attempts generated; 0 for not at all."""
+    pinned: _builtins.bool
+    """It could not be continued elsewhere once it has yielded tokens, so it is never evicted."""
     @_builtins.property
     def ref(self) -> Global___AttemptRef:
         """Which execution of which request."""
@@ -255,10 +258,11 @@ class Submission(_message.Message):
         excluded_workers: _abc.Iterable[_builtins.str] | None = ...,
         trace: _common_pb2.TraceContext | None = ...,
         least_max_tokens: _builtins.int = ...,
+        pinned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["queue_timeout", b"queue_timeout", "ref", b"ref", "remaining", b"remaining", "start_after", b"start_after", "trace", b"trace", "waited", b"waited"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "delivered_tokens", b"delivered_tokens", "excluded_workers", b"excluded_workers", "key_id", b"key_id", "least_max_tokens", b"least_max_tokens", "max_tokens", b"max_tokens", "model", b"model", "pool", b"pool", "prefix_block_tokens", b"prefix_block_tokens", "prefix_hashes", b"prefix_hashes", "prompt_tokens", b"prompt_tokens", "queue_timeout", b"queue_timeout", "ref", b"ref", "remaining", b"remaining", "service_class", b"service_class", "start_after", b"start_after", "tenant_id", b"tenant_id", "trace", b"trace", "waited", b"waited", "weight_milli", b"weight_milli"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "delivered_tokens", b"delivered_tokens", "excluded_workers", b"excluded_workers", "key_id", b"key_id", "least_max_tokens", b"least_max_tokens", "max_tokens", b"max_tokens", "model", b"model", "pinned", b"pinned", "pool", b"pool", "prefix_block_tokens", b"prefix_block_tokens", "prefix_hashes", b"prefix_hashes", "prompt_tokens", b"prompt_tokens", "queue_timeout", b"queue_timeout", "ref", b"ref", "remaining", b"remaining", "service_class", b"service_class", "start_after", b"start_after", "tenant_id", b"tenant_id", "trace", b"trace", "waited", b"waited", "weight_milli", b"weight_milli"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
