@@ -66,6 +66,48 @@ async def test_one_request_through_everybody(world: RouterWorld) -> None:
     assert settle.gpu_time.nanos == 250_000_000
 
 
+async def test_an_answer_that_the_scheduler_shortens_says_so(world: RouterWorld) -> None:
+    await world.start()
+    world.scheduler.under_pressure = True
+    call = world.stream(sampling=common_pb2.Sampling(max_tokens=8), least_max_tokens=3)
+    await started(call)
+    first = await soon(world.worker.starts.get())
+    assert first.sampling.max_tokens == 3
+    world.worker.say(first.ref, 0, [10], "a")
+    world.worker.hand_over(first.ref, "EVICTED")
+    for left, worker_start in ((3, None), (2, await soon(world.worker.starts.get()))):
+        submission = await soon(world.scheduler.submissions.get())
+        assert (submission.least_max_tokens, list(submission.excluded_workers)) == (left, [])
+        if worker_start is not None:
+            assert (submission.max_tokens, worker_start.sampling.max_tokens) == (2, 3)
+            world.worker.say(worker_start.ref, 1, [11, 12], "bc")
+            world.worker.finish(worker_start, 3, common_pb2.FINISH_REASON_LENGTH)
+    tokens, _, finished = await rest(call)
+    assert (tokens, finished.shortened) == ([10, 11, 12], True)
+    assert list(finished.finish_reasons) == [common_pb2.FINISH_REASON_LENGTH]
+
+
+@pytest.mark.parametrize("least", [0, 8])
+async def test_what_may_not_be_shortened_is_not(world: RouterWorld, least: int) -> None:
+    await world.start()
+    world.scheduler.under_pressure = True
+    call = world.client.Generate(
+        router_pb2.GenerateRequest(
+            options=options_for(sampling=common_pb2.Sampling(max_tokens=8), least_max_tokens=least)
+        ),
+        metadata=METADATA,
+    )
+
+    async def engine() -> None:
+        start = await world.worker.starts.get()
+        assert start.sampling.max_tokens == 8
+        world.worker.say(start.ref, 0, [1, 2], "ab")
+        world.worker.finish(start, 2)
+
+    await soon(engine())
+    assert not (await call).shortened
+
+
 async def test_a_unary_answer_is_the_stream_gathered(world: RouterWorld) -> None:
     await world.start()
     call = world.client.Generate(router_pb2.GenerateRequest(options=options_for()), metadata=METADATA)

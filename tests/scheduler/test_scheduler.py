@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from forebay.errors import Code, MeshError
+from forebay.scheduler.domain.eviction import EvictionRules
 from forebay.scheduler.domain.limits import Limits
+from forebay.scheduler.domain.pool import PoolRules
 from forebay.scheduler.domain.request import AttemptKey
+from forebay.scheduler.domain.room import RoomRules
 from forebay.scheduler.domain.scheduler import GRANT_MARGIN_S, Scheduler
 from forebay.scheduler.domain.worker import EngineState, RunningAttempt, Worker
 
@@ -113,6 +116,22 @@ def test_only_workers_of_the_model_the_pool_and_the_adapter_will_do() -> None:
         pooled.key: "w2",
         adapted.key: "w3",
     }
+
+
+@pytest.mark.parametrize(("pinned", "evicted"), [(set(), 4), ({4}, 3), ({1, 2, 3, 4}, None)])
+def test_the_newest_that_may_be_gives_way_to_a_tenant_that_has_nothing(pinned: set[int], evicted: int | None) -> None:
+    rules = PoolRules(room=RoomRules(alpha=1.0), eviction=EvictionRules(after_s=1.0, more_s=0.0))
+    core = scheduler(info("w1", kv_tokens=100), limits=Limits(pool=rules))
+    held = [request(prompt_tokens=20, max_tokens=4, pinned=number in pinned) for number in (1, 2, 3, 4)]
+    for each in held:
+        core.submit(each, "r", 0.0)
+    assert len(granted(core.tick(0.0))) == 4
+    core.submit(request("globex", prompt_tokens=20, max_tokens=4), "r", 0.0)
+    assert core.tick(0.0).evictions == ()
+    core.progress("w1", held[0].key, 1, prefilled=True)
+    assert [eviction.key for eviction in core.tick(1.0).evictions] == (
+        [] if evicted is None else [held[evicted - 1].key]
+    )
 
 
 @pytest.mark.parametrize("whose", [None, "globex"])

@@ -299,7 +299,7 @@ class Router:
         return prompt
 
     def _payload(self, caller: Caller, ask: Ask, model: Model, prompt_ids: list[int]) -> Payload:
-        max_tokens = completion_bound(len(prompt_ids), ask.sampling, model.card)
+        max_tokens = completion_bound(len(prompt_ids), ask.sampling, model.card, ask.least_max_tokens)
         # The seed is chosen here, so that another worker can go on with the same one.
         seed = ask.sampling.seed if ask.sampling.seed is not None else secrets.randbits(63)
         block = self._bounds.prefix_block_tokens
@@ -351,6 +351,7 @@ class Router:
             request.life.usage,
             None if first is None else first - request.admitted_at,
             request.queue_time_s,
+            request.shortened,
         )
 
     def _enter(self, request: Request, phase: str) -> None:

@@ -80,6 +80,7 @@ def from_pb_submission(message: scheduler_pb2.Submission) -> Request:
         prompt_tokens=message.prompt_tokens,
         max_tokens=message.max_tokens,
         least_max_tokens=message.least_max_tokens,
+        pinned=message.pinned,
         delivered_tokens=message.delivered_tokens,
         prefix_hashes=tuple(message.prefix_hashes),
         prefix_block_tokens=message.prefix_block_tokens,

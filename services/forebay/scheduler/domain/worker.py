@@ -92,6 +92,7 @@ class InFlight:
         generated: tokens reported and charged.
         started: whether its worker has said anything of it.
         evicted: whether its worker was told to hand it over.
+        pinned: whether it must never be.
     """
 
     key: AttemptKey
@@ -109,6 +110,7 @@ class InFlight:
     generated: int = 0
     started: bool = False
     evicted: bool = False
+    pinned: bool = False
 
     @property
     def held(self) -> int:
