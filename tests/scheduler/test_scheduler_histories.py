@@ -42,6 +42,9 @@ class Histories(RuleBasedStateMachine):
             assert grant.worker_id not in self.away
             self.endings[grant.request.key].append("grant")
             self.running[grant.request.key] = grant
+            (pool,) = self.core.pools
+            worker = pool.workers[grant.worker_id]
+            assert len(worker.in_flight) == 1 or worker.peak.tokens <= worker.info.capacity.kv_tokens
         for rejection in decisions.rejections:
             self.endings[rejection.key].append("rejection")
         for withdrawal in decisions.withdrawals:
@@ -150,7 +153,6 @@ class Histories(RuleBasedStateMachine):
         for worker in (worker for pool in self.core.pools for worker in pool.workers.values()):
             capacity, entries = worker.info.capacity, worker.in_flight.values()
             assert worker.promised == sum(entry.kv_tokens for entry in entries)
-            assert len(entries) <= 1 or worker.peak.tokens <= capacity.kv_tokens
             assert worker.unprefilled == sum(entry.unprefilled for entry in entries)
             assert len(entries) <= capacity.max_num_seqs
             prompts = [entry.unprefilled for entry in entries if entry.unprefilled]

@@ -74,6 +74,7 @@ class Node(Generic[Item]):
     """A class, a tenant or a key, and all below it.
 
     Attributes:
+        path: the names from below the root down to this node.
         weight_milli: in thousandths, against its siblings.
         counter: service per weight, in steps; `remainder` is what the last division left.
         service_tenths: service since the node was first seen, in tenths of a weighted token.
@@ -103,11 +104,10 @@ class Node(Generic[Item]):
     mark: float = 0.0
     level: float = 0.0
     settled: float = 0.0
+    path: tuple[str, ...] = field(init=False)
 
-    @property
-    def path(self) -> tuple[str, ...]:
-        """The names from below the root down to this node."""
-        return (*self.parent.path, self.name) if self.parent is not None else ()
+    def __post_init__(self) -> None:
+        self.path = (*self.parent.path, self.name) if self.parent is not None else ()
 
     @property
     def virtual_tenths(self) -> int:

@@ -6,58 +6,58 @@ k times its r; the peak is the largest of these sums. It lies far below the sum 
 not all end at once, and above what they hold now.
 
 Cost. With the requests sorted by r, longest first, and P_k = U_k + k r_k, another request (u, r) at place p leaves the
-P_k before it as they are, makes its own U_{p-1} + u + p r, and adds u + r_k to each behind it. So running maxima of P_k from
-the left and of P_k + r_k from the right answer "what if" by one bisection. They are made anew, in O(n log n), when a step
-was reported since: a few µs at 64 requests, once a report and not once a question.
+P_k before it as they are, makes its own U_{p-1} + u + p r, and adds u + r_k to each behind it. So "what if" is a bisection and
+the largest of P_k before it and of P_k + r_k behind it. The sums are made anew when a step was reported since: some µs at 64
+requests, once a report and not once a question.
 """
 
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections.abc import Iterable
+
+Row = tuple[int, int]
+"""(-remaining, held) of a request, in tokens: the longest first."""
 
 
 class Peak:
-    """The future peak of a set of requests, each (remaining, held) in tokens."""
+    """The future peak of a set of requests."""
 
-    def __init__(self, requests: Iterable[tuple[int, int]] = ()) -> None:
-        self._requests = sorted(requests, reverse=True)
-        self._measure()
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self._rows = sorted(rows)
+        self._sums: list[int] | None = None
+        self._peaks: list[int] = []
+        self._behind: list[int] = []
 
     @property
     def tokens(self) -> int:
         """The peak of the set as it is."""
-        return self._before[-1]
-
-    def with_one(self, remaining: int, held: int) -> int:
-        """Returns what the peak would be with one more request."""
-        place = bisect_right(self._negated, -remaining)
-        own = self._sums[place] + held + (place + 1) * remaining
-        return max(self._before[place], own, self._behind[place] + held)
-
-    def add(self, remaining: int, held: int) -> None:
-        """Adds a request."""
-        self._requests.insert(bisect_right(self._negated, -remaining), (remaining, held))
         self._measure()
+        return max(self._peaks, default=0)
 
-    def _measure(self) -> None:
-        # Plain loops: with `accumulate(…, max)` this took three times as long.
-        negated: list[int] = []
-        peaks: list[int] = []
-        sums, before = [0], [0]
-        count = total = most = 0
-        for remaining, held in self._requests:
-            count += 1
+    def with_one(self, row: Row) -> int:
+        """Returns what the peak would be with one more request."""
+        sums = self._measure()
+        place = bisect_right(self._rows, row)
+        own = sums[place] + row[1] - (place + 1) * row[0]
+        before = max(self._peaks[:place], default=0)
+        return max(before, own, max(self._behind[place:], default=-row[1]) + row[1])
+
+    def add(self, row: Row) -> None:
+        """Adds a request."""
+        insort(self._rows, row)
+        self._sums = None
+
+    def _measure(self) -> list[int]:
+        """Returns the running sums of what is held, having brought them and the peaks up to date."""
+        if self._sums is not None:
+            return self._sums
+        self._sums = sums = [0]
+        self._peaks = peaks = []
+        self._behind = behind = []
+        total = 0
+        for count, (shortened, held) in enumerate(self._rows, 1):
             total += held
-            peak = total + count * remaining
-            if peak > most:
-                most = peak
-            negated.append(-remaining)
+            peak = total - count * shortened
             sums.append(total)
-            before.append(most)
-            peaks.append(peak + remaining)
-        behind = [0] * (count + 1)
-        most = 0
-        for place in range(count - 1, -1, -1):
-            if peaks[place] > most:
-                most = peaks[place]
-            behind[place] = most
-        self._negated, self._sums, self._before, self._behind = negated, sums, before, behind
+            peaks.append(peak)
+            behind.append(peak - shortened)
+        return sums

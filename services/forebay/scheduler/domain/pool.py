@@ -107,9 +107,11 @@ class Pool:
         """
         workers = [worker for worker in self._serving() if worker.present]
         self.kv_tokens = sum(worker.info.capacity.usable_kv_tokens for worker in workers)
+        if not workers:
+            return
         aside: list[Flow[Queued]] = []
         try:
-            while workers and len(aside) < MAX_PASSED and (flow := self.flows.neediest()) is not None:
+            while len(aside) < MAX_PASSED and (flow := self.flows.neediest()) is not None:
                 head = flow.head
                 able = [worker for worker in workers if worker.may_run(head)]
                 if not able and not self._may_run_later(head):
@@ -124,6 +126,8 @@ class Pool:
                         yield self._best(head, fitting, workers, now)
                         continue
                     workers.remove(_roomiest(able, head.request))  # it is kept for this one
+                    if not workers:
+                        return
                 self.flows.set_aside(flow)
                 aside.append(flow)
         finally:
@@ -194,6 +198,8 @@ class Pool:
 
 def _roomiest(workers: list[Worker], request: Request) -> Worker:
     """Returns the worker that spares a request most, of these the one with the most of its cache free, then the idlest."""
+    if len(workers) == 1:
+        return workers[0]
     return min(
         workers,
         key=lambda worker: (

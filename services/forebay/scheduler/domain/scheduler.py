@@ -326,9 +326,10 @@ class Scheduler:
                 queue_depth=pool.queued,
                 measures=queued.measures,
             )
+            # In this order the flow is busy throughout.
+            self._promises.grant(queued, worker, grant)
             self._take_out(queued)
             self._queue.served(queued.flow, now)
-            self._promises.grant(queued, worker, grant)
             worker.prefixes.granted(queued.request.prefix_hashes)
             grants.append(grant)
         return [Batch(w.info.id, grants[0].batch_id, self.epoch, tuple(grants)) for w, grants in drawn.items()]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from forebay.scheduler.domain.decisions import Grant
 from forebay.scheduler.domain.flow_tree import Flow
-from forebay.scheduler.domain.peak import Peak
+from forebay.scheduler.domain.peak import Peak, Row
 from forebay.scheduler.domain.prefixes import Prefixes
 from forebay.scheduler.domain.request import AttemptKey, Queued, Request
 from forebay.scheduler.domain.room import RoomRules, Strain
@@ -93,6 +93,7 @@ class InFlight:
         started: whether its worker has said anything of it.
         evicted: whether its worker was told to hand it over.
         pinned: whether it must never be.
+        future: what it holds and is expected to generate yet, for `Peak`.
     """
 
     key: AttemptKey
@@ -111,24 +112,19 @@ class InFlight:
     started: bool = False
     evicted: bool = False
     pinned: bool = False
+    future: Row = (0, 0)
 
-    @property
-    def held(self) -> int:
-        """The KV tokens that it holds once its prompt is computed, the unused half of its last block included.
+    def foresee(self) -> None:
+        """Looks again at what it holds, the unused half of its last block included, and at what it will generate yet.
 
-        Until its router has said what it is, as many as it may come to.
+        Until its router has said what it is, it is taken for as large as it may become.
         """
-        if self.flow is None:
-            return self.kv_tokens
-        return self.prompt_tokens + self.generated + self.worker.info.capacity.block_tokens // 2
-
-    @property
-    def remaining(self) -> int:
-        """The tokens that it is expected to generate yet."""
-        if self.flow is None:
-            return 0
-        delivered = self.delivered_tokens
-        return self.pool.lengths.remaining(delivered + self.generated, delivered + self.max_tokens)
+        remaining, held, delivered = 0, self.kv_tokens, self.delivered_tokens
+        if self.flow is not None:
+            remaining = self.pool.lengths.remaining(delivered + self.generated, delivered + self.max_tokens)
+            held = self.prompt_tokens + self.generated + self.worker.info.capacity.block_tokens // 2
+        self.worker.expected += remaining + held - (self.future[1] - self.future[0])
+        self.future = -remaining, held
 
 
 @dataclass(slots=True, eq=False)
@@ -140,7 +136,9 @@ class Worker:
         reported: what it said it holds, until it has said all of it; None from then on.
         engine: its load; taken for healthy until it says otherwise.
         draining: whether it takes no more.
-        promised, unprefilled: sums over `in_flight`.
+        promised, unprefilled, expected: sums over `in_flight`: of the most that each may come to, of prompt tokens to be
+            computed, and of what each is expected to come to now.
+        lent: what guests were expected to come to.
         preempted: preemptions that its engine reported and that `alpha` has not answered yet.
     """
 
@@ -154,6 +152,7 @@ class Worker:
     in_flight: dict[AttemptKey, InFlight] = field(default_factory=dict)
     promised: int = 0
     unprefilled: int = 0
+    expected: int = 0
     lent: int = 0
     preempted: int = 0
     strain: Strain = field(init=False)
@@ -178,7 +177,7 @@ class Worker:
     def peak(self) -> Peak:
         """The future peak of what it was promised."""
         if self._peak is None:
-            self._peak = Peak((entry.remaining, entry.held) for entry in self.in_flight.values() if not entry.evicted)
+            self._peak = Peak(entry.future for entry in self.in_flight.values() if not entry.evicted)
         return self._peak
 
     def bound(self, now: float, *, favoured: bool) -> float:
@@ -209,21 +208,25 @@ class Worker:
             return False
         if not self._has_prefill_room(queued.request.prompt_tokens):
             return False
-        peak = self.peak.with_one(*self.future(queued))
+        # The peak is at most the sum of what each will come to, and that is known without looking at each.
+        if self.expected + need <= self.bound(now, favoured=False):
+            return True
+        peak = self.peak.with_one(self.future(queued))
         if peak <= self.bound(now, favoured=False):
             return True
         return peak <= self.bound(now, favoured=True) and queued.pool.holds_little(queued, need)
 
-    def future(self, queued: Queued) -> tuple[int, int]:
-        """Returns the tokens that a waiting request is expected to generate, and those that it will hold at first."""
+    def future(self, queued: Queued) -> Row:
+        """Returns what a waiting request would hold at first and is expected to generate, for `Peak`."""
         request = queued.request
         delivered = request.delivered_tokens
         remaining = queued.pool.lengths.remaining(delivered, delivered + request.max_tokens)
-        return remaining, request.prompt_tokens + self.info.capacity.block_tokens // 2
+        return -remaining, request.prompt_tokens + self.info.capacity.block_tokens // 2
 
     def expected_tokens(self, queued: Queued) -> int:
         """Returns the KV tokens that a waiting request is expected to come to."""
-        return sum(self.future(queued))
+        shortened, held = self.future(queued)
+        return held - shortened
 
     def saves(self, request: Request) -> int:
         """Returns the tokens of computing that a request is spared here, for what the worker has cached and loaded."""
@@ -247,8 +250,9 @@ class Worker:
 
     def take(self, entry: InFlight) -> None:
         """Adds a promise."""
+        entry.foresee()
         if self._peak is not None:
-            self._peak.add(entry.remaining, entry.held)
+            self._peak.add(entry.future)
         self.in_flight[entry.key] = entry
         self.promised += entry.kv_tokens
         self.unprefilled += entry.unprefilled
@@ -260,6 +264,7 @@ class Worker:
         del self.in_flight[entry.key]
         self.promised -= entry.kv_tokens
         self.unprefilled -= entry.unprefilled
+        self.expected -= entry.future[1] - entry.future[0]
         if entry.pool is not self.pool:
             self.lent -= entry.expected_tokens
         self._peak = None
