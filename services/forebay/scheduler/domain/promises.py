@@ -78,12 +78,8 @@ class Promises:
         if entry.flow is None:
             entry.flow = flow
             entry.prompt_tokens, entry.max_tokens = request.prompt_tokens, request.max_tokens
-<<<<<<< HEAD
             entry.delivered_tokens, entry.pinned = request.delivered_tokens, request.pinned
-=======
-            entry.delivered_tokens = request.delivered_tokens
             entry.foresee()
->>>>>>> ebe35ea718fd7b62f32e998d6461cc24fdec37f7
             entry.worker.moved()
             entry.pool.flows.begin(flow, entry.expected_tokens)
 
