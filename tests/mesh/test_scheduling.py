@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from forebay.client import AnswerStream, ForebayClient, UsageEntry
-from forebay.testing.mesh import Mesh
+from forebay.errors import Code, MeshError
+from forebay.rpc.client import connect
+from forebay.testing.mesh import MODEL, Mesh
 from forebay.worker.engine import Capacity
 from forebay.worker.simulated_engine import SimulatedEngine
 
@@ -110,6 +114,42 @@ async def test_a_tenant_above_its_soft_limit_waits_and_is_served(tmp_path: Path,
     # The first three are within the threshold of 300 / 100 requests.
     for number, wait in enumerate(waits):
         assert wait >= max(0.0, (number + 1 - 3) * 60 / 300 - 0.001)
+
+
+async def test_what_is_cached_costs_less_service_and_adapters_are_loaded(tmp_path: Path, redis_url: str) -> None:
+    acme_policy = {"plan": "enterprise", "adapters": ["support"]}
+    adapters = [{"name": "support", "model": MODEL, "tenant": "acme"}]
+    engine = SimulatedEngine(replace(SMALL, max_adapters=2), speed=20)
+    async with (
+        Mesh(
+            tmp_path, redis_url, engine, {"acme": acme_policy}, settings={"scheduler": {"adapters": adapters}}
+        ) as mesh,
+        ForebayClient(mesh.address, mesh.keys["acme"]) as acme,
+        connect(mesh.addresses["scheduler"], caller="test") as channel,
+    ):
+        stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
+        engine_of, costs = scheduler_pb2.EngineState(), []
+        for adapter in ("", "", "support"):
+            before = costs and sum(costs)
+            answer = await acme.generate("A long prompt. " * 8, adapter=adapter, max_tokens=4, ignore_eos=True)
+            usage = answer.usage
+            due = 10 * (usage.prompt - usage.cached) + usage.cached + 20 * usage.completion
+            service = 0
+            async with asyncio.timeout(5):
+                while service != (before or 0) + due:
+                    (pool,) = (await stub.DescribePools(scheduler_pb2.DescribePoolsRequest())).pools
+                    service = pool.service_tenths
+            costs.append(due)
+            engine_of = pool.workers[0].engine
+            assert bool(usage.cached) == (len(costs) == 2), "the adapter's cache is another than the bare model's"
+        async with asyncio.timeout(5):
+            while list(engine_of.adapters) != ["support"]:
+                (pool,) = (await stub.DescribePools(scheduler_pb2.DescribePoolsRequest())).pools
+                engine_of = pool.workers[0].engine
+        with pytest.raises(MeshError) as caught:
+            await acme.generate("Hello", adapter="sales")
+        assert (caught.value.code, caught.value.reason) == (Code.NOT_FOUND, "ADAPTER_NOT_FOUND")
+    assert costs[1] < costs[0]
 
 
 ACME: dict[str, dict[str, Any]] = {"acme": {"plan": "enterprise"}}

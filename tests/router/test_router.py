@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -15,6 +17,7 @@ from forebay.router.hf_tokenizer import HfTokenizer
 
 from .conftest import METADATA, RouterWorld, options_for
 from .peers import soon
+from .samples import ACME
 from .streams import failure, rest, started
 
 
@@ -64,6 +67,19 @@ async def test_one_request_through_everybody(world: RouterWorld) -> None:
     assert (settle.request_id, settle.tenant_id, settle.started) == (first.request_id, "acme", True)
     assert (settle.prompt_tokens, settle.completion_tokens, settle.cached_tokens) == (len(prompt), 3, 1)
     assert settle.gpu_time.nanos == 250_000_000
+
+
+async def test_the_adapter_is_the_one_asked_for_or_the_tenants_own(world: RouterWorld) -> None:
+    world.quota.tenants = [replace(ACME, adapters=("support", "sales"), default_adapter="support")]
+    await world.start()
+    for asked, meant in (("", "support"), ("sales", "sales")):
+        call = world.stream(adapter=asked)
+        await started(call)
+        submission = await soon(world.scheduler.submissions.get())
+        assert submission.adapter == meant
+        start = await soon(world.worker.starts.get())
+        world.worker.finish(start, 0)
+        await rest(call)
 
 
 async def test_an_answer_that_the_scheduler_shortens_says_so(world: RouterWorld) -> None:

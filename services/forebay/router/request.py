@@ -28,6 +28,7 @@ class Payload:
         max_tokens: the most tokens of the answer; what it came to is the stream's limit.
         prefix_hashes: of the prompt's leading blocks, for the scheduler.
         prefix_block_tokens: tokens per prefix hash.
+        adapter: one of the tenant's; empty for the bare model.
     """
 
     model: str
@@ -36,6 +37,7 @@ class Payload:
     max_tokens: int
     prefix_hashes: list[int]
     prefix_block_tokens: int
+    adapter: str = ""
 
 
 class Request:

@@ -153,6 +153,7 @@ class SchedulerLink:
             weight_milli=tenant.weight_milli,
             model=payload.model,
             pool=tenant.pool,
+            adapter=payload.adapter,
             prompt_tokens=len(payload.prompt_token_ids) + life.base,
             max_tokens=request.tokens.limit - life.base,
             least_max_tokens=max(0, request.ask.least_max_tokens - life.base),
