@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from forebay.cli import access, answer, directory, launcher, ledger, simulate
+from forebay.cli import access, answer, directory, launcher, ledger, pools, simulate
 from forebay.cli import administration_commands as commands
 from forebay.cli.data_dir import DEFAULT_DATA, DataDir, DataDirError
 from forebay.cli.explain import explain
@@ -170,6 +170,21 @@ def status(data: Data = DEFAULT_DATA) -> None:
     """Shows the running mesh; the exit status is 1 when a part of it is not healthy."""
     if not _run(directory.show_status(Operator.load(DataDir(data)))):
         raise typer.Exit(1)
+
+
+@app.command("pools")
+def pools_command(
+    pool: Annotated[str, typer.Argument(metavar="[POOL]", help="Only the pools of this name.")] = "",
+    as_json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show them again each second, until Ctrl-C.")] = False,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Shows pools: who waits, how full workers are, what each tenant received and was owed.
+
+    Service is in weighted tokens: an input token counts 1, a cached one 0.1, a generated one 2.
+    """
+    operator = Operator.load(DataDir(data))
+    _run((pools.watch if watch else pools.show)(operator, pool, as_json))
 
 
 @app.command("simulate")
