@@ -28,6 +28,7 @@ def run(*arguments: str) -> int:
     [
         ("up", "--routers", "0"),
         ("up", "--workers", "x"),
+        ("up", "--pool", "gold"),
         ("up", "--engine", "abacus"),
         ("up", "--tenants", "/nowhere/tenants.yaml"),
         ("up", "--exit-after-demo"),

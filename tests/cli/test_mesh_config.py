@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from forebay.cli.data_dir import DataDir
 from forebay.cli.first_start import prepare_tenants
-from forebay.cli.mesh_config import TIERS, MeshPlan, plan_processes, served_name
+from forebay.cli.mesh_config import TIERS, MeshPlan, PoolPlan, plan_processes, served_name
 from forebay.config import ServiceConfig
 from forebay.metering.config import MeteringConfig
 from forebay.quota.config import QuotaConfig
@@ -64,6 +65,17 @@ def test_every_service_takes_its_configuration(data: DataDir, tmp_path: Path, en
             assert config.scheduler_address == (addresses["scheduler-1"], addresses["scheduler-2"])
         if isinstance(config, QuotaConfig | SchedulerConfig):
             assert config.redis_url == f"redis://{addresses['valkey']}/0"
+
+
+def test_pools_have_workers_of_their_own_and_the_scheduler_knows_who_lends(data: DataDir, tmp_path: Path) -> None:
+    pools = (PoolPlan("gold", 2, lends=True), PoolPlan("batch", 1))
+    ports = count(20_000)
+    plan_processes(data, replace(plan(tmp_path), workers=1, pools=pools), lambda _: next(ports))
+    served = [load(data, f"worker-{n}") for n in range(1, 5)]
+    assert [worker.pool for worker in served if isinstance(worker, WorkerConfig)] == ["", "gold", "gold", "batch"]
+    scheduler = load(data, "scheduler-1")
+    assert isinstance(scheduler, SchedulerConfig)
+    assert {name: rules.lends for name, rules in scheduler.limits().pools.items()} == {"gold": True, "batch": False}
 
 
 def test_router_and_worker_agree_on_model_and_context(data: DataDir, tmp_path: Path) -> None:

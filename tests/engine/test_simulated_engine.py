@@ -243,6 +243,43 @@ async def test_cached_blocks_make_room_for_running_streams() -> None:
 # The window.
 
 
+async def test_adapters_take_turns_in_their_slots_and_keep_their_caches_apart(clock: FakeClock) -> None:
+    two = replace(SMALL, max_adapters=2)
+    engine = await hand_engine(two, cost=A10G, adapter_load_s=1.0, monotonic=clock.monotonic)
+
+    def run(id: str, adapter: str) -> tuple[int, bool]:
+        """Returns what was cached, and whether the adapter had to be loaded."""
+        engine.add(request(id, adapter=adapter, max_tokens=1))
+        steps = play(engine)
+        clock.advance(10)
+        return transcripts(steps)[id].outputs[-1].cached_tokens, any(s.ended_at - s.started_at > 1 for s in steps)
+
+    assert engine.state().adapters == ()
+    assert run("a/1", "a") == (0, True)
+    assert run("b/1", "b") == (0, True)
+    assert run("a/2", "a") == (8, False)
+    assert run("bare", "") == (0, False)
+    assert run("c/1", "c") == (0, True), "b was used least recently and gave its slot"
+    assert engine.state().adapters == ("a", "c")
+    assert run("b/2", "b") == (8, True), "what b had computed is still cached"
+    assert engine.state().adapters == ("b", "c")
+
+
+async def test_one_that_finds_no_slot_holds_nobody_up() -> None:
+    engine = await hand_engine(replace(SMALL, max_adapters=1))
+    engine.add(request("a/1", adapter="a", max_tokens=3, ignore_eos=True))
+    engine.add(request("b/1", adapter="b", max_tokens=1))
+    engine.add(request("a/2", adapter="a", max_tokens=1))
+    step = engine.step()
+    assert step is not None
+    assert set(step.participants) == {"a/1", "a/2"}
+    engine.abort("a/1")
+    step = engine.step()
+    assert step is not None
+    assert set(step.participants) == {"b/1"}
+    assert engine.state().adapters == ("b",)
+
+
 async def test_a_stream_stays_within_its_window() -> None:
     engine = await hand_engine(window_tokens=4)
     engine.add(request("a/1", max_tokens=10, ignore_eos=True))

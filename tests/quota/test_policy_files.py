@@ -10,7 +10,7 @@ import pytest
 
 from forebay.config import ConfigError
 from forebay.policy.keys import hash_key, new_key
-from forebay.policy.model import Limits, ServiceClass
+from forebay.policy.model import Limits, ServiceClass, Thresholds
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.policy_files import POLL_S, PolicyFiles
 from forebay.testing.clock import FakeClock
@@ -98,6 +98,31 @@ def test_the_shipped_plans(
     of_plan = (plan.limits.requests_per_minute, plan.limits.tokens_per_minute, plan.limits.concurrent_requests)
     assert (plan.service_class, plan.weight_milli, of_plan) == (service_class, weight_milli, limits)
     assert (plan.nano_usd_per_million_tokens, plan.alert_percent) == (price, 90)
+
+
+def test_pool_adapters_and_thresholds_of_a_tenant(files: PolicyFiles, folder: Path) -> None:
+    rewrite(
+        folder / "tenants.yaml",
+        """tenants:
+  acme:
+    plan: basic
+    pool: gold
+    adapters: [support, sales]
+    default_adapter: support
+    thresholds: {throttle_percent: 90, hard_percent: 150}
+  globex:
+    plan: basic
+""",
+    )
+    rewrite(folder / "keys.yaml", "keys: []")
+    acme = files.load().tenants["acme"]
+    assert (acme.pool, acme.adapters, acme.default_adapter) == ("gold", ("support", "sales"), "support")
+    assert acme.thresholds == Thresholds(80, 90, 150)
+    rewrite(
+        folder / "tenants.yaml", "tenants: {acme: {plan: basic, thresholds: {warn_percent: 99, throttle_percent: 90}}}"
+    )
+    (problem,) = problems(files)
+    assert "must rise from warn over throttle to hard" in problem
 
 
 def test_the_free_plan_has_budgets(files: PolicyFiles) -> None:

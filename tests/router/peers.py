@@ -128,6 +128,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     Attributes:
         leader: where another leads; empty while this one does.
+        under_pressure: whether it shortens what may be shortened.
         hellos: of each session, the message that says what is held.
         submissions, cancellations, declines: what has come.
     """
@@ -135,6 +136,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     def __init__(self, *workers: FakeWorker) -> None:
         self.workers = list(workers)
         self.leader = ""
+        self.under_pressure = False
         self.hellos: asyncio.Queue[scheduler_pb2.ScheduleRequest] = asyncio.Queue()
         self.submissions: asyncio.Queue[scheduler_pb2.Submission] = asyncio.Queue()
         self.cancellations: asyncio.Queue[scheduler_pb2.AttemptRef] = asyncio.Queue()
@@ -169,6 +171,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         if worker is None:
             return
         assert self.outbox is not None
+        shortens = self.under_pressure and 0 < submission.least_max_tokens < submission.max_tokens
+        max_tokens = submission.least_max_tokens if shortens else submission.max_tokens
         self.outbox.message.grants.add(
             ref=submission.ref,
             worker_id=worker.id,
@@ -178,8 +182,9 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             batch_id=1,
             tenant_id=submission.tenant_id,
             prompt_tokens=submission.prompt_tokens,
-            max_tokens=submission.max_tokens,
-            kv_tokens=submission.prompt_tokens + submission.max_tokens,
+            max_tokens=max_tokens,
+            kv_tokens=submission.prompt_tokens + max_tokens,
+            measures=[scheduler_pb2.MEASURE_SHORTENED] if shortens else [],
             expires_in=to_pb_duration(2),
         )
         self.outbox.flush()
@@ -273,10 +278,10 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
         self.outbox.message.refusals.add(ref=ref, error=to_pb_error(error))
         self.outbox.flush()
 
-    def hand_over(self, ref: int) -> None:
-        """Asks for a continuation elsewhere."""
+    def hand_over(self, ref: int, reason: str = "DRAINING") -> None:
+        """Asks for a continuation."""
         assert self.outbox is not None
-        self.outbox.message.handovers.add(ref=ref, reason="DRAINING")
+        self.outbox.message.handovers.add(ref=ref, reason=reason)
         self.outbox.flush()
 
 

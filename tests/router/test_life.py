@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -47,7 +48,7 @@ PROMPT_TOKENS = 5
 
 
 def grant(attempt: int = 1, worker: str = "w1") -> Grant:
-    return Grant(attempt, worker, 1, worker, 0.0, b"")
+    return Grant(attempt, worker, 1, worker, 0.0, 4096, b"")
 
 
 def error(code: Code, reason: str = "REASON") -> MeshError:
@@ -268,6 +269,32 @@ def test_a_spent_budget_ends_the_answer_regularly() -> None:
 def test_an_answer_that_was_complete_in_time_is_not_called_cut_short() -> None:
     story = Story(Reserved(), Granted(grant()), BUDGET)
     assert story.tell(finished(reason=FinishReason.STOP))[-1] == End(FinishReason.STOP)
+
+
+def test_an_evicted_attempt_goes_on_wherever_there_is_room_however_often() -> None:
+    story = Story(Reserved(), max_attempts=2)
+    for attempt in range(1, 6):
+        assert story.tell(Granted(grant(attempt)))
+        story.yield_tokens(1)
+        (report, submit) = story.tell(HandedOver(attempt, "EVICTED"))
+        assert isinstance(report, Report)
+        assert (report.outcome, report.completion_from, report.completion_to) == (
+            Outcome.HANDED_OVER, attempt - 1, attempt,
+        )  # fmt: skip
+        assert submit == Submit(attempt + 1)
+        assert story.life.excluded is None
+    story.tell(Granted(grant(6)), HandedOver(6, "DRAINING"), Granted(grant(7, "w2")))
+    assert isinstance(story.tell(Broken(7))[-1], End), "what was lost counts all the same"
+
+
+def test_a_grant_for_fewer_tokens_shortens_the_answer_for_good() -> None:
+    story = Story(Reserved(), Granted(replace(grant(), max_tokens=5)), limit=8)
+    assert story.stream.limit == 5
+    story.yield_tokens(3)
+    story.tell(Broken(1), Granted(replace(grant(2), max_tokens=4096)))
+    assert story.stream.limit == 5
+    story.yield_tokens(2)
+    assert story.tell(Broken(2))[-1] == End(FinishReason.LENGTH)
 
 
 def test_the_same_grant_again_is_ignored_and_another_is_declined() -> None:

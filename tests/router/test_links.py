@@ -209,7 +209,7 @@ async def test_the_link_finds_the_leader_and_the_next_one(clock: FakeClock) -> N
 async def granted(links: WorkerLinks, fake: FakeWorker) -> Request:
     """Returns a request that was sent to a worker under a grant for its first life."""
     live = request()
-    grant = Grant(1, fake.id, 1, fake.server.address, 0.0, b"")
+    grant = Grant(1, fake.id, 1, fake.server.address, 0.0, 4096, b"")
     for event, decision in ((Reserved(), Submit(1)), (Granted(grant), Start(grant))):
         live.tell(event)
         assert await live.decisions.get() == decision

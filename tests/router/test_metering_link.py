@@ -24,12 +24,12 @@ ROUTER = common_pb2.Peer(id="router-1", incarnation=1)
 
 
 def lost(attempt: int = 1, completion_from: int = 0, completion_to: int = 3, *, continued: bool = False) -> Report:
-    grant = Grant(attempt, "w1", 7, "w1", 0.0, b"")
+    grant = Grant(attempt, "w1", 7, "w1", 0.0, 4096, b"")
     return Report(grant, Outcome.LOST, continued, completion_from, completion_to)
 
 
 def completed() -> Report:
-    grant = Grant(1, "w1", 7, "w1", 0.0, b"")
+    grant = Grant(1, "w1", 7, "w1", 0.0, 4096, b"")
     return Report(grant, Outcome.COMPLETED, False, 0, 3, cached_tokens=2, gpu_time_s=0.5, confirmed=True)
 
 

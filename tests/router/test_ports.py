@@ -223,7 +223,7 @@ async def running(workers: MemoryWorkersCase | WorkerLinksCase) -> Request:
     live = request()
     live.tell(Reserved())
     await live.decisions.get()
-    grant = Grant(1, "w1", 1, workers.address, 0.0, b"")
+    grant = Grant(1, "w1", 1, workers.address, 0.0, 4096, b"")
     live.tell(Granted(grant))
     await live.decisions.get()
     workers.port.start(live, grant)
@@ -262,7 +262,7 @@ async def test_a_broken_session_is_told_to_its_requests(workers: MemoryWorkersCa
     await workers.break_off()
     assert await soon(live.decisions.get()) == Withdraw(1)
     assert await soon(live.decisions.get()) == Report(
-        Grant(1, "w1", 1, workers.address, 0.0, b""), Outcome.LOST, False, 0, 3
+        Grant(1, "w1", 1, workers.address, 0.0, 4096, b""), Outcome.LOST, False, 0, 3
     )
     assert await soon(live.decisions.get()) == Submit(2)
 

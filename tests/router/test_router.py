@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -15,6 +17,7 @@ from forebay.router.hf_tokenizer import HfTokenizer
 
 from .conftest import METADATA, RouterWorld, options_for
 from .peers import soon
+from .samples import ACME
 from .streams import failure, rest, started
 
 
@@ -64,6 +67,61 @@ async def test_one_request_through_everybody(world: RouterWorld) -> None:
     assert (settle.request_id, settle.tenant_id, settle.started) == (first.request_id, "acme", True)
     assert (settle.prompt_tokens, settle.completion_tokens, settle.cached_tokens) == (len(prompt), 3, 1)
     assert settle.gpu_time.nanos == 250_000_000
+
+
+async def test_the_adapter_is_the_one_asked_for_or_the_tenants_own(world: RouterWorld) -> None:
+    world.quota.tenants = [replace(ACME, adapters=("support", "sales"), default_adapter="support")]
+    await world.start()
+    for asked, meant in (("", "support"), ("sales", "sales")):
+        call = world.stream(adapter=asked)
+        await started(call)
+        submission = await soon(world.scheduler.submissions.get())
+        assert submission.adapter == meant
+        start = await soon(world.worker.starts.get())
+        world.worker.finish(start, 0)
+        await rest(call)
+
+
+async def test_an_answer_that_the_scheduler_shortens_says_so(world: RouterWorld) -> None:
+    await world.start()
+    world.scheduler.under_pressure = True
+    call = world.stream(sampling=common_pb2.Sampling(max_tokens=8), least_max_tokens=3)
+    await started(call)
+    first = await soon(world.worker.starts.get())
+    assert first.sampling.max_tokens == 3
+    world.worker.say(first.ref, 0, [10], "a")
+    world.worker.hand_over(first.ref, "EVICTED")
+    for left, worker_start in ((3, None), (2, await soon(world.worker.starts.get()))):
+        submission = await soon(world.scheduler.submissions.get())
+        assert (submission.least_max_tokens, list(submission.excluded_workers)) == (left, [])
+        if worker_start is not None:
+            assert (submission.max_tokens, worker_start.sampling.max_tokens) == (2, 3)
+            world.worker.say(worker_start.ref, 1, [11, 12], "bc")
+            world.worker.finish(worker_start, 3, common_pb2.FINISH_REASON_LENGTH)
+    tokens, _, finished = await rest(call)
+    assert (tokens, finished.shortened) == ([10, 11, 12], True)
+    assert list(finished.finish_reasons) == [common_pb2.FINISH_REASON_LENGTH]
+
+
+@pytest.mark.parametrize("least", [0, 8])
+async def test_what_may_not_be_shortened_is_not(world: RouterWorld, least: int) -> None:
+    await world.start()
+    world.scheduler.under_pressure = True
+    call = world.client.Generate(
+        router_pb2.GenerateRequest(
+            options=options_for(sampling=common_pb2.Sampling(max_tokens=8), least_max_tokens=least)
+        ),
+        metadata=METADATA,
+    )
+
+    async def engine() -> None:
+        start = await world.worker.starts.get()
+        assert start.sampling.max_tokens == 8
+        world.worker.say(start.ref, 0, [1, 2], "ab")
+        world.worker.finish(start, 2)
+
+    await soon(engine())
+    assert not (await call).shortened
 
 
 async def test_a_unary_answer_is_the_stream_gathered(world: RouterWorld) -> None:

@@ -131,6 +131,7 @@ def test_max_tokens_is_what_was_asked_for_or_the_default_as_it_fits() -> None:
     assert completion_bound(10, Sampling(), CARD) == 20
     assert completion_bound(90, Sampling(), CARD) == 10
     assert completion_bound(90, Sampling(max_tokens=10), CARD) == 10
+    assert completion_bound(90, Sampling(max_tokens=10), CARD, least_max_tokens=10) == 10
 
 
 @pytest.mark.parametrize(
@@ -145,3 +146,10 @@ def test_prompt_and_completion_must_fit_the_context(prompt_tokens: int, sampling
     with pytest.raises(MeshError) as caught:
         completion_bound(prompt_tokens, sampling, CARD)
     assert [violation.field for violation in caught.value.field_violations] == [field]
+
+
+@pytest.mark.parametrize("least", [1, 9])
+def test_what_may_be_shortened_to_lies_between_the_bounds(least: int) -> None:
+    with pytest.raises(MeshError) as caught:
+        completion_bound(10, Sampling(max_tokens=8, min_tokens=2), CARD, least)
+    assert [violation.field for violation in caught.value.field_violations] == ["least_max_tokens"]

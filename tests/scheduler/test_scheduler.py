@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 
 from forebay.errors import Code, MeshError
+from forebay.scheduler.domain.eviction import EvictionRules
 from forebay.scheduler.domain.limits import Limits
+from forebay.scheduler.domain.pool import PoolRules
 from forebay.scheduler.domain.request import AttemptKey
+from forebay.scheduler.domain.room import RoomRules
 from forebay.scheduler.domain.scheduler import GRANT_MARGIN_S, Scheduler
 from forebay.scheduler.domain.worker import EngineState, RunningAttempt, Worker
 
-from .builders import EPOCH, MODEL, flow, granted, grants, info, join, key, reasons, request, scheduler
+from .builders import EPOCH, MODEL, WHOLE, flow, granted, grants, info, join, key, reasons, request, scheduler
 
 
 def worker(core: Scheduler, worker_id: str = "w1") -> Worker:
@@ -102,7 +105,8 @@ def test_a_computed_prompt_makes_way_for_the_next() -> None:
 
 
 def test_only_workers_of_the_model_the_pool_and_the_adapter_will_do() -> None:
-    core = scheduler(info("w1"), info("w2", pool="gold"), info("w3", pool="lora", max_adapters=1))
+    limits = Limits(pool=WHOLE, adapters=frozenset({(MODEL, "acme-1", "acme")}))
+    core = scheduler(info("w1"), info("w2", pool="gold"), info("w3", pool="lora", max_adapters=1), limits=limits)
     plain, pooled, adapted = request(), request(pool="gold"), request(pool="lora", adapter="acme-1")
     other, unadapted = request(model="other"), request(adapter="acme-1")
     for asked in (plain, pooled, adapted, other, unadapted):
@@ -112,6 +116,31 @@ def test_only_workers_of_the_model_the_pool_and_the_adapter_will_do() -> None:
         pooled.key: "w2",
         adapted.key: "w3",
     }
+
+
+@pytest.mark.parametrize(("pinned", "evicted"), [(set(), 4), ({4}, 3), ({1, 2, 3, 4}, None)])
+def test_the_newest_that_may_be_gives_way_to_a_tenant_that_has_nothing(pinned: set[int], evicted: int | None) -> None:
+    rules = PoolRules(room=RoomRules(alpha=1.0), eviction=EvictionRules(after_s=1.0, more_s=0.0))
+    core = scheduler(info("w1", kv_tokens=100), limits=Limits(pool=rules))
+    held = [request(prompt_tokens=20, max_tokens=4, pinned=number in pinned) for number in (1, 2, 3, 4)]
+    for each in held:
+        core.submit(each, "r", 0.0)
+    assert len(granted(core.tick(0.0))) == 4
+    core.submit(request("globex", prompt_tokens=20, max_tokens=4), "r", 0.0)
+    assert core.tick(0.0).evictions == ()
+    core.progress("w1", held[0].key, 1, prefilled=True)
+    assert [eviction.key for eviction in core.tick(1.0).evictions] == (
+        [] if evicted is None else [held[evicted - 1].key]
+    )
+
+
+@pytest.mark.parametrize("whose", [None, "globex"])
+def test_an_adapter_that_is_not_the_tenants_is_refused_whosever_it_is(whose: str | None) -> None:
+    adapters = frozenset({(MODEL, "lora", whose)}) if whose else frozenset()
+    core = scheduler(info("w1", max_adapters=1), limits=Limits(pool=WHOLE, adapters=adapters))
+    core.submit(request(adapter="lora"), "r", 0.0)
+    (rejection,) = core.tick(0.0).rejections
+    assert (rejection.error.code, rejection.error.reason) == (Code.NOT_FOUND, "ADAPTER_NOT_FOUND")
 
 
 def test_an_excluded_worker_is_passed_by_and_does_not_hold_up_the_flow() -> None:

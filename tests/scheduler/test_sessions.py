@@ -206,6 +206,25 @@ async def test_the_router_gets_a_grant_and_the_worker_a_batch(world: World) -> N
     assert from_pb_duration(batch.entries[0].expires_in) == 2.0
 
 
+@pytest.mark.parametrize("start_after_s", [0.5, 5.0])
+async def test_a_paced_request_starts_no_earlier_than_it_may(world: World, start_after_s: float) -> None:
+    await world.worker()
+    router = await world.router()
+    assert (await router.hear()).HasField("welcome")
+    submitted_at = world.clock.monotonic()
+    await router.say(submit(submission(1, start_after=to_pb_duration(start_after_s)), submission(2)))
+    assert [grant.ref for grant in (await router.hear()).grants] == [ref(2)], "others of the flow pass it by"
+    heard = asyncio.ensure_future(router.hear())
+    while not heard.done():
+        shown = await world.pools()
+        if world.clock.monotonic() < submitted_at + start_after_s:
+            assert shown.pools[0].queued == 1
+            await world.pass_time(service_module.TICK_S)
+    (grant,) = heard.result().grants
+    assert grant.ref == ref(1)
+    assert from_pb_duration(grant.waited) >= start_after_s
+
+
 async def test_departures_make_room_for_who_waits(world: World) -> None:
     worker = await world.worker(kv_tokens=20)
     router = await world.router(submissions=[submission(1), submission(2)])

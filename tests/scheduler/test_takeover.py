@@ -225,7 +225,9 @@ class Mesh(RuleBasedStateMachine):
     def hear_grant(self, grant: Grant) -> None:
         body = f"{grant.epoch} {grant.batch_id} {grant.request.key}".encode()
         self.given[body] = grant
-        told = events.Grant(grant.request.key.attempt, grant.worker_id, 1, grant.worker_address, 0.0, body)
+        told = events.Grant(
+            grant.request.key.attempt, grant.worker_id, 1, grant.worker_address, 0.0, grant.request.max_tokens, body
+        )
         self.carry_out(self.asked[grant.request.key.request_id], events.Granted(told))
 
     def submission(self, asked: Asked) -> Request:

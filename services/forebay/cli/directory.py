@@ -87,7 +87,7 @@ async def show_status(operator: Operator) -> bool:
     console = terminal()
     mesh = operator.mesh
     health = await asyncio.gather(*(_health(name, process, operator.tls) for name, process in mesh.processes.items()))
-    leader = await _leader(operator)
+    leader = await leading_scheduler(operator)
     rows = table("process", "address", "pid", "restarts", "health")
     for (name, process), state in zip(mesh.processes.items(), health, strict=True):
         rows.add_row(
@@ -108,7 +108,7 @@ async def _health(name: str, process: ProcessState, tls: TlsConfig) -> str:
     return await (valkey_health(process.address) if name == "valkey" else service_health(name, process.address, tls))
 
 
-async def _leader(operator: Operator) -> str | None:
+async def leading_scheduler(operator: Operator) -> str | None:
     """Returns which scheduler leads; None while none of them answers as the leader."""
     for name in (name for name in operator.mesh.processes if name.startswith("scheduler-")):
         async with operator.channel(name) as channel:

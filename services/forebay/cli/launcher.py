@@ -22,7 +22,7 @@ from forebay.cli.demo import show_demo
 from forebay.cli.figures import masked
 from forebay.cli.first_start import prepare_tenants
 from forebay.cli.guardian import Guardian
-from forebay.cli.mesh_config import MeshPlan, plan_processes, served_name
+from forebay.cli.mesh_config import MeshPlan, PoolPlan, plan_processes, served_name
 from forebay.cli.mesh_state import ModelState
 from forebay.cli.ports import Ports
 from forebay.cli.progress import StartProgress
@@ -37,12 +37,14 @@ class LaunchOptions:
     """What `forebay up` was asked for.
 
     Attributes:
+        workers: of the shared pool.
         engine: vllm or simulated.
         model: a reference as `forebay.worker.prepare_model` takes it; None for the engine's default.
         tenants_file: copied into a new mesh; None for the sample.
         otlp_endpoint: where traces go; None for files.
         demo: whether the sample tenants ask something once the mesh is ready.
         serve: whether it goes on after that.
+        pools: dedicated pools.
     """
 
     routers: int
@@ -54,6 +56,7 @@ class LaunchOptions:
     otlp_endpoint: str | None
     demo: bool
     serve: bool
+    pools: tuple[PoolPlan, ...] = ()
 
 
 async def launch(data: DataDir, options: LaunchOptions) -> None:
@@ -125,6 +128,7 @@ class _Launcher:
             model_directory=await self._prepare_model(guardian, reference),
             gpu=shutil.which("nvidia-smi") is not None,
             otlp_endpoint=options.otlp_endpoint,
+            pools=options.pools,
         )
 
     async def _prepare_model(self, guardian: Guardian, reference: str) -> Path:

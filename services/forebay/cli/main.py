@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import re
 import sys
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from forebay.cli import access, answer, directory, launcher, ledger, simulate
+from forebay.cli import access, answer, directory, launcher, ledger, pools, simulate
 from forebay.cli import administration_commands as commands
 from forebay.cli.data_dir import DEFAULT_DATA, DataDir, DataDirError
 from forebay.cli.explain import explain
+from forebay.cli.mesh_config import PoolPlan
 from forebay.cli.operator import Operator
 from forebay.cli.supervisor import StartError
 from forebay.client import ForebayClient, MeshError, Options, UsageTotal
@@ -56,6 +58,13 @@ def up(
     routers: Annotated[int, typer.Option(min=1, max=16, help="How many routers.")] = 1,
     schedulers: Annotated[int, typer.Option(min=1, max=16, help="How many schedulers, of which one leads.")] = 1,
     workers: Annotated[int, typer.Option(min=1, max=64, help="How many workers.")] = 1,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:WORKERS[:lends]",
+            help="A dedicated pool with workers of its own, for tenants whose policy names it; repeat it for more.",
+        ),
+    ] = None,
     engine: Annotated[Engine, typer.Option(envvar="ENGINE", help="What the workers run.")] = Engine.VLLM,
     model: Annotated[
         str | None, typer.Option(metavar="REF", help="wheel:smollm2 (the default for vllm), a directory, or a hub id.")
@@ -78,7 +87,7 @@ def up(
         raise typer.BadParameter("goes together with --demo", param_hint="--exit-after-demo")
     options = launcher.LaunchOptions(
         routers=routers, schedulers=schedulers, workers=workers, engine=engine.value, model=model, tenants_file=tenants_file,
-        otlp_endpoint=otlp, demo=demo, serve=not exit_after_demo,
+        otlp_endpoint=otlp, demo=demo, serve=not exit_after_demo, pools=tuple(_pool(text) for text in pool or ()),
     )  # fmt: skip
     _run(launcher.launch(DataDir(data), options))
 
@@ -163,6 +172,21 @@ def status(data: Data = DEFAULT_DATA) -> None:
         raise typer.Exit(1)
 
 
+@app.command("pools")
+def pools_command(
+    pool: Annotated[str, typer.Argument(metavar="[POOL]", help="Only the pools of this name.")] = "",
+    as_json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show them again each second, until Ctrl-C.")] = False,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Shows pools: who waits, how full workers are, what each tenant received and was owed.
+
+    Service is in weighted tokens: an input token counts 1, a cached one 0.1, a generated one 2.
+    """
+    operator = Operator.load(DataDir(data))
+    _run((pools.watch if watch else pools.show)(operator, pool, as_json))
+
+
 @app.command("simulate")
 def simulate_command(
     scenario: Annotated[
@@ -217,6 +241,13 @@ def simulate_command(
             as_json=as_json,
         )
     )  # fmt: skip
+
+
+def _pool(text: str) -> PoolPlan:
+    found = re.fullmatch(r"([a-z0-9-]{1,63}):([1-9][0-9]?)(:lends)?", text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r}: give it as gold:2, or gold:2:lends", param_hint="--pool")
+    return PoolPlan(found[1], int(found[2]), lends=found[3] is not None)
 
 
 async def _tail_of_tenant(address: str, key: str, cursor: str, follow: bool, as_json: bool) -> None:

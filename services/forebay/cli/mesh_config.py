@@ -33,15 +33,26 @@ MOST_CONTEXT = 8_192
 
 
 @dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """A dedicated pool, with workers of its own that it lends or does not."""
+
+    name: str
+    workers: int
+    lends: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class MeshPlan:
     """What is to run.
 
     Attributes:
+        workers: of the shared pool.
         engine: vllm or simulated.
         model: the name that clients use.
         model_directory: where its files are.
         gpu: whether vLLM finds a GPU here.
         otlp_endpoint: where traces go; None for files in the data directory.
+        pools: dedicated pools, with workers beside those of the shared one.
     """
 
     routers: int
@@ -52,6 +63,12 @@ class MeshPlan:
     model_directory: Path
     gpu: bool
     otlp_endpoint: str | None
+    pools: tuple[PoolPlan, ...] = ()
+
+    @property
+    def pool_of_workers(self) -> list[str]:
+        """The pool that each worker serves, in order of number; empty for the shared one."""
+        return [""] * self.workers + [pool.name for pool in self.pools for _ in range(pool.workers)]
 
     @property
     def context_tokens(self) -> int:
@@ -80,7 +97,7 @@ def plan_processes(data: DataDir, plan: MeshPlan, take_port: Callable[[str], int
     """
     routers = [f"router-{n}" for n in range(1, plan.routers + 1)]
     schedulers = [f"scheduler-{n}" for n in range(1, plan.schedulers + 1)]
-    workers = [f"worker-{n}" for n in range(1, plan.workers + 1)]
+    workers = {f"worker-{n}": pool for n, pool in enumerate(plan.pool_of_workers, start=1)}
     names = ["valkey", "metering", "quota", *schedulers, *workers, *routers]
     addresses = {name: f"127.0.0.1:{take_port(name)}" for name in names}
     redis_url = f"redis://{addresses['valkey']}/0"
@@ -96,7 +113,10 @@ def plan_processes(data: DataDir, plan: MeshPlan, take_port: Callable[[str], int
             "journal_file": str(data.folder("quota") / "journal"),
             "pepper_file": str(data.pepper_file),
         },
-        "scheduler": {"redis_url": redis_url},
+        "scheduler": {
+            "redis_url": redis_url,
+            "pools": [{"name": pool.name, "lends": pool.lends} for pool in plan.pools],
+        },
         "worker": {
             "scheduler_address": scheduler_address,
             "quota_address": addresses["quota"],
@@ -130,6 +150,7 @@ def plan_processes(data: DataDir, plan: MeshPlan, take_port: Callable[[str], int
         }
         if service == "worker":
             common["spool_dir"] = str(data.folder("spool") / name)
+            common["pool"] = workers[name]
         if plan.otlp_endpoint:
             common["otlp_endpoint"] = plan.otlp_endpoint
         else:

@@ -49,6 +49,7 @@ def to_pb_options(prompt: Prompt, options: Options) -> router_pb2.GenerateOption
         client_request_id=options.get("client_request_id", ""),
         adapter=options.get("adapter", ""),
         labels=options.get("labels", {}),
+        least_max_tokens=options.get("least_max_tokens", 0),
     )
 
 
@@ -69,6 +70,7 @@ def from_pb_finished(message: router_pb2.StreamGenerateResponse.Finished) -> Fin
         usage=from_pb_token_usage(message.usage),
         time_to_first_token=from_pb_duration(message.time_to_first_token),
         queue_time=from_pb_duration(message.queue_time),
+        shortened=message.shortened,
     )
 
 
@@ -83,6 +85,7 @@ def from_pb_answer(message: router_pb2.GenerateResponse) -> Answer:
         ),
         usage=from_pb_token_usage(message.usage),
         trace_id=message.trace_id,
+        shortened=message.shortened,
     )
 
 

@@ -30,6 +30,7 @@ class Options(TypedDict, total=False):
         adapter: one of the tenant's; its default otherwise.
         client_request_id: the caller's own name for the request, at most 128 bytes.
         labels: the caller's own dimensions for its usage report, at most 8.
+        least_max_tokens: what max_tokens may be lowered to when too much waits; not at all otherwise.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Options(TypedDict, total=False):
     adapter: str
     client_request_id: str
     labels: Mapping[str, str]
+    least_max_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +92,14 @@ class Finished:
         usage: tokens of all answers together.
         time_to_first_token: from admission, in seconds.
         queue_time: the part of it spent waiting for a worker, in seconds.
+        shortened: whether max_tokens was lowered to least_max_tokens.
     """
 
     reasons: tuple[str, ...]
     usage: TokenUsage
     time_to_first_token: float
     queue_time: float
+    shortened: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +113,14 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer; `trace_id` is empty when tracing is off."""
+    """A whole answer; `trace_id` is empty when tracing is off, `shortened` as in `Finished`."""
 
     request_id: str
     model: str
     choices: tuple[Choice, ...]
     usage: TokenUsage
     trace_id: str
+    shortened: bool
 
     @property
     def text(self) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from forebay.policy.model import Limits, ServiceClass
+from forebay.policy.model import Limits, ServiceClass, Thresholds
 from forebay.quota.domain.directory import Overrides
 
 # So that sums stay exact in the scripts' floating-point numbers.
@@ -61,6 +61,7 @@ def _short_enough(text: str) -> str:
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Percent = Annotated[int, Field(ge=1, le=100)]
+Threshold = Annotated[int, Field(ge=1, le=1_000)]
 Milli = Annotated[int, _scaled(1000, 1000, "thousandths"), Field(ge=1)]
 NanoUsd = Annotated[int, _scaled(10**9, 10**6, "nano-USD")]
 NanoUsdPerMillion = Annotated[int, _scaled(10**12, 1000, "nano-USD per million")]
@@ -118,6 +119,24 @@ class PlansFile(_Entry):
     plans: dict[Annotated[str, Field(pattern=TENANT_ID)], PlanEntry]
 
 
+class ThresholdsEntry(_Entry):
+    """Shares of each limit at which a tenant is warned, slowed down and refused."""
+
+    warn_percent: Threshold = 80
+    throttle_percent: Threshold = 100
+    hard_percent: Threshold = 100
+
+    @model_validator(mode="after")
+    def _rise(self) -> Self:
+        if not self.warn_percent <= self.throttle_percent <= self.hard_percent:
+            raise ValueError("must rise from warn over throttle to hard")
+        return self
+
+    def thresholds(self) -> Thresholds:
+        """Returns them as thresholds."""
+        return Thresholds(**self.model_dump())
+
+
 class TenantEntry(_Entry):
     """One tenant: its plan, and what differs from it."""
 
@@ -127,18 +146,25 @@ class TenantEntry(_Entry):
     service_class: Class | None = None
     weight: Milli | None = None
     models: list[ModelName] | None = None
+    adapters: list[ModelName] | None = None
+    default_adapter: ModelName | None = None
+    pool: Annotated[str, Field(pattern=TENANT_ID)] | None = None
     system_prompt: Annotated[str, AfterValidator(_short_enough)] | None = None
     suspended: bool | None = None
+    thresholds: ThresholdsEntry | None = None
     alert_percent: Percent | None = None
     priced_by_plan: bool | None = None
 
     def fields(self) -> dict[str, Any]:
         """Returns what differs from the plan besides limits, by the names of `TenantPolicy`."""
-        given = self.model_dump(exclude={"plan", "limits"}, exclude_none=True)
+        given = self.model_dump(exclude={"plan", "limits", "thresholds"}, exclude_none=True)
         if "weight" in given:
             given["weight_milli"] = given.pop("weight")
-        if "models" in given:
-            given["models"] = tuple(given["models"])
+        for name in ("models", "adapters"):
+            if name in given:
+                given[name] = tuple(given[name])
+        if self.thresholds is not None:
+            given["thresholds"] = self.thresholds.thresholds()
         return given
 
     def overrides(self) -> Overrides:

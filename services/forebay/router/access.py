@@ -26,6 +26,10 @@ class Caller:
         """Whether both tenant and key allow a model."""
         return self.tenant.may_use(model) and self.key.may_use(model)
 
+    def adapter(self, name: str) -> str:
+        """Returns the adapter that is meant by a name: the tenant's default for none, and empty for the bare model."""
+        return name or self.tenant.default_adapter
+
 
 class Access:
     """Verifies keys against the policies that quota pushes."""

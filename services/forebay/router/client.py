@@ -21,12 +21,17 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The request ended; times in seconds from admission, the first None when no token came."""
+    """The request ended; times in seconds from admission, the first None when no token came.
+
+    Attributes:
+        shortened: whether max_tokens was lowered because too much waited.
+    """
 
     reason: FinishReason
     usage: Usage
     time_to_first_token_s: float | None
     queue_time_s: float
+    shortened: bool = False
 
 
 class Client(Protocol):

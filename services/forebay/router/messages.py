@@ -20,6 +20,7 @@ def from_pb_ask(options: router_pb2.GenerateOptions) -> Ask:
         client_request_id=options.client_request_id,
         adapter=options.adapter,
         queue_timeout_s=from_pb_duration(options.queue_timeout) if options.HasField("queue_timeout") else None,
+        least_max_tokens=options.least_max_tokens,
         labels=dict(options.labels),
     )
 
@@ -87,6 +88,7 @@ def to_pb_finished(finished: Finished) -> router_pb2.StreamGenerateResponse:
             usage=to_pb_usage(finished.usage),
             time_to_first_token=None if first_token_s is None else to_pb_duration(first_token_s),
             queue_time=to_pb_duration(finished.queue_time_s),
+            shortened=finished.shortened,
         )
     )
 
@@ -104,6 +106,7 @@ def to_pb_answer(answer: GatheredAnswer) -> router_pb2.GenerateResponse:
         choices=[choice],
         usage=to_pb_usage(answer.end.usage),
         trace_id=answer.start.trace_id,
+        shortened=answer.end.shortened,
     )
 
 

@@ -25,9 +25,10 @@ class Payload:
     Attributes:
         model: the model's name.
         sampling: as asked for, with max_tokens and seed always set.
-        max_tokens: the most tokens of the answer.
+        max_tokens: the most tokens of the answer; what it came to is the stream's limit.
         prefix_hashes: of the prompt's leading blocks, for the scheduler.
         prefix_block_tokens: tokens per prefix hash.
+        adapter: one of the tenant's; empty for the bare model.
     """
 
     model: str
@@ -36,6 +37,7 @@ class Payload:
     max_tokens: int
     prefix_hashes: list[int]
     prefix_block_tokens: int
+    adapter: str = ""
 
 
 class Request:
@@ -100,6 +102,11 @@ class Request:
         self.first_output_at: float | None = None
         self.stopping_at: float | None = None
         self.phase: Span = INVALID_SPAN
+
+    @property
+    def shortened(self) -> bool:
+        """Whether fewer tokens may be generated than were asked for, because too much waited."""
+        return self.tokens.limit < self.payload.max_tokens
 
     def tell(self, event: Event) -> None:
         """Takes what has happened; what is to be done about it is left to the request's task."""

@@ -41,7 +41,8 @@ class MemoryScheduler:
         self.log.append(("submit", request.id, request.life.attempt))
         worker = next((worker for worker in self.workers if worker != request.life.excluded), None)
         if worker is not None:
-            request.tell(Granted(Grant(request.life.attempt, worker, 1, worker, 0.0, b"")))
+            left = request.tokens.limit - request.life.base
+            request.tell(Granted(Grant(request.life.attempt, worker, 1, worker, 0.0, left, b"")))
 
     def withdraw(self, request_id: str, attempt: int) -> None:
         """Keeps note."""

@@ -153,8 +153,11 @@ class SchedulerLink:
             weight_milli=tenant.weight_milli,
             model=payload.model,
             pool=tenant.pool,
+            adapter=payload.adapter,
             prompt_tokens=len(payload.prompt_token_ids) + life.base,
-            max_tokens=payload.max_tokens - life.base,
+            max_tokens=request.tokens.limit - life.base,
+            least_max_tokens=max(0, request.ask.least_max_tokens - life.base),
+            pinned=payload.sampling.penalised,
             delivered_tokens=life.base,
             prefix_hashes=payload.prefix_hashes,
             prefix_block_tokens=payload.prefix_block_tokens,
@@ -185,6 +188,7 @@ def _from_pb_grant(message: scheduler_pb2.Grant) -> Grant:
         worker_incarnation=message.worker_incarnation,
         worker_address=message.worker_address,
         waited_s=from_pb_duration(message.waited),
+        max_tokens=message.max_tokens,
         body=message.SerializeToString(),
     )
 

@@ -292,24 +292,25 @@ class Router:
             bool(caller.tenant.system_prompt),
             self._bounds.max_prompt_bytes,
         )
-        if ask.adapter or caller.tenant.default_adapter:
+        if (adapter := caller.adapter(ask.adapter)) and adapter not in caller.tenant.adapters:
             raise MeshError(
-                Code.UNIMPLEMENTED, "FEATURE_NOT_OFFERED", "adapters are not offered yet; leave `adapter` unset"
+                Code.NOT_FOUND, "ADAPTER_NOT_FOUND", f"the tenant has no adapter {adapter}; name another, or none"
             )
         return prompt
 
     def _payload(self, caller: Caller, ask: Ask, model: Model, prompt_ids: list[int]) -> Payload:
-        max_tokens = completion_bound(len(prompt_ids), ask.sampling, model.card)
+        max_tokens = completion_bound(len(prompt_ids), ask.sampling, model.card, ask.least_max_tokens)
         # The seed is chosen here, so that another worker can go on with the same one.
         seed = ask.sampling.seed if ask.sampling.seed is not None else secrets.randbits(63)
-        block = self._bounds.prefix_block_tokens
+        block, adapter = self._bounds.prefix_block_tokens, caller.adapter(ask.adapter)
         return Payload(
             model.card.name,
             prompt_ids,
             replace(ask.sampling, max_tokens=max_tokens, seed=seed),
             max_tokens,
-            prefix_hashes(prompt_ids, block, caller.tenant.isolation_key, scope=model.card.name),
+            prefix_hashes(prompt_ids, block, caller.tenant.isolation_key, scope=f"{model.card.name}/{adapter}"),
             block,
+            adapter,
         )
 
     def _describe(self, request: Request) -> None:
@@ -351,6 +352,7 @@ class Router:
             request.life.usage,
             None if first is None else first - request.admitted_at,
             request.queue_time_s,
+            request.shortened,
         )
 
     def _enter(self, request: Request, phase: str) -> None:

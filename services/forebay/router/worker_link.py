@@ -273,7 +273,7 @@ def _to_pb_start(lane: _Lane, now: float) -> worker_pb2.Start:
     start = worker_pb2.Start(
         ref=lane.ref,
         prompt_token_ids=payload.prompt_token_ids,
-        sampling=_to_pb_sampling(payload.sampling),
+        sampling=_to_pb_sampling(payload.sampling, lane.tokens.limit),
         attribution=worker_pb2.Attribution(
             tenant_id=tenant.tenant_id,
             key_id=request.caller.key.key_id,
@@ -296,9 +296,9 @@ def _to_pb_start(lane: _Lane, now: float) -> worker_pb2.Start:
     return start
 
 
-def _to_pb_sampling(sampling: Sampling) -> common_pb2.Sampling:
+def _to_pb_sampling(sampling: Sampling, max_tokens: int) -> common_pb2.Sampling:
     return common_pb2.Sampling(
-        max_tokens=sampling.max_tokens,
+        max_tokens=max_tokens,
         min_tokens=sampling.min_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,

@@ -69,6 +69,11 @@ class Leadership:
         return self.term.core.epoch if self.term is not None else 0
 
     @property
+    def core(self) -> Scheduler | None:
+        """Of this replica's term; None while it follows."""
+        return self.term.core if self.term is not None else None
+
+    @property
     def leader(self) -> str:
         """Where the leader listens when it is another; empty when not known."""
         return "" if self.term is not None else self._lease.leader

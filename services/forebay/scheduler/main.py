@@ -7,6 +7,7 @@ from forebay.api.scheduler.v1 import scheduler_pb2_grpc
 from forebay.clock import Clock, SystemClock
 from forebay.lifecycle import background, run_service
 from forebay.rpc.server import RpcServer
+from forebay.scheduler import metrics
 from forebay.scheduler.config import SchedulerConfig
 from forebay.scheduler.domain.scheduler import Scheduler
 from forebay.scheduler.leadership import Leadership, Replica
@@ -43,6 +44,7 @@ async def build(config: SchedulerConfig, stack: AsyncExitStack, clock: Clock | N
     stack.push_async_callback(leadership.resign)
     await stack.enter_async_context(background(leadership.run(), "scheduler.leadership"))
     await stack.enter_async_context(background(leadership.watch_time(), "scheduler.watch_time"))
+    await stack.enter_async_context(background(metrics.watch(lambda: leadership.core, clock), "scheduler.metrics"))
     return server
 
 

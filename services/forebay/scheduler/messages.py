@@ -1,7 +1,7 @@
 """Protobuf to domain and back. What comes in is checked here, field by field; nothing unbounded gets further than this."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from forebay.api.common.v1 import common_pb2
 from forebay.api.quota.v1 import quota_pb2
@@ -10,6 +10,7 @@ from forebay.errors import Code, FieldViolation, MeshError
 from forebay.rpc.status import from_pb_duration, to_pb_duration, to_pb_error
 from forebay.scheduler.domain.decisions import Batch, Grant
 from forebay.scheduler.domain.flow_tree import Flow
+from forebay.scheduler.domain.overview import Waiting, fairness
 from forebay.scheduler.domain.pool import Pool
 from forebay.scheduler.domain.request import AttemptKey, Queued, Request, ServiceClass, Trace
 from forebay.scheduler.domain.worker import Capacity, EngineState, RunningAttempt, Worker, WorkerInfo
@@ -80,6 +81,7 @@ def from_pb_submission(message: scheduler_pb2.Submission) -> Request:
         prompt_tokens=message.prompt_tokens,
         max_tokens=message.max_tokens,
         least_max_tokens=message.least_max_tokens,
+        pinned=message.pinned,
         delivered_tokens=message.delivered_tokens,
         prefix_hashes=tuple(message.prefix_hashes),
         prefix_block_tokens=message.prefix_block_tokens,
@@ -244,19 +246,30 @@ def to_pb_rejection(key: AttemptKey, error: MeshError) -> scheduler_pb2.Schedule
     return scheduler_pb2.ScheduleResponse.Rejection(ref=to_pb_ref(key), error=to_pb_error(error))
 
 
-def to_pb_pool(pool: Pool) -> scheduler_pb2.DescribePoolsResponse.Pool:
-    """Returns a pool as operators see it."""
+def to_pb_pool(pool: Pool, waiting: Iterable[Waiting], now: float) -> scheduler_pb2.DescribePoolsResponse.Pool:
+    """Returns a pool as operators see it; `waiting` is what waits in it, by class."""
     return scheduler_pb2.DescribePoolsResponse.Pool(
         name=pool.name,
         model=pool.model,
-        workers=[_to_pb_worker(pool.workers[worker_id]) for worker_id in sorted(pool.workers)],
+        workers=[_to_pb_worker(pool.workers[worker_id], now) for worker_id in sorted(pool.workers)],
         flows=[_to_pb_flow(flow) for flow in pool.flows.flows()],
         queued=pool.queued,
         lenders=[lender.name for lender in pool.lenders],
+        lends=pool.rules.lends,
+        waiting=[
+            scheduler_pb2.DescribePoolsResponse.Waiting(
+                service_class=_TO_PB_CLASS[each.service_class],
+                queued=each.queued,
+                oldest=to_pb_duration(each.oldest_s),
+            )
+            for each in waiting
+        ],
+        service_tenths=max(0, pool.flows.root.service_tenths),
+        fairness=fairness(pool),
     )
 
 
-def _to_pb_worker(worker: Worker) -> scheduler_pb2.DescribePoolsResponse.Worker:
+def _to_pb_worker(worker: Worker, now: float) -> scheduler_pb2.DescribePoolsResponse.Worker:
     info, capacity, engine = worker.info, worker.info.capacity, worker.engine
     return scheduler_pb2.DescribePoolsResponse.Worker(
         worker=common_pb2.Peer(id=info.id, incarnation=info.incarnation),
@@ -280,6 +293,10 @@ def _to_pb_worker(worker: Worker) -> scheduler_pb2.DescribePoolsResponse.Worker:
         kv_tokens_promised=worker.promised,
         in_flight=len(worker.in_flight),
         draining=worker.draining,
+        alpha=worker.rules.alpha - worker.lowered_by(now),
+        alpha_lowered=worker.lowered_by(now),
+        kv_tokens_expected=worker.peak.tokens,
+        kv_tokens_lent=worker.lent,
     )
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from forebay import killpoints
 from forebay.clock import Clock
 from forebay.errors import MeshError
+from forebay.scheduler import metrics
 from forebay.scheduler.domain.decisions import Batch, Decisions, Eviction, Grant, Rejection, Withdrawal
 from forebay.scheduler.domain.scheduler import Scheduler
 from forebay.scheduler.domain.takeover import Checkpoint, Takeover
@@ -153,6 +154,7 @@ class SchedulerService:
         if self._held_back:
             return
         decisions = self.core.tick(now)
+        metrics.count(decisions)
         if decisions.batches:
             killpoints.reached("scheduler.after_grant")
         for batch in decisions.batches:

@@ -10,6 +10,7 @@ from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from forebay.errors import Code, FieldViolation, MeshError
 from forebay.rpc.session import Outbox, ServerSession
 from forebay.scheduler.domain.decisions import Batch, Eviction, Grant, Rejection, Withdrawal
+from forebay.scheduler.domain.overview import waiting
 from forebay.scheduler.leadership import Leadership
 from forebay.scheduler.messages import (
     from_pb_engine_state,
@@ -109,7 +110,8 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         context: grpc.aio.ServicerContext[scheduler_pb2.DescribePoolsRequest, scheduler_pb2.DescribePoolsResponse],
     ) -> scheduler_pb2.DescribePoolsResponse:
         """One page of the leader's pools; its token is the name and model of the page's last pool."""
-        core = self._leadership.leading().core
+        term = self._leadership.leading()
+        core, now = term.core, term.now
         if request.page_size > MAX_PAGE:
             raise MeshError(
                 Code.INVALID_ARGUMENT,
@@ -126,8 +128,9 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         ]
         size = request.page_size or DEFAULT_PAGE
         page = pools[:size]
+        waits = waiting(core, now)
         return scheduler_pb2.DescribePoolsResponse(
-            pools=[to_pb_pool(pool) for pool in page],
+            pools=[to_pb_pool(pool, waits.get(pool, {}).values(), now) for pool in page],
             next_page_token=f"{page[-1].name}/{page[-1].model}" if len(pools) > size else "",
         )
 

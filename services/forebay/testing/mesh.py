@@ -6,6 +6,7 @@ It serves where a test must steer what the processes of `MeshProcesses` hide: a 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -38,7 +39,7 @@ C = TypeVar("C", bound=ServiceConfig)
 
 
 class Mesh:
-    """One of each service; an async context manager that returns once the router is serving.
+    """One of each service, and a worker for each pool; an async context manager that returns once the router is serving.
 
     Attributes:
         keys: a key of each tenant, by tenant id.
@@ -53,21 +54,26 @@ class Mesh:
         tenants: dict[str, dict[str, Any]],
         *,
         certificates: Path | None = None,
+        pools: Mapping[str, Engine] | None = None,
+        settings: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """Prepares.
 
         Args:
             directory: where files go.
             redis_url: a real Redis or Valkey.
-            engine: what the worker runs; not started yet.
+            engine: what the shared pool's one worker runs; not started yet.
             tenants: as in a tenants file.
             certificates: folder of certificates for mutual TLS between services; None for plaintext.
+            pools: for each dedicated pool, what its one worker runs.
+            settings: further fields of configurations, by service.
         """
         self._directory = directory
         self._redis_url = redis_url
-        self._engine = engine
         self._tenants = tenants
         self._certificates = certificates
+        self._engines = {"": engine, **(pools or {})}
+        self._settings = settings or {}
         self._stack = AsyncExitStack()
         self._router: RpcServer | None = None
         self.keys: dict[str, str] = {}
@@ -94,12 +100,14 @@ class Mesh:
 
         servers: dict[str, RpcServer] = {}
 
-        def config(kind: type[C], **fields: object) -> C:
+        def config(kind: type[C], number: int = 1, /, **fields: object) -> C:
             links = {f"{name}_address": server.address for name, server in servers.items()}
             known = {name: address for name, address in links.items() if name in kind.model_fields}
-            id = f"{kind.service}-1"
+            id = f"{kind.service}-{number}"
             tls = certify(self._certificates, kind.service, id) if self._certificates is not None else None
-            return kind.model_validate({"id": id, "tls": tls, **known, **fields})
+            return kind.model_validate(
+                {"id": id, "tls": tls, **known, **fields, **self._settings.get(kind.service, {})}
+            )
 
         async def start(name: str, server: RpcServer) -> None:
             await server.start()
@@ -114,12 +122,14 @@ class Mesh:
         quota_config = config(QuotaConfig, redis_url=self._redis_url, pepper=PEPPER, **files)
         await start("quota", await quota.build(quota_config, stack))
         await start("scheduler", await scheduler.build(config(SchedulerConfig), stack))
-        worker_config = config(WorkerConfig, engine="simulated", model=MODEL)
-        await start("worker", await worker.build_around(self._engine, worker_config, stack, SystemClock()))
+        for number, (pool, engine) in enumerate(self._engines.items(), start=1):
+            worker_config = config(WorkerConfig, number, engine="simulated", model=MODEL, pool=pool)
+            name = "worker" if number == 1 else f"worker-{number}"
+            await start(name, await worker.build_around(engine, worker_config, stack, SystemClock()))
         model = {
             "name": MODEL,
             "directory": directory / "model",
-            "context_tokens": self._engine.capacity.max_model_len,
+            "context_tokens": self._engines[""].capacity.max_model_len,
         }
         await start("router", await router.build(config(RouterConfig, pepper=PEPPER, models=[model]), stack))
         self._router = servers["router"]

@@ -28,6 +28,8 @@ class SimulatedConfig(BaseModel):
     max_num_seqs: int = Field(256, ge=1, description="requests in one step")
     max_num_batched_tokens: int = Field(2_048, ge=1, description="tokens computed in one step")
     max_model_len: int = Field(8_192, ge=2, description="prompt and completion of one request, in tokens")
+    max_adapters: int = Field(4, ge=0, le=256, description="adapters loaded at a time; 0 for an engine that takes none")
+    adapter_load_s: float = Field(0.05, ge=0, description="time that loading an adapter takes, on an A10G")
 
     @model_validator(mode="after")
     def _holds_one_request(self) -> Self:

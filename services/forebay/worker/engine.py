@@ -110,6 +110,7 @@ class EngineState:
     kv_tokens_used: int
     preemptions: int  # since the start
     healthy: bool  # False while the engine cannot serve
+    adapters: tuple[str, ...] = ()  # loaded now
 
 
 Sink = Callable[[Step], None]
@@ -139,7 +140,7 @@ def check_request(request: EngineRequest, capacity: Capacity, vocabulary_tokens:
         "presence_penalty": (-2 <= sampling.presence_penalty <= 2, "-2 to 2"),
         "frequency_penalty": (-2 <= sampling.frequency_penalty <= 2, "-2 to 2"),
         "repetition_penalty": (0 < sampling.repetition_penalty <= 2, "above 0, up to 2"),
-        "adapter": (not request.adapter, "empty: this engine takes no adapters"),
+        "adapter": (not request.adapter or capacity.max_adapters > 0, "empty: this engine takes no adapters"),
     }
     violations = [FieldViolation(name, rule) for name, (holds, rule) in rules.items() if not holds]
     if violations:

@@ -19,12 +19,13 @@ def make_engine(config: WorkerConfig) -> Engine:
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
             max_model_len=settings.max_model_len,
-            max_adapters=0,
+            max_adapters=settings.max_adapters,
         )
         return SimulatedEngine(
             capacity,
             FREE if settings.free else A10G,
             speed=settings.speed,
+            adapter_load_s=settings.adapter_load_s,
             window_tokens=settings.window_tokens,
         )
     from forebay.worker.vllm_engine import VllmEngine

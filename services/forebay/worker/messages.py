@@ -64,6 +64,7 @@ def to_pb_engine_state(state: EngineState, *, healthy: bool) -> scheduler_pb2.En
         kv_tokens_used=state.kv_tokens_used,
         preemptions=state.preemptions,
         healthy=healthy,
+        adapters=state.adapters,
     )
 
 

@@ -2,7 +2,8 @@
 
 Sequences join and leave between steps. A step has a budget of tokens: running sequences come first, prompts are computed in
 chunks with what is left. KV is counted in blocks with a prefix cache; when they run out, the sequence of the least rank is
-put back and computed again. A sequence whose lead has reached the window keeps its place and sits steps out.
+put back and computed again. An adapter is loaded when its first sequence is admitted; one that finds no slot is passed by. A
+sequence whose lead has reached the window keeps its place and sits steps out.
 """
 
 import bisect
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from forebay.worker import simulated_model
+from forebay.worker.domain.adapter_slots import AdapterSlots
 from forebay.worker.domain.block_cache import BlockCache, prefix_keys
 from forebay.worker.domain.step_cost import StepCost
 from forebay.worker.domain.stop_strings import StopStrings
@@ -73,16 +75,19 @@ class SimulatedBatch:
 
     Attributes:
         preemptions: how often a stream was put back.
+        adapter_loads: how often an adapter was loaded.
     """
 
     def __init__(self, capacity: Capacity, window_tokens: int) -> None:
         if capacity.kv_tokens < capacity.max_model_len + capacity.block_tokens:
             raise ValueError("the KV cache must hold a request of the greatest length, and a block")
         self.preemptions = 0
+        self.adapter_loads = 0
         self._capacity = capacity
         self._window_tokens = window_tokens
         self._chain = simulated_model.word_chain()
         self._blocks = BlockCache(capacity.kv_tokens // capacity.block_tokens)
+        self._adapters = AdapterSlots(capacity.max_adapters)
         self._arrivals = 0
         self._streams: dict[str, Stream] = {}
         self._waiting: list[Stream] = []  # by rank
@@ -104,6 +109,11 @@ class SimulatedBatch:
         """Tokens of KV cache in use, in whole blocks."""
         return self._blocks.used * self._capacity.block_tokens
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The adapters that are loaded."""
+        return self._adapters.loaded
+
     def add(self, request: EngineRequest) -> None:
         """Queues an attempt that can run."""
         sampling = request.sampling
@@ -119,7 +129,7 @@ class SimulatedBatch:
             limit=min(sampling.max_tokens, self._capacity.max_model_len - len(request.prompt_token_ids)),
             stops=StopStrings(sampling.stop, request.held_text) if has_stops else None,
             stop_tokens=frozenset(sampling.stop_token_ids),
-            keys=prefix_keys(request.cache_salt, prefix, self._capacity.block_tokens),
+            keys=prefix_keys(f"{request.cache_salt}/{request.adapter}", prefix, self._capacity.block_tokens),
         )
         self._streams[request.attempt_id] = stream
         bisect.insort(self._waiting, stream, key=_rank)
@@ -187,16 +197,23 @@ class SimulatedBatch:
         return self._window_tokens - stream.generated + stream.delivered
 
     def _admit(self, tokens: int) -> Stream | None:
-        """Moves the first waiting stream to the running ones, if there is room for its prefix and `tokens` more."""
-        if not self._waiting or len(self._running) >= self._capacity.max_num_seqs:
+        """Moves the first waiting stream to the running ones, if there is room for its prefix and `tokens` more.
+
+        It is the first of those whose adapter is loaded, or can be.
+        """
+        if len(self._running) >= self._capacity.max_num_seqs:
             return None
-        stream, block = self._waiting[0], self._capacity.block_tokens
+        slots, block = self._adapters, self._capacity.block_tokens
+        stream = next((each for each in self._waiting if slots.has_room_for(each.request.adapter)), None)
+        if stream is None:
+            return None
         # The last token is always computed: what it yields is the first output.
         hits = self._blocks.match(stream.keys[: (stream.context_tokens - 1) // block])
         private = self._blocks_for(stream, tokens) - hits
         if not self._blocks.take(stream.keys[:hits], private):
             return None
-        del self._waiting[0]
+        self._waiting.remove(stream)
+        self.adapter_loads += slots.take(stream.request.adapter)
         stream.shared, stream.private = stream.keys[:hits], private
         stream.uncomputed = stream.context_tokens - hits * block
         if stream.cached_tokens is None:
@@ -232,6 +249,7 @@ class SimulatedBatch:
         del self._running[attempt_id]
         self._runnable.pop(attempt_id, None)
         self._blocks.release(stream.shared, stream.private)
+        self._adapters.release(stream.request.adapter)
         stream.shared, stream.private = [], 0
 
     # The end of a step: what it yields.

@@ -23,8 +23,9 @@ DEFAULT_CAPACITY = Capacity(
     max_num_seqs=256,
     max_num_batched_tokens=2_048,
     max_model_len=8_192,
-    max_adapters=0,
+    max_adapters=4,
 )
+ADAPTER_LOAD_S = 0.05
 _GATHERED_STEPS = 8  # in one tick, when steps take no time
 
 
@@ -39,15 +40,18 @@ class SimulatedEngine:
         cost: StepCost = A10G,
         *,
         speed: float = 1.0,
+        adapter_load_s: float = ADAPTER_LOAD_S,
         window_tokens: int = 0,
         manual: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepares; `speed` above 1 makes steps shorter than the cost model says."""
+        """Prepares; `speed` above 1 makes steps, and loading an adapter, shorter than their costs say."""
         self.capacity = capacity
         self.window_tokens = window_tokens
         self._cost = cost
         self._speed = speed
+        self._adapter_load_s = adapter_load_s
+        self._adapter_loads = 0  # that steps have paid for
         self._manual = manual
         self._monotonic = monotonic
         self._batch = SimulatedBatch(capacity, window_tokens)
@@ -86,7 +90,9 @@ class SimulatedEngine:
     def state(self) -> EngineState:
         """Returns the load now."""
         batch = self._batch
-        return EngineState(batch.running, batch.waiting, batch.kv_tokens_used, batch.preemptions, self._healthy)
+        return EngineState(
+            batch.running, batch.waiting, batch.kv_tokens_used, batch.preemptions, self._healthy, batch.adapters
+        )
 
     def fail(self, error: str) -> None:
         """Dies as a real engine does: it is unhealthy for good, and every attempt ends with an ERROR output."""
@@ -126,7 +132,10 @@ class SimulatedEngine:
             self._complete(plan, started_at, started_at + seconds)
 
     def _seconds(self, plan: Plan) -> float:
-        return 0.0 if self._cost == FREE else plan_seconds(list(plan.values()), self._cost) / self._speed
+        loads, self._adapter_loads = self._batch.adapter_loads - self._adapter_loads, self._batch.adapter_loads
+        if self._cost == FREE:
+            return 0.0
+        return (plan_seconds(list(plan.values()), self._cost) + loads * self._adapter_load_s) / self._speed
 
     def _complete(self, plan: Plan, started_at: float, ended_at: float) -> Step:
         self._ended_at = ended_at

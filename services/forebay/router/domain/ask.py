@@ -78,6 +78,7 @@ class Ask:
         model: empty takes the only one there is.
         prompt: None when the client sent none, which `violations` reports.
         queue_timeout_s: the longest wait for a worker; None for up to the deadline.
+        least_max_tokens: what max_tokens may be lowered to when too much waits; 0 for not at all.
     """
 
     model: str
@@ -86,6 +87,7 @@ class Ask:
     client_request_id: str = ""
     adapter: str = ""
     queue_timeout_s: float | None = None
+    least_max_tokens: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from forebay.errors import MeshError
 
+EVICTED = "EVICTED"
+"""The reason of a handover that the scheduler asked for, to make room for somebody else."""
+
 
 class FinishReason(enum.Enum):
     """Why an answer ended; the numbers are the contract's."""
@@ -35,6 +38,7 @@ class Grant:
         worker_incarnation: the life of that worker that it is for.
         worker_address: where the worker's Execute session is reached.
         waited_s: how long the request has waited in all, as the scheduler counts.
+        max_tokens: the most that the attempt may generate; fewer than asked for when too much waits and the client allows it.
         body: the grant as received, which the worker is shown and the router does not look into.
     """
 
@@ -43,6 +47,7 @@ class Grant:
     worker_incarnation: int
     worker_address: str
     waited_s: float
+    max_tokens: int
     body: bytes
 
 
@@ -83,7 +88,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class HandedOver:
-    """The worker wants it continued elsewhere."""
+    """The worker wants it continued: elsewhere, or, when it was evicted, wherever there is room."""
 
     attempt: int
     reason: str

@@ -12,8 +12,9 @@ order, for the peers are other processes, and what comes too late changes nothin
 which two things could both believe that they end the request.
 
 Only the router starts a continuation (P1), and only a request whose next token depends on nothing but prompt, tokens so far,
-seed and position can be continued (P7): with penalties the engine would have to replay, which is still to come, so those fail if
-tokens were delivered. An attempt that was refused or lost has used up its number: attempt ids are unique for ever.
+seed and position can be continued (P7): with penalties the engine would have to replay, which is still to come, so those fail
+if tokens were delivered, and the scheduler is asked not to evict them. An attempt that was refused or lost has used up its
+number: attempt ids are unique for ever.
 
 Money follows the attempts that an engine may have had (P5, P6). Each is reported when it ends, with the positions from where it
 began to where the next will begin, so that together they bill each position once; the settlement is the sum of them. An attempt
@@ -39,6 +40,7 @@ from forebay.router.domain.decisions import (
     Withdraw,
 )
 from forebay.router.domain.events import (
+    EVICTED,
     Broken,
     Event,
     Finished,
@@ -97,7 +99,7 @@ class Life:
             stream: what the client gets.
             prompt_tokens: the size of the prompt.
             continuable: whether it can go on from tokens already delivered (P7).
-            max_attempts: executions before it is given up.
+            max_attempts: executions before it is given up, those that were evicted left out.
         """
         self.state = State.ADMITTED
         self.attempt = 0
@@ -109,6 +111,7 @@ class Life:
         self._prompt_tokens = prompt_tokens
         self._continuable = continuable
         self._max_attempts = max_attempts
+        self._evictions = 0
         self._started = False
         self._usage: Usage | None = None
         self._gpu_time_s = 0.0
@@ -132,7 +135,7 @@ class Life:
                 report = (self._report(Outcome.LOST),) if sent else ()
                 return (Withdraw(attempt), *report, *self._lost("its worker was lost"))
             case HandedOver(attempt, reason) if self._in_flight(attempt):
-                return (self._report(Outcome.HANDED_OVER), *self._lost(f"its worker handed it over ({reason})"))
+                return (self._report(Outcome.HANDED_OVER), *self._handed_over(reason))
             case Finished(attempt) if self._in_flight(attempt):
                 return self._finished(event)
             case Stop():
@@ -162,6 +165,7 @@ class Life:
         if self._is(grant.attempt, State.QUEUED):
             self.grant = grant
             self.state = State.GRANTED
+            self._stream.shorten(self.base + grant.max_tokens)
             return (Start(grant),)
         held = self.grant
         if self._in_flight(grant.attempt) and held is not None and held.worker_id == grant.worker_id:
@@ -227,6 +231,14 @@ class Life:
                 return (Cancel(stop.reason),)
         return ()
 
+    def _handed_over(self, reason: str) -> tuple[Decision, ...]:
+        why = f"its worker handed it over ({reason})"
+        if reason != EVICTED:
+            return self._lost(why)
+        # Nothing is wrong with the worker, nor with the request, however often it makes room for others.
+        self._evictions += 1
+        return self._again(why)
+
     def _lost(self, why: str) -> tuple[Decision, ...]:
         """Goes on elsewhere than on the present worker."""
         return self._again(why, excluded=self.grant.worker_id if self.grant else None)
@@ -238,7 +250,7 @@ class Life:
         if received >= self._stream.limit:
             # Only the word that it ended was lost.
             return self._finish(End(FinishReason.LENGTH))
-        if self.attempt >= self._max_attempts or (received and not self._continuable):
+        if self.attempt - self._evictions >= self._max_attempts or (received and not self._continuable):
             message = f"{why}, and it cannot be continued on another; try again"
             return self._finish(
                 End(FinishReason.ERROR, MeshError(Code.UNAVAILABLE, "WORKER_LOST", message, retry_after=1))

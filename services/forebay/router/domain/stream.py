@@ -47,6 +47,10 @@ class TokenStream:
         """Whether there is something to take."""
         return bool(self._ends)
 
+    def shorten(self, limit: int) -> None:
+        """Lowers the limit to `limit` if it is above that."""
+        self.limit = min(self.limit, limit)
+
     def append(self, token_ids: Sequence[int], text: str, held_text: str, completion_tokens: int) -> bool:
         """Adds what the engine yielded.
 

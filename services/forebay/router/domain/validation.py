@@ -56,11 +56,11 @@ def check_prompt(
     return prompt
 
 
-def completion_bound(prompt_tokens: int, sampling: Sampling, model: ModelCard) -> int:
+def completion_bound(prompt_tokens: int, sampling: Sampling, model: ModelCard, least_max_tokens: int = 0) -> int:
     """Returns the most tokens that may be generated for a prompt of this size: what is asked for, or the default as it fits.
 
     Raises:
-        MeshError: INVALID_ARGUMENT when prompt and completion do not fit into the model's context.
+        MeshError: INVALID_ARGUMENT when prompt and completion do not fit into the model's context, or bounds contradict.
     """
     room = model.context_tokens - prompt_tokens
     if room < 1:
@@ -76,6 +76,13 @@ def completion_bound(prompt_tokens: int, sampling: Sampling, model: ModelCard) -
         )
     if sampling.min_tokens > bound:
         raise _invalid(FieldViolation("sampling.min_tokens", f"is {sampling.min_tokens}, above max_tokens of {bound}"))
+    if least_max_tokens and not max(1, sampling.min_tokens) <= least_max_tokens <= bound:
+        raise _invalid(
+            FieldViolation(
+                "least_max_tokens",
+                f"is {least_max_tokens}; it must be 0, or from min_tokens up to max_tokens of {bound}",
+            )
+        )
     return bound
 
 

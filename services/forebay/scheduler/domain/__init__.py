@@ -20,6 +20,7 @@ how a message looks on the wire. Times are seconds on one clock that never goes 
     decisions         what a tick yields
     refusals          why a request does not run
     scheduler         the core that holds all of it together
+    overview          what operators want to know of it
     lease             who leads, and may rely on it
     takeover          whom a new leader hears first, and what it takes over
 """

@@ -14,6 +14,7 @@ ask, and whom:
   be. So two tenants never evict each other in turn.
 - A guest in a lent pool gives way to its owner at once.
 - Nobody gives way whose worker has not spoken of it yet: its payload may be on its way, and there is nothing to hand over.
+- What could not be continued (`pinned`) never gives way.
 
 What it costs is bounded by a budget: the tokens to be computed again may not exceed `budget` times those that the pool computes,
 and `budget_tokens` at a time. Without it, a crowd of small tenants would have the engine recompute all day.
@@ -130,7 +131,7 @@ def _next_victim(
     """Returns the newest guest, or the newest request of whoever is fullest without it, with `gone` tokens taken from each."""
     worst, worst_fill = None, least_fill
     for entry in reversed(staying):
-        if entry.flow is None or not entry.started:
+        if entry.flow is None or entry.pinned or not entry.started:
             continue
         if entry.pool is not queued.pool:
             if entry.pool is not entry.worker.pool:

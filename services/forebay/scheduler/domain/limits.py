@@ -21,6 +21,7 @@ class Limits:
         class_weights: what each class counts for.
         pressure: what gives way when too much waits.
         pool, pools: how requests are placed, in a pool by its name and in any other.
+        adapters: (model, adapter, tenant) that may be run.
     """
 
     max_queued: int = 10_000
@@ -35,3 +36,4 @@ class Limits:
     pressure: PressureRules = field(default_factory=PressureRules)
     pool: PoolRules = field(default_factory=PoolRules)
     pools: Mapping[str, PoolRules] = field(default_factory=dict)
+    adapters: frozenset[tuple[str, str, str]] = frozenset()

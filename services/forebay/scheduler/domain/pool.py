@@ -77,6 +77,11 @@ class Pool:
         """Whether nobody would miss the pool."""
         return not self.workers and not self.queued and not self.flows.root.in_flight
 
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether a known worker takes adapters; always so while none is known."""
+        return not self.workers or any(worker.info.capacity.max_adapters for worker in self.workers.values())
+
     def too_large(self, request: Request) -> bool:
         """Whether no known worker could ever hold the request; never so while none is known."""
         return bool(self.workers) and not any(w.info.capacity.can_ever_hold(request) for w in self.workers.values())

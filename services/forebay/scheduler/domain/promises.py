@@ -39,6 +39,7 @@ class Promises:
             delivered_tokens=request.delivered_tokens,
             expected_tokens=worker.expected_tokens(queued),
             grant=grant,
+            pinned=request.pinned,
             charged_input=0 if request.delivered_tokens else request.prompt_tokens,
         )
         entry.flow = queued.flow
@@ -77,7 +78,7 @@ class Promises:
         if entry.flow is None:
             entry.flow = flow
             entry.prompt_tokens, entry.max_tokens = request.prompt_tokens, request.max_tokens
-            entry.delivered_tokens = request.delivered_tokens
+            entry.delivered_tokens, entry.pinned = request.delivered_tokens, request.pinned
             entry.foresee()
             entry.worker.moved()
             entry.pool.flows.begin(flow, entry.expected_tokens)

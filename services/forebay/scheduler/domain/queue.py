@@ -114,6 +114,9 @@ class Queue:
 
     def _refuse(self, request: Request, pool: Pool, flow: Flow[Queued], patience: float, now: float) -> None:
         limits, retry_after_s = self._limits, self._limits.retry_after_s
+        known = (request.model, request.adapter, request.tenant_id) in limits.adapters
+        if request.adapter and not (known and pool.takes_adapters):
+            raise refusals.unknown_adapter(request)
         if pool.too_large(request):
             raise refusals.too_large(request)
         if request.delivered_tokens:

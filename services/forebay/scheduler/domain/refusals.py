@@ -14,6 +14,14 @@ def too_large(request: Request) -> MeshError:
     )
 
 
+def unknown_adapter(request: Request) -> MeshError:
+    """The tenant has no such adapter on the model; the same whether nobody has, or somebody else."""
+    message = (
+        f"the scheduler knows no adapter {request.adapter} of this tenant on {request.model}; name another, or none"
+    )
+    return MeshError(Code.NOT_FOUND, "ADAPTER_NOT_FOUND", message)
+
+
 def queue_full(whose: str, retry_after_s: float) -> MeshError:
     """As many requests wait as may."""
     return _unavailable("QUEUE_FULL", f"{whose} has as many requests waiting as it may; try again later", retry_after_s)
@@ -21,7 +29,8 @@ def queue_full(whose: str, retry_after_s: float) -> MeshError:
 
 def no_worker(request: Request, retry_after_s: float) -> MeshError:
     """The wait ended while no worker of the model was there."""
-    return _unavailable("QUEUE_TIMEOUT", f"no worker serves {request.model} now; try again later", retry_after_s)
+    where = f" in pool {request.pool}" if request.pool else ""
+    return _unavailable("QUEUE_TIMEOUT", f"no worker serves {request.model}{where} now; try again later", retry_after_s)
 
 
 def queue_timeout(retry_after_s: float) -> MeshError:

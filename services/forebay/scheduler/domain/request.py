@@ -56,6 +56,7 @@ class Request:
         prompt_tokens: with those that earlier attempts generated.
         max_tokens: the most still to generate.
         least_max_tokens: what max_tokens may be shortened to under pressure; 0 for not at all.
+        pinned: it cannot be continued elsewhere, so it is never evicted.
         delivered_tokens: those of prompt_tokens that earlier attempts generated.
         prefix_hashes: of the prompt's leading blocks of `prefix_block_tokens`, keyed per tenant.
         waited_s: how long it has waited before.
@@ -76,6 +77,7 @@ class Request:
     pool: str = ""
     adapter: str = ""
     least_max_tokens: int = 0
+    pinned: bool = False
     delivered_tokens: int = 0
     prefix_hashes: tuple[int, ...] = ()
     prefix_block_tokens: int = 0

@@ -87,6 +87,11 @@ class Scheduler:
         """The pools in order of name and model; to be looked at only."""
         return sorted(self._pools.values(), key=lambda pool: (pool.name, pool.model))
 
+    @property
+    def waiting(self) -> Iterable[Queued]:
+        """What waits in all pools, in order of arrival; to be looked at only."""
+        return self._queue
+
     def leads(self) -> dict[Path, int]:
         """Returns by how many steps of its counter each node is ahead of its neediest sibling; those at 0 are left out."""
         return {

@@ -92,6 +92,7 @@ class InFlight:
         generated: tokens reported and charged.
         started: whether its worker has said anything of it.
         evicted: whether its worker was told to hand it over.
+        pinned: whether it must never be.
         future: what it holds and is expected to generate yet, for `Peak`.
     """
 
@@ -110,6 +111,7 @@ class InFlight:
     generated: int = 0
     started: bool = False
     evicted: bool = False
+    pinned: bool = False
     future: Row = (0, 0)
 
     def foresee(self) -> None:
@@ -178,13 +180,17 @@ class Worker:
             self._peak = Peak(entry.future for entry in self.in_flight.values() if not entry.evicted)
         return self._peak
 
-    def bound(self, now: float, *, favoured: bool) -> float:
-        """Returns the KV tokens that the future peak may come to."""
+    def lowered_by(self, now: float) -> float:
+        """Returns what preemptions have taken from alpha."""
         if self.preempted:
             self.strain.preempted(self.preempted, now)
             self.preempted = 0
+        return self.strain.lowered_by(now)
+
+    def bound(self, now: float, *, favoured: bool) -> float:
+        """Returns the KV tokens that the future peak may come to."""
         alpha = self.rules.favoured_alpha if favoured else self.rules.alpha
-        return (alpha - self.strain.lowered_by(now)) * self.info.capacity.usable_kv_tokens
+        return (alpha - self.lowered_by(now)) * self.info.capacity.usable_kv_tokens
 
     def may_run(self, queued: Queued) -> bool:
         """Whether it could take a request if it were empty."""

@@ -164,12 +164,17 @@ class GenerateOptions(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     QUEUE_TIMEOUT_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    LEAST_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """A name from ListModels. Empty takes the only one, where there is only one."""
     client_request_id: _builtins.str
     """The client's own name for this request, at most 128 bytes; a label in logs and usage, never an identity."""
     adapter: _builtins.str
     """An adapter of the tenant; empty takes the tenant's default."""
+    least_max_tokens: _builtins.int
+    """What sampling.max_tokens may be lowered to when too much waits, so that this request is answered sooner; at most max_tokens.
+    0 for not at all.
+    """
     @_builtins.property
     def prompt(self) -> Global___Prompt:
         """What is to be answered."""
@@ -196,10 +201,11 @@ class GenerateOptions(_message.Message):
         adapter: _builtins.str = ...,
         queue_timeout: _duration_pb2.Duration | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        least_max_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "queue_timeout", b"queue_timeout", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "client_request_id", b"client_request_id", "labels", b"labels", "model", b"model", "prompt", b"prompt", "queue_timeout", b"queue_timeout", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "client_request_id", b"client_request_id", "labels", b"labels", "least_max_tokens", b"least_max_tokens", "model", b"model", "prompt", b"prompt", "queue_timeout", b"queue_timeout", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -280,12 +286,15 @@ class GenerateResponse(_message.Message):
     CHOICES_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    SHORTENED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id in traces, logs and usage."""
     model: _builtins.str
     """The model that answered."""
     trace_id: _builtins.str
     """The trace's id, 32 hex digits; empty when tracing is off."""
+    shortened: _builtins.bool
+    """Whether max_tokens was lowered to least_max_tokens because too much waited."""
     @_builtins.property
     def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerateResponse.Choice]:
         """One for each of sampling.n, in order."""
@@ -302,10 +311,11 @@ class GenerateResponse(_message.Message):
         choices: _abc.Iterable[Global___GenerateResponse.Choice] | None = ...,
         usage: _common_pb2.TokenUsage | None = ...,
         trace_id: _builtins.str = ...,
+        shortened: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "model", b"model", "request_id", b"request_id", "trace_id", b"trace_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "model", b"model", "request_id", b"request_id", "shortened", b"shortened", "trace_id", b"trace_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -423,6 +433,9 @@ class StreamGenerateResponse(_message.Message):
         USAGE_FIELD_NUMBER: _builtins.int
         TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
         QUEUE_TIME_FIELD_NUMBER: _builtins.int
+        SHORTENED_FIELD_NUMBER: _builtins.int
+        shortened: _builtins.bool
+        """Whether max_tokens was lowered to least_max_tokens because too much waited."""
         @_builtins.property
         def finish_reasons(self) -> _containers.RepeatedScalarFieldContainer[_common_pb2.FinishReason.ValueType]:
             """Why each choice ended, in order."""
@@ -446,10 +459,11 @@ class StreamGenerateResponse(_message.Message):
             usage: _common_pb2.TokenUsage | None = ...,
             time_to_first_token: _duration_pb2.Duration | None = ...,
             queue_time: _duration_pb2.Duration | None = ...,
+            shortened: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["queue_time", b"queue_time", "time_to_first_token", b"time_to_first_token", "usage", b"usage"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reasons", b"finish_reasons", "queue_time", b"queue_time", "time_to_first_token", b"time_to_first_token", "usage", b"usage"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reasons", b"finish_reasons", "queue_time", b"queue_time", "shortened", b"shortened", "time_to_first_token", b"time_to_first_token", "usage", b"usage"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

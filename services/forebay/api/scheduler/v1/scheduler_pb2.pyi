@@ -176,6 +176,7 @@ class Submission(_message.Message):
     EXCLUDED_WORKERS_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
     LEAST_MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Whose flow."""
     key_id: _builtins.str
@@ -200,6 +201,8 @@ class Submission(_message.Message):
     """Tokens per prefix hash."""
     least_max_tokens: _builtins.int
     """What max_tokens may be shortened to when too much waits, less what earlier attempts generated; 0 for not at all."""
+    pinned: _builtins.bool
+    """It could not be continued elsewhere once it has yielded tokens, so it is never evicted."""
     @_builtins.property
     def ref(self) -> Global___AttemptRef:
         """Which execution of which request."""
@@ -255,10 +258,11 @@ class Submission(_message.Message):
         excluded_workers: _abc.Iterable[_builtins.str] | None = ...,
         trace: _common_pb2.TraceContext | None = ...,
         least_max_tokens: _builtins.int = ...,
+        pinned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["queue_timeout", b"queue_timeout", "ref", b"ref", "remaining", b"remaining", "start_after", b"start_after", "trace", b"trace", "waited", b"waited"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "delivered_tokens", b"delivered_tokens", "excluded_workers", b"excluded_workers", "key_id", b"key_id", "least_max_tokens", b"least_max_tokens", "max_tokens", b"max_tokens", "model", b"model", "pool", b"pool", "prefix_block_tokens", b"prefix_block_tokens", "prefix_hashes", b"prefix_hashes", "prompt_tokens", b"prompt_tokens", "queue_timeout", b"queue_timeout", "ref", b"ref", "remaining", b"remaining", "service_class", b"service_class", "start_after", b"start_after", "tenant_id", b"tenant_id", "trace", b"trace", "waited", b"waited", "weight_milli", b"weight_milli"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "delivered_tokens", b"delivered_tokens", "excluded_workers", b"excluded_workers", "key_id", b"key_id", "least_max_tokens", b"least_max_tokens", "max_tokens", b"max_tokens", "model", b"model", "pinned", b"pinned", "pool", b"pool", "prefix_block_tokens", b"prefix_block_tokens", "prefix_hashes", b"prefix_hashes", "prompt_tokens", b"prompt_tokens", "queue_timeout", b"queue_timeout", "ref", b"ref", "remaining", b"remaining", "service_class", b"service_class", "start_after", b"start_after", "tenant_id", b"tenant_id", "trace", b"trace", "waited", b"waited", "weight_milli", b"weight_milli"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -353,8 +357,9 @@ class ScheduleResponse(_message.Message):
 
         @_builtins.property
         def error(self) -> _common_pb2.Error:
-            """Why: UNAVAILABLE with the reason QUEUE_FULL, QUEUE_TIMEOUT, SHED or DEADLINE_UNREACHABLE, DEADLINE_EXCEEDED, or
-            INVALID_ARGUMENT TOO_LARGE for what no worker could hold.
+            """Why: UNAVAILABLE with the reason QUEUE_FULL, QUEUE_TIMEOUT, SHED or DEADLINE_UNREACHABLE, DEADLINE_EXCEEDED,
+            INVALID_ARGUMENT TOO_LARGE for what no worker could hold, or NOT_FOUND ADAPTER_NOT_FOUND for an adapter that the
+            scheduler's configuration does not give to the tenant.
             """
 
         def __init__(
@@ -1003,12 +1008,22 @@ class DescribePoolsResponse(_message.Message):
         FLOWS_FIELD_NUMBER: _builtins.int
         QUEUED_FIELD_NUMBER: _builtins.int
         LENDERS_FIELD_NUMBER: _builtins.int
+        LENDS_FIELD_NUMBER: _builtins.int
+        WAITING_FIELD_NUMBER: _builtins.int
+        SERVICE_TENTHS_FIELD_NUMBER: _builtins.int
+        FAIRNESS_FIELD_NUMBER: _builtins.int
         name: _builtins.str
         """Its name."""
         model: _builtins.str
         """Its model."""
         queued: _builtins.int
         """Requests that wait, those held back included."""
+        lends: _builtins.bool
+        """Whether its idle workers serve the model's shared pool."""
+        service_tenths: _builtins.int
+        """Service since this scheduler leads, in tenths of a weighted token."""
+        fairness: _builtins.float
+        """Jain's index over what each tenant received for what it was owed: 1 when all are served alike, 1/n when one of n has all."""
         @_builtins.property
         def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___DescribePoolsResponse.Worker]:
             """Its workers, in order of id."""
@@ -1021,6 +1036,10 @@ class DescribePoolsResponse(_message.Message):
         def lenders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
             """Pools of the same model whose idle workers this one may use."""
 
+        @_builtins.property
+        def waiting(self) -> _containers.RepeatedCompositeFieldContainer[Global___DescribePoolsResponse.Waiting]:
+            """What waits, by class, the classes of which nothing does left out."""
+
         def __init__(
             self,
             *,
@@ -1030,10 +1049,44 @@ class DescribePoolsResponse(_message.Message):
             flows: _abc.Iterable[Global___DescribePoolsResponse.Flow] | None = ...,
             queued: _builtins.int = ...,
             lenders: _abc.Iterable[_builtins.str] | None = ...,
+            lends: _builtins.bool = ...,
+            waiting: _abc.Iterable[Global___DescribePoolsResponse.Waiting] | None = ...,
+            service_tenths: _builtins.int = ...,
+            fairness: _builtins.float = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["flows", b"flows", "lenders", b"lenders", "model", b"model", "name", b"name", "queued", b"queued", "workers", b"workers"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["fairness", b"fairness", "flows", b"flows", "lenders", b"lenders", "lends", b"lends", "model", b"model", "name", b"name", "queued", b"queued", "service_tenths", b"service_tenths", "waiting", b"waiting", "workers", b"workers"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Waiting(_message.Message):
+        """Waiting is what waits of one class."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SERVICE_CLASS_FIELD_NUMBER: _builtins.int
+        QUEUED_FIELD_NUMBER: _builtins.int
+        OLDEST_FIELD_NUMBER: _builtins.int
+        service_class: _quota_pb2.ServiceClass.ValueType
+        """The class."""
+        queued: _builtins.int
+        """How many requests."""
+        @_builtins.property
+        def oldest(self) -> _duration_pb2.Duration:
+            """How long the oldest has waited."""
+
+        def __init__(
+            self,
+            *,
+            service_class: _quota_pb2.ServiceClass.ValueType = ...,
+            queued: _builtins.int = ...,
+            oldest: _duration_pb2.Duration | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["oldest", b"oldest"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["oldest", b"oldest", "queued", b"queued", "service_class", b"service_class"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1050,6 +1103,10 @@ class DescribePoolsResponse(_message.Message):
         KV_TOKENS_PROMISED_FIELD_NUMBER: _builtins.int
         IN_FLIGHT_FIELD_NUMBER: _builtins.int
         DRAINING_FIELD_NUMBER: _builtins.int
+        ALPHA_FIELD_NUMBER: _builtins.int
+        ALPHA_LOWERED_FIELD_NUMBER: _builtins.int
+        KV_TOKENS_EXPECTED_FIELD_NUMBER: _builtins.int
+        KV_TOKENS_LENT_FIELD_NUMBER: _builtins.int
         address: _builtins.str
         """Where."""
         kv_tokens_promised: _builtins.int
@@ -1058,6 +1115,14 @@ class DescribePoolsResponse(_message.Message):
         """Attempts in flight."""
         draining: _builtins.bool
         """Whether it takes no more."""
+        alpha: _builtins.float
+        """The part of its KV cache that the future peak may take now, 0 to 1."""
+        alpha_lowered: _builtins.float
+        """What preemptions have taken from alpha."""
+        kv_tokens_expected: _builtins.int
+        """KV tokens that its attempts are expected to come to when they hold most."""
+        kv_tokens_lent: _builtins.int
+        """Of the attempts in flight, KV tokens that requests of another pool are expected to come to."""
         @_builtins.property
         def worker(self) -> _common_pb2.Peer:
             """Which."""
@@ -1080,10 +1145,14 @@ class DescribePoolsResponse(_message.Message):
             kv_tokens_promised: _builtins.int = ...,
             in_flight: _builtins.int = ...,
             draining: _builtins.bool = ...,
+            alpha: _builtins.float = ...,
+            alpha_lowered: _builtins.float = ...,
+            kv_tokens_expected: _builtins.int = ...,
+            kv_tokens_lent: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "engine", b"engine", "worker", b"worker"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity", b"capacity", "draining", b"draining", "engine", b"engine", "in_flight", b"in_flight", "kv_tokens_promised", b"kv_tokens_promised", "worker", b"worker"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "alpha", b"alpha", "alpha_lowered", b"alpha_lowered", "capacity", b"capacity", "draining", b"draining", "engine", b"engine", "in_flight", b"in_flight", "kv_tokens_expected", b"kv_tokens_expected", "kv_tokens_lent", b"kv_tokens_lent", "kv_tokens_promised", b"kv_tokens_promised", "worker", b"worker"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

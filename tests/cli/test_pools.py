@@ -1,0 +1,52 @@
+"""What an operator reads of pools."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from forebay.api.common.v1 import common_pb2
+from forebay.api.quota.v1 import quota_pb2
+from forebay.api.scheduler.v1 import scheduler_pb2
+from forebay.cli.pools import Pool, render
+from forebay.rpc.status import to_pb_duration
+
+
+def printed(*pools: Pool) -> list[str]:
+    out = io.StringIO()
+    Console(file=out, width=160).print(render(pools))
+    return [" ".join(line.split()) for line in out.getvalue().splitlines() if line.strip()]
+
+
+def test_pools_are_told_with_workers_and_flows() -> None:
+    worker = scheduler_pb2.DescribePoolsResponse.Worker(
+        worker=common_pb2.Peer(id="worker-1", incarnation=1),
+        capacity=scheduler_pb2.Capacity(kv_tokens=1000, max_num_seqs=64),
+        engine=scheduler_pb2.EngineState(kv_tokens_used=250, preemptions=3, healthy=True, adapters=["[support]"]),
+        kv_tokens_expected=900, kv_tokens_lent=100, in_flight=7, alpha=0.92, alpha_lowered=0.05, draining=True,
+    )  # fmt: skip
+    away = scheduler_pb2.DescribePoolsResponse.Worker(worker=common_pb2.Peer(id="worker-2"))
+    flow = scheduler_pb2.DescribePoolsResponse.Flow(
+        tenant_id="acme", key_id="k1", service_class=quota_pb2.SERVICE_CLASS_GOLD, weight_milli=2500, queued=4, in_flight=7,
+        share=0.625, service_tenths=12_340, owed_tenths=10_000, virtual_counter=4_936,
+    )  # fmt: skip
+    waits = scheduler_pb2.DescribePoolsResponse.Waiting(
+        service_class=quota_pb2.SERVICE_CLASS_GOLD, queued=4, oldest=to_pb_duration(1.5)
+    )
+    shared = Pool(
+        model="m", workers=[worker, away], flows=[flow], waiting=[waits], lenders=["gold"], queued=4, fairness=0.75
+    )
+    assert printed(shared, Pool(name="gold", model="m", lends=True, fairness=1.0)) == [
+        "pool (shared) model m · waiting: gold 4 (oldest 1.5 s) · fairness 0.750 · borrows from gold",
+        "worker in flight KV used KV at peak alpha lowered lent preemptions state",
+        "worker-1 7 / 64 25% 90% 0.920 0.050 10% 3 draining, adapters [support]",
+        "worker-2 0 / 0 – – 0.000 0.000 – 0 away",
+        "class tenant key weight queued in flight share received owed rec./owed counter",
+        "gold acme k1 2.5 4 7 62.5% 1,234 1,000 1.23 494",
+        "pool gold model m · nothing waits · fairness 1.000 · lends its idle workers",
+    ]
+
+
+def test_no_pools_are_said_to_be_none() -> None:
+    assert printed() == ["no pool has a worker or a request"]
