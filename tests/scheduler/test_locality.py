@@ -13,7 +13,7 @@ from forebay.scheduler.domain.room import RoomRules
 from forebay.scheduler.domain.scheduler import Scheduler
 from forebay.scheduler.domain.worker import EngineState, WorkerInfo
 
-from .builders import grants, info, request, scheduler
+from .builders import MODEL, grants, info, request, scheduler
 
 BLOCK = 16
 SLACK_TENTHS = 2_000
@@ -26,7 +26,8 @@ def core_with(*workers: WorkerInfo, near: int = 8) -> Scheduler:
         near=near,
         near_tenths=SLACK_TENTHS,
     )
-    return scheduler(*workers, limits=Limits(pool=rules))
+    adapters = frozenset({(MODEL, "poet", "acme")})
+    return scheduler(*workers, limits=Limits(pool=rules, adapters=adapters))
 
 
 def prompt(tenant_id: str, *blocks: int, tokens: int = 64, **values: Any) -> Request:
