@@ -125,6 +125,22 @@ def test_no_more_are_evicted_than_the_rules_say_and_none_if_that_is_too_few() ->
     assert evicted(decisions) == []
 
 
+def test_nobody_is_evicted_for_one_that_waits_for_prompts_to_be_computed() -> None:
+    limits = Limits(pool=PoolRules(room=RoomRules(alpha=1.0), eviction=RULES))
+    core = scheduler(info(max_num_batched_tokens=100), limits=limits)
+    for _ in range(3):
+        fill(core, "full", 2)
+    core.submit(request("long", prompt_tokens=150, max_tokens=1), "r", 0.0)
+    assert len(granted(core.tick(0.0))) == 1
+    # There is cache for it, but the prompts of two steps wait already.
+    waiting, decisions = wait(core, "empty", 1.0)
+    assert (evicted(decisions), granted(decisions)) == ([], [])
+    (pool,) = core.pools
+    long = next(key for key, entry in pool.workers["w1"].in_flight.items() if entry.unprefilled)
+    core.progress("w1", long, 0, prefilled=True)
+    assert granted(core.tick(1.0)) == [waiting]
+
+
 def test_the_budget_is_earned_by_computing_and_spent_by_computing_again() -> None:
     budget = Budget(EvictionRules(budget=0.1, budget_tokens=100))
     assert not budget.spend(101)
