@@ -12,6 +12,7 @@ from forebay.scheduler.domain.pool import PoolRules
 from forebay.scheduler.domain.request import AttemptKey
 from forebay.scheduler.domain.room import RoomRules
 from forebay.scheduler.domain.scheduler import Scheduler
+from forebay.scheduler.domain.worker import RunningAttempt
 
 from .builders import flow, granted, info, request, scheduler
 
@@ -123,6 +124,22 @@ def test_no_more_are_evicted_than_the_rules_say_and_none_if_that_is_too_few() ->
     fill(core, "full", 10)
     _, decisions = wait(core, "empty", 1.0, prompt_tokens=299)
     assert evicted(decisions) == []
+
+
+def test_an_eviction_that_was_lost_with_the_workers_session_can_be_asked_for_again() -> None:
+    core = core_with()
+    running = fill(core, "full", 10)
+    asked, decisions = wait(core, "empty", 1.0)
+    assert evicted(decisions) == [running[-1]]
+    core.worker_lost("w1", 2.0)
+    core.worker_registered(info())
+    held = [RunningAttempt(key, "full", 100, 0, started=True) for key in running]
+    core.worker_running("w1", [*held, RunningAttempt(asked, "empty", 100, 0, started=True)])
+    core.worker_reported("w1", 2.0)
+    core.departure("w1", asked, generated_tokens=0, cached_tokens=0, started=True)
+    core.submit(request("empty", prompt_tokens=99, max_tokens=1), "r", 3.0)
+    assert granted(core.tick(3.0)) == []
+    assert evicted(again(core, 4.0)) == [running[-1]]
 
 
 def test_nobody_is_evicted_for_one_that_waits_for_prompts_to_be_computed() -> None:

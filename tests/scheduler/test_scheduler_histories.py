@@ -209,6 +209,7 @@ class Histories(RuleBasedStateMachine):
             for attempt, grant in self.running.items()
             if grant.worker_id == worker_id
         ]
+        self.evicted -= {attempt.key for attempt in held}  # its worker may not have heard of it
         self.core.worker_running(worker_id, held)
         self.tick()
         self.core.worker_reported(worker_id, self.now)

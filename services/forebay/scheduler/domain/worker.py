@@ -245,6 +245,9 @@ class Worker:
     def returned(self, info: WorkerInfo) -> None:
         """Begins another session of the same life; what it holds is to be reported again."""
         self.info, self.attached, self.reported = info, True, {}
+        for entry in self.in_flight.values():
+            entry.evicted = False  # the word of it may have been lost with the session
+        self.moved()
         self.engine, self.draining = EngineState(), False
 
     def reports(self, state: EngineState) -> None:
