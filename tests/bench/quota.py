@@ -2,7 +2,8 @@
 
 First, pairs of reserve and settle by 64 callers at once: over the batched session, over unary calls, and by the same scripts
 called straight on the same server. Then ten processes of 100 callers each run into every kind of limit; two of them are killed
-while they hold. What was admitted is counted by the callers themselves. The last line is one JSON object.
+while they hold. What was admitted is counted by the callers themselves. Last, what an administrator changes is timed on running
+routers (administration.py). The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import administration
 import grpc
 import uvloop
 
@@ -384,6 +386,7 @@ def main() -> None:
             quota.terminate()
             quota.join()
             valkey.stop()
+    result |= uvloop.run(administration.measure())
     print(json.dumps(result))
 
 
