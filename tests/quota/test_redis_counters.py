@@ -14,7 +14,7 @@ from forebay.errors import Code, MeshError
 from forebay.policy.model import Limits, ServiceClass, TenantPolicy
 from forebay.quota.domain.limits import Usage, rows_of
 from forebay.quota.domain.reservations import Observation, Order, Outcome, Router, Terms
-from forebay.quota.redis_counters import _SWEEP, MAX_PIPELINE, RedisCounters
+from forebay.quota.redis_counters import _SWEEP, LANES, MAX_PIPELINE, RedisCounters
 from forebay.testing.valkey import ValkeyServer
 
 ROWS = rows_of(TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500), Usage(1, 10, 10))
@@ -33,19 +33,44 @@ def statistics(url: str) -> dict[str, int]:
         return {name: calls["calls"] for name, calls in client.info("commandstats").items()}
 
 
-async def test_calls_of_one_tick_share_a_round_trip(redis_counters: RedisCounters, empty_redis_url: str) -> None:
-    await redis_counters.reserve("acme", order(0), ROWS)
-    batches: list[int] = []
+@pytest.fixture
+def batches(redis_counters: RedisCounters) -> list[list[Any]]:
+    """What is sent, a list for each round trip."""
+    batches: list[list[Any]] = []
     execute = redis_counters._execute
 
     async def watched(batch: Sequence[Any]) -> list[Any]:
-        batches.append(len(batch))
+        batches.append(list(batch))
         return await execute(batch)
 
     redis_counters._execute = watched
-    count = MAX_PIPELINE + 20
-    await asyncio.gather(*(redis_counters.reserve("acme", order(1 + number), ROWS) for number in range(count)))
-    assert sorted(batches) == [20, MAX_PIPELINE]
+    return batches
+
+
+async def test_calls_of_one_tick_share_a_round_trip(redis_counters: RedisCounters, batches: list[list[Any]]) -> None:
+    await asyncio.gather(redis_counters.sweep("acme", 1), redis_counters.reserve("acme", order(0), ROWS))
+    batches.clear()
+    await asyncio.gather(*(redis_counters.sweep("acme", 1) for _ in range(MAX_PIPELINE + 20)))
+    assert [len(batch) for batch in batches] == [MAX_PIPELINE, 20]
+    batches.clear()
+    await asyncio.gather(*(redis_counters.reserve("acme", order(number), ROWS) for number in range(1, 101)))
+    assert len(batches) == LANES
+    assert sum(map(len, batches)) == 100
+
+
+async def test_a_settlement_never_overtakes_its_reservation(empty_redis_url: str) -> None:
+    counters = RedisCounters(empty_redis_url, Terms())  # nobody sends
+    async with asyncio.TaskGroup() as group:
+        calls = []
+        for number in range(60):
+            calls.append(group.create_task(counters.reserve("acme", order(number), ROWS)))
+            calls.append(group.create_task(counters.settle("acme", order(number).request_id, {})))
+        await asyncio.sleep(0)
+        for lane in counters._lanes:
+            waiting = [call.script.name for call in lane.waiting]
+            assert waiting == ["reserve", "settle"] * (len(waiting) // 2) != []
+        for call in calls:
+            call.cancel()
 
 
 async def test_scripts_that_the_server_has_forgotten_are_loaded_again(
@@ -90,7 +115,7 @@ async def test_the_number_of_waiting_calls_is_bounded(empty_redis_url: str, monk
     for _ in range(3):
         counters._call(_SWEEP, "acme")
     with pytest.raises(MeshError) as caught:
-        await counters.settle("acme", order(1).request_id, {})
+        await counters.sweep("acme", 1)
     assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "QUOTA_STORE_OVERLOADED")
 
 
