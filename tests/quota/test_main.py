@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -12,7 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from forebay.api.common.v1 import common_pb2
 from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc
-from forebay.config import ConfigError
+from forebay.cli.certificates import certify
+from forebay.config import ConfigError, TlsConfig
 from forebay.errors import Code
 from forebay.quota.config import QuotaConfig
 from forebay.quota.main import POLICY, QUOTA, TENANT, build
@@ -94,3 +96,34 @@ async def test_wrong_policies_end_the_start_with_every_problem(config: QuotaConf
     async with AsyncExitStack() as stack:
         with pytest.raises(ConfigError, match="2 problem"):
             await build(config, stack)
+
+
+@pytest.mark.slow
+async def test_a_call_that_the_allowlist_stops_is_in_the_audit_log(config: QuotaConfig, tmp_path: Path) -> None:
+    def shown_by(caller: str) -> TlsConfig:
+        return TlsConfig.model_validate(certify(tmp_path / "certificates", caller, f"{caller}-1"))
+
+    stored = {"policy_url": f"sqlite:///{tmp_path}/policies.sqlite", "tls": shown_by("quota")}
+    async with AsyncExitStack() as stack:
+        server = await build(config.model_copy(update=stored), stack)
+        await server.start()
+        stack.push_async_callback(server.drain, 0)
+        router, admin = [
+            await stack.enter_async_context(
+                connect(server.address, caller="test", service="quota", tls=shown_by(caller))
+            )
+            for caller in ("router", "admin")
+        ]
+        with pytest.raises(grpc.aio.AioRpcError):
+            await quota_pb2_grpc.TenantServiceStub(router).DeleteTenant(quota_pb2.DeleteTenantRequest(tenant_id="acme"))
+        events: list[quota_pb2.AuditEvent] = []
+        async with asyncio.timeout(10):
+            while not events:
+                request = quota_pb2.ListAuditEventsRequest(refused_only=True)
+                events = list((await quota_pb2_grpc.TenantServiceStub(admin).ListAuditEvents(request)).events)
+    (event,) = events
+    assert (event.actor, event.action, event.refusal.reason) == (
+        "router/router-1",
+        "DeleteTenant",
+        "CALLER_NOT_ALLOWED",
+    )

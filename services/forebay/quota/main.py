@@ -22,6 +22,7 @@ from forebay.quota.price_link import PriceLink
 from forebay.quota.prices import Prices
 from forebay.quota.redis_counters import RedisCounters
 from forebay.quota.redis_safety import RedisSafety
+from forebay.quota.refused_calls import RefusedCalls
 from forebay.quota.safety_gate import SafetyGate
 from forebay.quota.service import Quota
 from forebay.quota.servicer import QuotaServicer
@@ -39,15 +40,17 @@ TENANT = "forebay.api.quota.v1.TenantService"
 RATE_LIMIT = "envoy.service.ratelimit.v3.RateLimitService"
 
 
-async def policies(config: QuotaConfig, clock: Clock, stack: AsyncExitStack) -> tuple[PolicyFeed, TenantServicer]:
-    """Returns the policies in force and who administers them: the files' or, where there is a store, the store's."""
+async def policies(
+    config: QuotaConfig, clock: Clock, stack: AsyncExitStack
+) -> tuple[PolicyFeed, TenantServicer, RefusedCalls | None]:
+    """Returns the policies in force, who administers them, and where there is a store, which has a log, who keeps it."""
     if config.policy_url is None:
         assert config.tenants_file  # the configuration sees to it
         assert config.keys_file
         files = PolicyFiles(config.tenants_file, config.keys_file, config.pepper_bytes(), config.plans_file)
         feed = PolicyFeed(files.load(), clock)
         await stack.enter_async_context(background(files.follow(feed, clock), "policy files"))
-        return feed, TenantServicer(feed, clock)
+        return feed, TenantServicer(feed, clock), None
     store = SqlPolicyStore(config.policy_url)
     stack.callback(store.close)
     await store.migrate()
@@ -55,13 +58,15 @@ async def policies(config: QuotaConfig, clock: Clock, stack: AsyncExitStack) -> 
     sources = (config.plans_file, config.tenants_file, config.keys_file)
     feed = await stored.start(*sources)
     await stack.enter_async_context(background(stored.follow(*sources), "stored policies"))
-    return feed, TenantServicer(feed, clock, stored)
+    refused = RefusedCalls(store, clock)
+    await stack.enter_async_context(background(refused.run(), "refused calls"))
+    return feed, TenantServicer(feed, clock, stored), refused
 
 
 async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     """Returns the server, ready to start; what runs beside it ends with `stack`."""
     clock = SystemClock()
-    feed, administration = await policies(config, clock, stack)
+    feed, administration, refused = await policies(config, clock, stack)
     shared = RedisCounters(config.redis_url, config.terms())
     await stack.enter_async_context(background(shared.run(), "counters"))
     counters: CounterStore = shared
@@ -82,7 +87,13 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
         stack.push_async_callback(safety.close)
         gate = SafetyGate(safety, clock, config.global_requests_per_second)
 
-    server = RpcServer(config.listen, tls=config.tls, max_connections=config.max_connections, channelz=config.channelz)
+    server = RpcServer(
+        config.listen,
+        tls=config.tls,
+        max_connections=config.max_connections,
+        channelz=config.channelz,
+        refused=refused.note if refused else None,
+    )
     prices = Prices()
     quota = QuotaServicer(Quota(feed, counters, prices, clock.now, gate), clock, config.lease_seconds)
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, QUOTA)
