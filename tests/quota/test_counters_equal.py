@@ -77,6 +77,8 @@ def rows(draw: st.DrawFn, least: int = 1) -> tuple[Row, ...]:
     return (
         row("tenant:t", "requests_per_second", Kind.RATE),
         row("tenant:t", "tokens_per_minute", Kind.WINDOW),
+        row("tenant:t", "input_tokens_per_minute", Kind.WINDOW),
+        row("tenant:t", "output_tokens_per_minute", Kind.WINDOW),
         row("tenant:t/model:m", "tokens_per_minute", Kind.WINDOW),
         row("tenant:t", "concurrent_requests", Kind.HOLD),
         row("key:k", "concurrent_requests", Kind.HOLD),
@@ -88,6 +90,8 @@ def rows(draw: st.DrawFn, least: int = 1) -> tuple[Row, ...]:
 used = st.just({}) | st.fixed_dictionaries(
     {
         "tokens_per_minute": st.integers(0, 9),
+        "input_tokens_per_minute": st.integers(0, 9),
+        "output_tokens_per_minute": st.integers(0, 9),
         "tokens_per_day": st.integers(0, 9),
         "daily_budget_nano_usd": st.integers(0, 9).map(lambda amount: amount * SCALE),
     }
