@@ -35,8 +35,11 @@ class CounterStore(Protocol):
     async def reserve(self, tenant_id: str, order: Order, rows: Sequence[Row]) -> Decision:
         """Takes every row's amount, or nothing."""
 
-    async def take(self, tenant_id: str, row: Row) -> Taken:
-        """Takes a window's amount if it has room, without a reservation. The row has a value. A repeat takes again."""
+    async def take(self, tenant_id: str, rows: Sequence[Row]) -> Sequence[Taken]:
+        """Takes every row's amount, or nothing, without a reservation; says of each what came of it. A repeat takes again.
+
+        The rows are of rates and windows, and have values.
+        """
 
     async def settle(self, tenant_id: str, request_id: str, amounts: Mapping[str, int]) -> bool:
         """Replaces what a reservation took by what was used; True for the one settlement that counts."""
@@ -83,9 +86,9 @@ class InMemoryCounters:
         """Takes every row's amount, or nothing."""
         return self._tenants[tenant_id].reserve(self._now(), order, rows)
 
-    async def take(self, tenant_id: str, row: Row) -> Taken:
-        """Takes a window's amount if it has room."""
-        return self._tenants[tenant_id].take(self._now(), row)
+    async def take(self, tenant_id: str, rows: Sequence[Row]) -> Sequence[Taken]:
+        """Takes every row's amount, or nothing, without a reservation."""
+        return self._tenants[tenant_id].take(self._now(), rows)
 
     async def settle(self, tenant_id: str, request_id: str, amounts: Mapping[str, int]) -> bool:
         """Replaces what a reservation took by what was used."""

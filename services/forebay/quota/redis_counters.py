@@ -68,12 +68,9 @@ class _Script:
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-_RESERVE, _SETTLE, _RENEW, _OBSERVE, _SWEEP, _PEEK, _LIST = map(
-    _Script, ("reserve", "settle", "renew", "observe", "sweep", "peek", "list")
+_RESERVE, _TAKE, _SETTLE, _RENEW, _OBSERVE, _SWEEP, _PEEK, _LIST = map(
+    _Script, ("reserve", "take", "settle", "renew", "observe", "sweep", "peek", "list")
 )
-
-
-_TAKE = _Script("take")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +136,13 @@ class RedisCounters:
             return Decision(outcome, tuple(row.violation(used) for row, used in told), reply[1])
         return Decision.admitted(told) if outcome is Outcome.ADMITTED else Decision(outcome)
 
-    async def take(self, tenant_id: str, row: Row) -> Taken:
-        """Takes a window's amount if it has room."""
-        admitted, used, resets_in_ms = await self._call(_TAKE, tenant_id, row.name, _text(row.value), row.amount)
-        return Taken(bool(admitted), used, resets_in_ms)
+    async def take(self, tenant_id: str, rows: Sequence[Row]) -> Sequence[Taken]:
+        """Takes every row's amount, or nothing, without a reservation."""
+        reply = await self._call(_TAKE, tenant_id, *itertools.chain.from_iterable(map(_take_fields, rows)))
+        return [
+            Taken(bool(room), used, resets_in_ms)
+            for room, used, resets_in_ms in zip(reply[::3], reply[1::3], reply[2::3], strict=True)
+        ]
 
     async def settle(self, tenant_id: str, request_id: str, amounts: Mapping[str, int]) -> bool:
         """Replaces what a reservation took by what was used."""
@@ -323,6 +323,10 @@ def _to_json(observation: Observation) -> str:
 def _reserve_fields(row: Row) -> tuple[str | int, ...]:
     detail, ends_at_ms = _detail(row)
     return (row.name, row.kind.value, _text(row.value), row.amount, detail, ends_at_ms, _text(row.notice_at))
+
+
+def _take_fields(row: Row) -> tuple[str | int, ...]:
+    return (row.name, row.kind.value, _text(row.value), row.amount, _detail(row)[0])
 
 
 def _peek_fields(row: Row) -> tuple[str | int, ...]:

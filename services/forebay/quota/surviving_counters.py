@@ -128,9 +128,9 @@ class SurvivingCounters:
             self._write(tenant=tenant_id, order=asdict(order), rows=[_to_json(row) for row in charged])
         return decision
 
-    async def take(self, tenant_id: str, row: Row) -> Taken:
-        """Takes a window's amount if it has room; the edge decides for itself what an outage means."""
-        return await self._store.take(tenant_id, row)
+    async def take(self, tenant_id: str, rows: Sequence[Row]) -> Sequence[Taken]:
+        """Takes every row's amount, or nothing; the edge decides for itself what an outage means."""
+        return await self._store.take(tenant_id, rows)
 
     async def settle(self, tenant_id: str, request_id: str, amounts: Mapping[str, int]) -> bool:
         """Replaces what a reservation took by what was used."""

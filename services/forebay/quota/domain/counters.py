@@ -96,17 +96,27 @@ class TenantCounters:
         self._live[order.request_id] = _Entry(reservation, windows, periods, holds)
         return Decision.admitted(noticed)
 
-    def take(self, now_ms: int, row: Row) -> Taken:
-        """Takes a window's amount if it has room. No reservation is made: it counts for its minute, whatever comes."""
+    def take(self, now_ms: int, rows: Sequence[Row]) -> tuple[Taken, ...]:
+        """Takes the amounts of rates and windows if all of them have room, and nothing otherwise.
+
+        No reservation is made: what was taken counts for its time, whatever comes.
+        """
         now_ms = self._advance(now_ms)
-        assert row.value is not None
-        window, second = self._windows[row.name], now_ms // 1000
-        over = window.used(second) + row.amount - row.value
-        if over <= 0:
-            window.take(second, row.amount)
-        used = window.used(second)
-        resets_at = window.free_at(second, max(1, min(over, used)))
-        return Taken(over <= 0, used, resets_at * 1000 - now_ms if used else 0)
+        over = [self._over(row, now_ms) for row in rows]
+        if all(each <= 0 for each in over):
+            for row in rows:
+                if row.kind is Kind.RATE:
+                    self._rates[row.name].take(now_ms, row.drain, row.amount)
+                else:
+                    self._windows[row.name].take(now_ms // 1000, row.amount)
+        return tuple(
+            Taken(
+                each <= 0,
+                self._used(row, now_ms),
+                self._freed_in_ms(row, now_ms, each) if each > 0 else self._resets_in_ms(row, now_ms),
+            )
+            for row, each in zip(rows, over, strict=True)
+        )
 
     def settle(self, now_ms: int, request_id: str, amounts: Mapping[str, int]) -> bool:
         """Replaces what a reservation took by what was used; returns whether this settlement is the one that counts.
@@ -229,6 +239,13 @@ class TenantCounters:
         if row.kind is Kind.RATE:
             return self._rates[row.name].level(now_ms, row.drain) + WEIGHT * (row.amount - row.value)
         return self._used(row, now_ms) + row.amount - row.value
+
+    def _freed_in_ms(self, row: Row, now_ms: int, over: int) -> int:
+        """Returns how long it takes until so much of a rate or a window is free, or all of it when that is less."""
+        if row.kind is Kind.RATE:
+            return -(-min(over, self._rates[row.name].level(now_ms, row.drain)) // row.drain)
+        used, second = self._used(row, now_ms), now_ms // 1000
+        return self._windows[row.name].free_at(second, min(over, used)) * 1000 - now_ms if used else 0
 
     def _wait_ms(self, row: Row, now_ms: int) -> int:
         over = self._over(row, now_ms)
