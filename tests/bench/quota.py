@@ -22,6 +22,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -267,8 +268,11 @@ async def measure(address: str, redis_url: str) -> dict[str, float]:
     }
 
 
-def storm(address: str, name: str, log: Path, victim: bool) -> None:
-    """One process of callers. It writes down each admission, release and refusal at once; a victim never releases."""
+def storm(address: str, name: str, log: Path, victim: bool, together: Barrier) -> None:
+    """One process of callers, which begins with all others. It writes down each admission, release and refusal at once.
+
+    A victim never releases.
+    """
     tenants = [tenant for tenant in policies().tenants if tenant != "free"]
 
     async def run() -> None:
@@ -293,6 +297,7 @@ def storm(address: str, name: str, log: Path, victim: bool) -> None:
                 await each.settle(tenant, request_id)
 
         async with connect(address, caller=name) as channel, session(channel, name) as each:
+            await asyncio.to_thread(together.wait)
             ends = time.time() + STORM_S
             await asyncio.gather(*(caller(number) for number in range(CALLERS_EACH)))
 
@@ -302,10 +307,10 @@ def storm(address: str, name: str, log: Path, victim: bool) -> None:
 async def overrun(address: str, folder: Path) -> dict[str, Any]:
     """Returns the figures of the second part."""
     spawn = multiprocessing.get_context("spawn")
-    children = []
+    children, together = [], spawn.Barrier(PROCESSES + 1)
     for number in range(PROCESSES):
         log, name = folder / f"{number}.log", f"router-{number}"
-        children.append(spawn.Process(target=storm, args=(address, name, log, number < VICTIMS)))
+        children.append(spawn.Process(target=storm, args=(address, name, log, number < VICTIMS, together)))
         children[-1].start()
     async with connect(address, caller="bench") as channel:
         stub = quota_pb2_grpc.QuotaServiceStub(channel)
@@ -317,8 +322,7 @@ async def overrun(address: str, folder: Path) -> dict[str, Any]:
 
         at_once = "concurrent_requests"
         most_at_once, killed_at = 0, 0.0
-        while not all((folder / f"{number}.log").exists() for number in range(PROCESSES)):
-            await asyncio.sleep(0.05)
+        await asyncio.to_thread(together.wait)
         began = time.time()
         while any(child.is_alive() for child in children):
             ((held, _),) = (await used(tenant_id(at_once))).values()
