@@ -8,6 +8,7 @@ from envoy.service.ratelimit.v3 import rls_pb2_grpc
 
 from forebay.api.quota.v1 import quota_pb2_grpc
 from forebay.clock import Clock, SystemClock
+from forebay.journal import Journal
 from forebay.lifecycle import background, run_service
 from forebay.policy.model import LossPolicy
 from forebay.quota.config import QuotaConfig
@@ -72,7 +73,13 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
             return tenant is not None and tenant.loss_policy is LossPolicy.FAIL_OPEN
 
         surviving = SurvivingCounters(
-            shared, clock, config.terms(), fails_open, config.replicas, config.fail_open_seconds, config.journal_file
+            shared,
+            clock,
+            config.terms(),
+            fails_open,
+            config.replicas,
+            config.fail_open_seconds,
+            Journal(config.journal_file),
         )
         await stack.enter_async_context(background(surviving.run(), "journal"))
         counters = surviving

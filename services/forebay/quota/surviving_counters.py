@@ -2,24 +2,23 @@
 
 Such a tenant is admitted by counters in this process to its limits divided by the number of quota replicas, and for a bounded
 time. What it had used before is not known here, so that at most this share is admitted too much; the local counters are kept
-from one outage to the next, so that a server that comes and goes admits no more. Each admission and settlement is appended to a
-journal first. Once the server is back, a tenant's journal is replayed before anything else is asked for it: what was admitted is
-charged whether or not it fits, and settled if it was. Reserve and settle may be repeated without harm, so a replay that is cut
-short, or a process that dies in it, begins again at the front. Everybody else fails closed.
+from one outage to the next, so that a server that comes and goes admits no more. Each admission and settlement is in a journal
+on the disk before anybody hears of it. Once the server is back, a tenant's journal is replayed before anything else is asked for
+it: what was admitted is charged whether or not it fits, and settled if it was. Reserve and settle may be repeated without harm,
+so a replay that is cut short, or a process that dies in it, begins again at the front. Everybody else fails closed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from forebay.clock import Clock
 from forebay.errors import MeshError
+from forebay.journal import Journal
 from forebay.quota.counters import CounterStore, InMemoryCounters
 from forebay.quota.domain.counters import HOLD_RETRY_MS
 from forebay.quota.domain.edge import Taken
@@ -66,7 +65,7 @@ class SurvivingCounters:
         fails_open: Callable[[str], bool],
         replicas: int,
         most_s: float,
-        journal: Path,
+        journal: Journal,
     ) -> None:
         """Takes up what a former life of the process has left in its journal.
 
@@ -77,7 +76,7 @@ class SurvivingCounters:
             fails_open: whether a tenant's policy is to fail open.
             replicas: how many processes of quota share each limit.
             most_s: for how long an outage admits anybody.
-            journal: the file.
+            journal: where admissions are kept; this is who closes it.
         """
         self._store = store
         self._clock = clock
@@ -88,13 +87,9 @@ class SurvivingCounters:
         self._admitted: defaultdict[str, dict[str, _Admission]] = defaultdict(dict)
         self._replaying: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._local = InMemoryCounters(terms, lambda: int(clock.now() * 1000))
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        left = journal.read_text("utf-8") if journal.exists() else ""
-        for line in left.splitlines():
-            self._read(line)
-        self._journal = journal.open("a", encoding="utf-8")
-        if left and not left.endswith("\n"):
-            self._journal.write("\n")
+        self._journal = journal
+        for record in journal.left:
+            self._read(record)
 
     async def run(self) -> None:
         """Replays what quiet tenants have left, until cancelled."""
@@ -109,7 +104,7 @@ class SurvivingCounters:
                     await self._local.sweep(tenant_id, MOST_AT_ONCE)
                 await self._clock.sleep(RETRY_S)
         finally:
-            self._journal.close()
+            await self._journal.close()
 
     async def reserve(self, tenant_id: str, order: Order, rows: Sequence[Row]) -> Decision:
         """Takes every row's amount, or nothing."""
@@ -125,7 +120,8 @@ class SurvivingCounters:
             # Charged in any case when it is replayed; a rate has drained by then.
             charged = tuple(replace(row, value=None) for row in rows if row.kind is not Kind.RATE)
             self._admitted[tenant_id][order.request_id] = _Admission(order, charged)
-            self._write(tenant=tenant_id, order=asdict(order), rows=[_to_json(row) for row in charged])
+            self._journal.append(tenant=tenant_id, order=asdict(order), rows=[_to_json(row) for row in charged])
+        await self._journal.synced()
         return decision
 
     async def take(self, tenant_id: str, row: Row) -> Taken:
@@ -143,8 +139,9 @@ class SurvivingCounters:
         if admission.used is not None:
             return False
         admission.used = dict(amounts)
-        self._write(tenant=tenant_id, settled=request_id, used=admission.used)
+        self._journal.append(tenant=tenant_id, settled=request_id, used=admission.used)
         await self._local.settle(tenant_id, request_id, amounts)
+        await self._journal.synced()
         return True
 
     async def renew(
@@ -218,18 +215,10 @@ class SurvivingCounters:
                 # Its place here is free; what it took of the present minute and day still counts.
                 await self._local.settle(tenant_id, request_id, {row.limit: row.amount for row in admission.rows})
         if not any(self._admitted.values()):
-            self._journal.truncate(0)
+            self._journal.clear()
             self._away_since = None
 
-    def _write(self, **record: object) -> None:
-        self._journal.write(json.dumps(record) + "\n")
-        self._journal.flush()
-
-    def _read(self, line: str) -> None:
-        try:
-            record = json.loads(line)
-        except ValueError:  # cut short: nobody was told of it
-            return
+    def _read(self, record: Mapping[str, Any]) -> None:
         admitted = self._admitted[record["tenant"]]
         if "settled" in record:
             if record["settled"] in admitted:
