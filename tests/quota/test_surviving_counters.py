@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,10 @@ def survivor(server: Server, clock: FakeClock, folder: Path) -> SurvivingCounter
 
 
 def around(journal: Journal, server: Server, clock: FakeClock) -> SurvivingCounters:
-    return SurvivingCounters(server, clock, Terms(), "open".__eq__, 2, 60.0, journal)
+    async def claim() -> Fraction:
+        return Fraction(1)
+
+    return SurvivingCounters(server, clock, Terms(), "open".__eq__, 2, 60.0, journal, claim)
 
 
 async def ask(counters: Any, number: int, tenant_id: str = "open") -> Outcome:

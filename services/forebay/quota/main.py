@@ -15,6 +15,7 @@ from forebay.quota.config import QuotaConfig
 from forebay.quota.counters import CounterStore
 from forebay.quota.edge import Edge
 from forebay.quota.edge_servicer import EdgeServicer
+from forebay.quota.local_shares import LocalShares
 from forebay.quota.metering_link import MeteringLink
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.policy_files import PolicyFiles
@@ -66,23 +67,37 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     shared = RedisCounters(config.redis_url, config.terms())
     await stack.enter_async_context(background(shared.run(), "counters"))
     counters: CounterStore = shared
+    prices = Prices()
+    shares: LocalShares | None = None
     if config.journal_file is not None:
+        journal = Journal(config.journal_file)
 
         def fails_open(tenant_id: str) -> bool:
             tenant = feed.policies.tenants.get(tenant_id)
             return tenant is not None and tenant.loss_policy is LossPolicy.FAIL_OPEN
 
-        surviving = SurvivingCounters(
+        counters = surviving = SurvivingCounters(
             shared,
             clock,
             config.terms(),
             fails_open,
             config.replicas,
             config.fail_open_seconds,
-            Journal(config.journal_file),
+            journal,
+            claim=lambda: local_shares.claim(),
+        )
+        shares = local_shares = LocalShares(
+            feed,
+            surviving,
+            prices,
+            clock,
+            replicas=config.replicas,
+            lease_s=config.fail_open_seconds,
+            global_limit=config.global_requests_per_second,
+            file=config.journal_file.with_name(f"{config.journal_file.name}.shares"),
         )
         await stack.enter_async_context(background(surviving.run(), "journal"))
-        counters = surviving
+        await stack.enter_async_context(background(local_shares.run(), "local shares"))
     gate = None
     if config.global_requests_per_second:
         safety = RedisSafety(config.redis_url)
@@ -90,8 +105,7 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
         gate = SafetyGate(safety, clock, config.global_requests_per_second)
 
     server = RpcServer(config.listen, tls=config.tls, max_connections=config.max_connections, channelz=config.channelz)
-    prices = Prices()
-    quota = QuotaServicer(Quota(feed, counters, prices, clock.now, gate), clock, config.lease_seconds)
+    quota = QuotaServicer(Quota(feed, counters, prices, clock.now, gate), clock, config.lease_seconds, shares)
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, QUOTA)
     server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyServicer(feed), POLICY)
     server.add(quota_pb2_grpc.add_TenantServiceServicer_to_server, administration, TENANT)

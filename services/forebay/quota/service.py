@@ -17,7 +17,7 @@ from forebay.errors import Code, FieldViolation, MeshError
 from forebay.policy.model import KeyPolicy, LossPolicy, TenantPolicy
 from forebay.quota.counters import CounterStore
 from forebay.quota.domain.canary import effective_limits
-from forebay.quota.domain.limits import BUDGETS, Row, Usage, amounts_of, hold_values, rows_of
+from forebay.quota.domain.limits import BUDGETS, Kind, Row, Usage, amounts_of, hold_values, rows_of
 from forebay.quota.domain.reservations import Decision, LimitState, Order, Outcome, Reservation, Router
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
@@ -80,12 +80,27 @@ class Quota:
         if decision.outcome is Outcome.REFUSED:
             raise _refused(decision)
         if decision.outcome is Outcome.TAKEN:
-            raise MeshError(
-                Code.ALREADY_EXISTS,
-                "REQUEST_ID_TAKEN",
-                f"request {order.request_id} was reserved by another router, or by an earlier life of this one",
-            )
+            raise _taken(order)
         killpoints.reached("quota.after_reserve")
+        return decision
+
+    async def charge(
+        self, tenant_id: str, order: Order, admitted_s: float, key_id: str = "", model: str = ""
+    ) -> Decision:
+        """Holds what a router has admitted by itself at a time in seconds since the epoch, whether or not there is room.
+
+        Raises:
+            MeshError: NOT_FOUND for the tenant, ALREADY_EXISTS, UNAVAILABLE.
+        """
+        tenant, key, now_s = self._tenant(tenant_id), self._key(tenant_id, key_id), min(admitted_s, self._now())
+        asked = Usage(1, order.prompt_tokens, order.max_completion_tokens)
+        most = self._prices.most(tenant, key, model, asked, now_s)
+        rows = rows_of(tenant, replace(asked, cost_nano_usd=most), now_s, key, model)
+        # A rate has drained by now.
+        counted = [replace(row, value=None) for row in rows if row.kind is not Kind.RATE]
+        decision = await self._counters.reserve(tenant_id, order, counted)
+        if decision.outcome is Outcome.TAKEN:
+            raise _taken(order)
         return decision
 
     async def settle(self, tenant_id: str, request_id: str, used: Usage, model: str = "") -> bool:
@@ -168,6 +183,14 @@ class Quota:
 def tenant_not_found(tenant_id: str) -> MeshError:
     """Returns the error for a tenant that does not exist."""
     return MeshError(Code.NOT_FOUND, "TENANT_NOT_FOUND", f"there is no tenant {tenant_id!r}")
+
+
+def _taken(order: Order) -> MeshError:
+    return MeshError(
+        Code.ALREADY_EXISTS,
+        "REQUEST_ID_TAKEN",
+        f"request {order.request_id} was reserved by another router, or by an earlier life of this one",
+    )
 
 
 def _refused(decision: Decision) -> MeshError:

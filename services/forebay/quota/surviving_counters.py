@@ -1,11 +1,12 @@
 """The counters while their server is away, for tenants whose policy is to fail open.
 
-Such a tenant is admitted by counters in this process to its limits divided by the number of quota replicas, and for a bounded
-time. What it had used before is not known here, so that at most this share is admitted too much; the local counters are kept
-from one outage to the next, so that a server that comes and goes admits no more. Each admission and settlement is in a journal
-on the disk before anybody hears of it. Once the server is back, a tenant's journal is replayed before anything else is asked for
-it: what was admitted is charged whether or not it fits, and settled if it was. Reserve and settle may be repeated without harm,
-so a replay that is cut short, or a process that dies in it, begins again at the front. Everybody else fails closed.
+Such a tenant is admitted by counters in this process to its limits divided by the number of quota replicas, less what routers
+may admit by themselves (`domain.shares`), and for a bounded time. What it had used before is not known here, so that at most this
+share is admitted too much; the local counters are kept from one outage to the next, so that a server that comes and goes admits
+no more. Each admission and settlement is in a journal on the disk before anybody hears of it. Once the server is back, a tenant's
+journal is replayed before anything else is asked for it: what was admitted is charged whether or not it fits, and settled if it
+was. Reserve and settle may be repeated without harm, so a replay that is cut short, or a process that dies in it, begins again at
+the front. Everybody else fails closed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from typing import Any, TypeVar
 
 from forebay.clock import Clock
@@ -66,6 +68,7 @@ class SurvivingCounters:
         replicas: int,
         most_s: float,
         journal: Journal,
+        claim: Callable[[], Awaitable[Fraction]],
     ) -> None:
         """Takes up what a former life of the process has left in its journal.
 
@@ -77,12 +80,14 @@ class SurvivingCounters:
             replicas: how many processes of quota share each limit.
             most_s: for how long an outage admits anybody.
             journal: where admissions are kept; this is who closes it.
+            claim: returns what part of this replica's portion is free of routers that may admit by themselves.
         """
         self._store = store
         self._clock = clock
         self._fails_open = fails_open
         self._replicas = replicas
         self._most_s = most_s
+        self._claim = claim
         self._away_since: float | None = None
         self._admitted: defaultdict[str, dict[str, _Admission]] = defaultdict(dict)
         self._replaying: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -93,6 +98,9 @@ class SurvivingCounters:
 
     async def run(self) -> None:
         """Replays what quiet tenants have left, until cancelled."""
+        for tenant_id, left in self._admitted.items():
+            for admission in left.values():  # what a former life admitted counts here, too
+                await self._local.reserve(tenant_id, admission.order, admission.rows)
         try:
             while True:
                 for tenant_id in [tenant_id for tenant_id, admitted in self._admitted.items() if admitted]:
@@ -113,7 +121,10 @@ class SurvivingCounters:
         except MeshError as error:
             if not self._may_go_on(tenant_id, error):
                 raise
-        decision = await self._local.reserve(tenant_id, order, [_share(row, self._replicas) for row in rows])
+            part = await self._claim()
+            if not part:
+                raise
+        decision = await self._local.reserve(tenant_id, order, [_share(row, part / self._replicas) for row in rows])
         if decision.outcome is Outcome.REFUSED:
             return replace(decision, retry_after_ms=max(decision.retry_after_ms, HOLD_RETRY_MS))
         if decision.outcome is Outcome.ADMITTED and order.request_id not in self._admitted[tenant_id]:
@@ -228,10 +239,10 @@ class SurvivingCounters:
             admitted[order.request_id] = _Admission(order, tuple(_rows(record["rows"])))
 
 
-def _share(row: Row, replicas: int) -> Row:
+def _share(row: Row, part: Fraction) -> Row:
     if row.value is None:
         return row
-    return replace(row, value=row.value // replicas, base=max(1, row.base // replicas))
+    return replace(row, value=int(row.value * part), base=max(1, int(row.base * part)))
 
 
 def _to_json(row: Row) -> dict[str, Any]:

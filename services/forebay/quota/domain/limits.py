@@ -142,9 +142,7 @@ def hold_values(tenant: TenantPolicy, keys: Iterable[KeyPolicy]) -> tuple[Row, .
 def amounts_of(usage: Usage) -> dict[str, int]:
     """Returns what a settled request used of each limit that goes on counting after it."""
     return {
-        limit.name: min(limit.amount(usage), MOST + 1)
-        for limit in LIMITS
-        if limit.kind in (Kind.WINDOW, Kind.PERIOD)
+        limit.name: min(limit.amount(usage), MOST + 1) for limit in LIMITS if limit.kind in (Kind.WINDOW, Kind.PERIOD)
     }
 
 

@@ -28,6 +28,15 @@ class Price:
     model: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Dearest:
+    """The highest prices that a tenant's requests can have, in nano-USD."""
+
+    nano_usd_per_request: int = 0
+    nano_usd_per_million_prompt_tokens: int = 0
+    nano_usd_per_million_completion_tokens: int = 0
+
+
 class PriceTable:
     """Prices, indexed; immutable. An item without any price costs nothing."""
 
@@ -57,6 +66,17 @@ class PriceTable:
         request = self._price(tenant, model, "requests", now_s)
         lines = (asked.prompt_tokens * prompt, asked.completion_tokens * completion, asked.requests * request)
         return sum(-(-line // _MILLION) for line in lines) + (1 if asked.prompt_tokens else 0)
+
+    def dearest(self, tenant: TenantPolicy, now_s: float) -> Dearest:
+        """Returns the highest prices over all models, for whoever must decide without the table."""
+        models = {"", *(model for _, model, _ in self._dated)}
+        models |= {subject.removeprefix("model:") for subject, _, _ in self._dated if subject.startswith("model:")}
+
+        def highest(*items: str) -> int:
+            return max(self._price(tenant, model, item, now_s) for model in models for item in items)
+
+        request = -(-highest("requests") // _MILLION)
+        return Dearest(request, highest("prompt_tokens", "cached_tokens"), highest("completion_tokens"))
 
     def _price(self, tenant: TenantPolicy, model: str, item: str, now_s: float) -> int:
         subjects = [f"tenant:{tenant.tenant_id}", f"model:{model}", "default"]
