@@ -104,8 +104,17 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
         stack.push_async_callback(safety.close)
         gate = SafetyGate(safety, clock, config.global_requests_per_second)
 
+    link: MeteringLink | None = None
+    if config.metering_address is not None:
+        metering = connect(config.metering_address, caller=config.id, service="metering", tls=config.tls)
+        stack.push_async_callback(metering.close)
+        link = MeteringLink(metering, counters, clock, prices)
+        await stack.enter_async_context(background(PriceLink(metering, prices).run(), "prices"))
+        await stack.enter_async_context(background(link.run(), "usage"))
+
     server = RpcServer(config.listen, tls=config.tls, max_connections=config.max_connections, channelz=config.channelz)
-    quota = QuotaServicer(Quota(feed, counters, prices, clock.now, gate), clock, config.lease_seconds, shares)
+    use_cases = Quota(feed, counters, prices, clock.now, gate, link.look_up if link is not None else None)
+    quota = QuotaServicer(use_cases, clock, config.lease_seconds, shares)
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, QUOTA)
     server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyServicer(feed), POLICY)
     server.add(quota_pb2_grpc.add_TenantServiceServicer_to_server, administration, TENANT)
@@ -120,12 +129,6 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
 
     sweeper = Sweeper(counters, clock, config.lease_seconds, counters_reachable)
     await stack.enter_async_context(background(sweeper.run(), "sweeper"))
-    if config.metering_address is not None:
-        metering = connect(config.metering_address, caller=config.id, service="metering", tls=config.tls)
-        stack.push_async_callback(metering.close)
-        link = MeteringLink(metering, counters, clock, prices)
-        await stack.enter_async_context(background(PriceLink(metering, prices).run(), "prices"))
-        await stack.enter_async_context(background(link.run(), "usage"))
     return server
 
 

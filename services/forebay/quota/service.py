@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 
 from forebay import killpoints
@@ -36,6 +36,7 @@ class Quota:
         prices: Prices | None = None,
         now: Callable[[], float] = time.time,
         gate: SafetyGate | None = None,
+        look_up: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         """Prepares the use cases.
 
@@ -45,12 +46,14 @@ class Quota:
             prices: what it costs; without any, tenants that have a budget are refused.
             now: the present in seconds since the epoch, which says what day it is.
             gate: the limit above all tenants; without it there is none.
+            look_up: observes what the ledger has of a request; None without a ledger.
         """
         self._feed = feed
         self._counters = counters
         self._prices = prices or Prices()
         self._now = now
         self._gate = gate
+        self._look_up = look_up
 
     async def reserve(self, tenant_id: str, order: Order, key_id: str = "", model: str = "") -> Decision:
         """Holds what a request may use at most; returns once it is held, with what the tenant is to be told.
@@ -85,9 +88,14 @@ class Quota:
         return decision
 
     async def charge(
-        self, tenant_id: str, order: Order, admitted_s: float, key_id: str = "", model: str = ""
+        self, tenant_id: str, order: Order, admitted_s: float, key_id: str, model: str, *, orphaned: bool
     ) -> Decision:
-        """Holds what a router has admitted by itself at a time in seconds since the epoch, whether or not there is room.
+        """Holds what a router has admitted by itself, whether or not there is room.
+
+        Args:
+            tenant_id, order, key_id, model: as for `reserve`.
+            admitted_s: when it did, in seconds since the epoch.
+            orphaned: whether that life of the router is over, so that the ledger may say how the request ended, and has said so.
 
         Raises:
             MeshError: NOT_FOUND for the tenant, ALREADY_EXISTS, UNAVAILABLE.
@@ -101,6 +109,8 @@ class Quota:
         decision = await self._counters.reserve(tenant_id, order, counted)
         if decision.outcome is Outcome.TAKEN:
             raise _taken(order)
+        if orphaned and self._look_up is not None:
+            await self._look_up(order.request_id)
         return decision
 
     async def settle(self, tenant_id: str, request_id: str, used: Usage, model: str = "") -> bool:

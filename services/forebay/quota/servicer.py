@@ -163,7 +163,12 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
         with self._span("quota.reserve", request):
             if request.HasField("admitted_at"):
                 decision = await self._quota.charge(
-                    request.tenant_id, order, request.admitted_at.ToMilliseconds() / 1000, request.key_id, request.model
+                    request.tenant_id,
+                    order,
+                    request.admitted_at.ToMilliseconds() / 1000,
+                    request.key_id,
+                    request.model,
+                    orphaned=order.router != router,
                 )
             else:
                 decision = await self._quota.reserve(request.tenant_id, order, request.key_id, request.model)
