@@ -62,17 +62,17 @@ class _LossPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LossPolicy
     LOSS_POLICY_FAIL_CLOSED: _LossPolicy.ValueType  # 1
     """Refuse."""
     LOSS_POLICY_FAIL_OPEN: _LossPolicy.ValueType  # 2
-    """Admit up to a bounded local allowance."""
+    """Admit up to a bounded local allowance: quota's while the counters are away, each router's (LocalShare) while quota is."""
 
 class LossPolicy(_LossPolicy, metaclass=_LossPolicyEnumTypeWrapper):
-    """LossPolicy says what admission does while the counters cannot be reached."""
+    """LossPolicy says what admission does while the counters, or quota itself, cannot be reached."""
 
 LOSS_POLICY_UNSPECIFIED: LossPolicy.ValueType  # 0
 """As FAIL_CLOSED."""
 LOSS_POLICY_FAIL_CLOSED: LossPolicy.ValueType  # 1
 """Refuse."""
 LOSS_POLICY_FAIL_OPEN: LossPolicy.ValueType  # 2
-"""Admit up to a bounded local allowance."""
+"""Admit up to a bounded local allowance: quota's while the counters are away, each router's (LocalShare) while quota is."""
 Global___LossPolicy: _TypeAlias = LossPolicy  # noqa: Y015
 
 class _WatcherKind:
@@ -1141,7 +1141,9 @@ class SessionRequest(_message.Message):
 
     @_builtins.property
     def local_share_held(self) -> Global___LocalShareHeld:
-        """What the router holds of its LocalShare: with the hello, and in answer to each LocalShare."""
+        """What the router holds of its LocalShare: with the hello, and in answer to each LocalShare. A router that never says is told
+        of none.
+        """
 
     def __init__(
         self,
