@@ -103,10 +103,11 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
                         router = from_pb_router(request.hello.router)
                         session.outbox.message.welcome.lease.CopyFrom(self._lease)
                         session.outbox.flush()
-                        if self._shares is not None:
+                    if self._shares is not None and request.HasField("local_share_held"):
+                        if seat is None:
                             seat = self._shares.join(router.id, request.local_share_held, partial(_send_share, session))
-                    elif self._shares is not None and seat is not None and request.HasField("local_share_held"):
-                        self._shares.held(seat, request.local_share_held)
+                        else:
+                            self._shares.held(seat, request.local_share_held)
                     # A task runs up to its first wait in the order of creation, so reserves reach the counters first.
                     for reserve in request.reserves:
                         await self._start(slots, self._answer_reserve(session, reserve, router))
