@@ -146,6 +146,9 @@ async def test_a_router_is_told_its_part_of_every_limit_of_who_fails_open(world:
         "mesh/requests_per_second": 25,
     }
     assert b.share.allowances[0].nano_usd_per_million_prompt_tokens == 7
+    rows = rows_of(OPEN, Usage(1, 1, 1), world.clock.now())
+    left = {row.limit: world.shares.left(row) for row in rows}
+    assert (left["tokens_per_day"], left["daily_budget_nano_usd"], left["monthly_budget_nano_usd"]) == (800, 8_000, 0)
 
 
 async def test_a_tenant_with_a_budget_and_no_prices_has_no_allowance(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def around(journal: Journal, server: Server, clock: FakeClock) -> SurvivingCount
     async def claim() -> Fraction:
         return Fraction(1)
 
-    return SurvivingCounters(server, clock, Terms(), "open".__eq__, 2, 60.0, journal, claim)
+    return SurvivingCounters(server, clock, Terms(), "open".__eq__, 2, 60.0, journal, claim, lambda row: 40)
 
 
 async def ask(counters: Any, number: int, tenant_id: str = "open") -> Outcome:
@@ -139,3 +140,12 @@ async def test_a_line_cut_short_was_never_answered(server: Server, clock: FakeCl
     server.calls_left = 10**9
     assert await ask(survivor(server, clock, tmp_path), 3) is Outcome.ADMITTED
     assert await used(server) == 3
+
+
+async def test_of_a_day_there_is_a_share_of_what_was_left(server: Server, clock: FakeClock, tmp_path: Path) -> None:
+    counters = survivor(server, clock, tmp_path)
+    daily = replace(TENANT, limits=Limits(tokens_per_day=1_000_000))
+    rows = rows_of(daily, Usage(1, 5, 5), clock.now())
+    server.calls_left = 0
+    decisions = [await counters.reserve("open", Order(f"{number:032x}", ROUTER, 5, 5), rows) for number in range(3)]
+    assert [each.outcome for each in decisions] == [Outcome.ADMITTED] * 2 + [Outcome.REFUSED], "20 of the 40 left"

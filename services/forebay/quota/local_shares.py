@@ -18,7 +18,7 @@ from pathlib import Path
 from forebay.api.quota.v1 import quota_pb2
 from forebay.clock import Clock
 from forebay.errors import MeshError
-from forebay.policy.limits import Kind, Usage
+from forebay.policy.limits import LIMITS, Kind, Usage
 from forebay.policy.model import KeyPolicy, LossPolicy, TenantPolicy
 from forebay.quota.counters import CounterStore
 from forebay.quota.domain.canary import effective_limits
@@ -37,6 +37,8 @@ CLAIM_WITHIN_S = 0.5
 # Tenants that can be told of, the first in order of their id; all others fail closed at routers.
 MAX_TENANTS = 1_000
 TENANTS_AT_ONCE = 200
+
+PERIODS = {limit.name for limit in LIMITS if limit.kind is Kind.PERIOD}
 
 _NOTHING = Usage(0, 0, 0)
 
@@ -111,6 +113,7 @@ class LocalShares:
         self._away_since = 0.0
         self._seats: dict[str, Seat] = {}
         self._left: list[_Left] = []
+        self._left_of_periods: dict[str, int] = {}
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
         self._keeping = asyncio.Lock()
@@ -170,6 +173,10 @@ class LocalShares:
         part = self._shares.claim(self._clock.monotonic())
         return part if await self._keep() else NOTHING
 
+    def left(self, row: Row) -> int:
+        """Returns what a day's or a month's limit had left when the counters were last there; 0 when nobody knows."""
+        return self._left_of_periods.get(row.name, 0)
+
     async def _refresh(self) -> None:
         now_s = self._clock.now()
         policies = self._feed.policies
@@ -190,6 +197,12 @@ class LocalShares:
         except MeshError:
             return  # what was said last stands; whoever finds the counters away claims
         self._left = [each for each in left if each is not None]
+        self._left_of_periods = {
+            f"{subject}/{limit}": value
+            for each in self._left
+            for subject, limit, value in each.limits
+            if limit in PERIODS
+        }
         self._shares.away = False
 
     async def _left_of(self, tenant: TenantPolicy, keys: Iterable[KeyPolicy], now_s: float) -> _Left | None:

@@ -85,6 +85,7 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
             config.fail_open_seconds,
             journal,
             claim=lambda: local_shares.claim(),
+            left=lambda row: local_shares.left(row),
         )
         shares = local_shares = LocalShares(
             feed,

@@ -1,12 +1,12 @@
 """The counters while their server is away, for tenants whose policy is to fail open.
 
 Such a tenant is admitted by counters in this process to its limits divided by the number of quota replicas, less what routers
-may admit by themselves (`domain.shares`), and for a bounded time. What it had used before is not known here, so that at most this
-share is admitted too much; the local counters are kept from one outage to the next, so that a server that comes and goes admits
-no more. Each admission and settlement is in a journal on the disk before anybody hears of it. Once the server is back, a tenant's
-journal is replayed before anything else is asked for it: what was admitted is charged whether or not it fits, and settled if it
-was. Reserve and settle may be repeated without harm, so a replay that is cut short, or a process that dies in it, begins again at
-the front. Everybody else fails closed.
+may admit by themselves (`domain.shares`), and for a bounded time. What it had used of the minute is not known here, so that at
+most this share is admitted too much; of days and months, what was left is shared. The local counters are kept from one outage to
+the next, so that a server that comes and goes admits no more. Each admission and settlement is in a journal on the disk before
+anybody hears of it. Once the server is back, a tenant's journal is replayed before anything else is asked for it: what was
+admitted is charged whether or not it fits, and settled if it was. Reserve and settle may be repeated without harm, so a replay
+that is cut short, or a process that dies in it, begins again at the front. Everybody else fails closed.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class SurvivingCounters:
         most_s: float,
         journal: Journal,
         claim: Callable[[], Awaitable[Fraction]],
+        left: Callable[[Row], int],
     ) -> None:
         """Takes up what a former life of the process has left in its journal.
 
@@ -81,6 +82,7 @@ class SurvivingCounters:
             most_s: for how long an outage admits anybody.
             journal: where admissions are kept; this is who closes it.
             claim: returns what part of this replica's portion is free of routers that may admit by themselves.
+            left: returns what a day's or a month's limit had left when the server was last there.
         """
         self._store = store
         self._clock = clock
@@ -88,6 +90,7 @@ class SurvivingCounters:
         self._replicas = replicas
         self._most_s = most_s
         self._claim = claim
+        self._left = left
         self._away_since: float | None = None
         self._admitted: defaultdict[str, dict[str, _Admission]] = defaultdict(dict)
         self._replaying: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -124,7 +127,8 @@ class SurvivingCounters:
             part = await self._claim()
             if not part:
                 raise
-        decision = await self._local.reserve(tenant_id, order, [_share(row, part / self._replicas) for row in rows])
+        shares = [self._share(row, part / self._replicas) for row in rows]
+        decision = await self._local.reserve(tenant_id, order, shares)
         if decision.outcome is Outcome.REFUSED:
             return replace(decision, retry_after_ms=max(decision.retry_after_ms, HOLD_RETRY_MS))
         if decision.outcome is Outcome.ADMITTED and order.request_id not in self._admitted[tenant_id]:
@@ -215,6 +219,12 @@ class SurvivingCounters:
             self._away_since = self._clock.monotonic()
         return self._clock.monotonic() - self._away_since < self._most_s
 
+    def _share(self, row: Row, part: Fraction) -> Row:
+        if row.value is None:
+            return row
+        value = self._left(row) if row.kind is Kind.PERIOD else row.value
+        return replace(row, value=int(value * part), base=max(1, int(row.base * part)))
+
     async def _replay(self, tenant_id: str) -> None:
         async with self._replaying[tenant_id]:
             admitted = self._admitted[tenant_id]
@@ -237,12 +247,6 @@ class SurvivingCounters:
         else:
             order = Order(**{**record["order"], "router": Router(**record["order"]["router"])})
             admitted[order.request_id] = _Admission(order, tuple(_rows(record["rows"])))
-
-
-def _share(row: Row, part: Fraction) -> Row:
-    if row.value is None:
-        return row
-    return replace(row, value=int(row.value * part), base=max(1, int(row.base * part)))
 
 
 def _to_json(row: Row) -> dict[str, Any]:
