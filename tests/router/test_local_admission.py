@@ -132,6 +132,16 @@ async def test_a_quota_that_only_hangs_is_away_after_the_wait(world: World) -> N
     assert len(await world.admitted(3)) == 2
 
 
+async def test_a_request_in_a_hurry_says_nothing_of_quota(world: World) -> None:
+    await world.live_on()
+    await world.told()
+    world.fake.silent = True
+    with pytest.raises(MeshError) as caught:
+        await soon(world.link.reserve(request(deadline_at=world.clock.monotonic() + 0.01)))
+    assert caught.value.reason == "QUOTA_UNAVAILABLE"
+    assert not world.local.owed
+
+
 async def test_without_a_word_from_quota_or_long_after_it_nobody_is_admitted(world: World) -> None:
     await world.live_on(wait_s=0.01)
     await soon(world.link.session.wait_connected())

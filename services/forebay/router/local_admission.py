@@ -54,6 +54,7 @@ class LocalAdmission:
         self._until = 0.0
         self._spoke_at = 0.0
         self._number = 0
+        self._alone = False
         self.owed: dict[str, Admission] = {}
         self._journalled = bool(journal.left)
         for record in journal.left:
@@ -88,6 +89,12 @@ class LocalAdmission:
             request.max_completion_tokens,
         )
         taken = self._admissions.admit(order, now)
+        if not self._alone:
+            self._alone = True
+            seconds = round(self._until - self._clock.monotonic())
+            log.warning(
+                "quota is away; admitting by this router's part", parts=self._admissions.share.parts, seconds=seconds
+            )
         request.router.CopyFrom(self._router)
         request.admitted_at.FromNanoseconds(int(now * 1e9))
         self.owed[request.request_id] = Admission(request)
@@ -143,6 +150,7 @@ class LocalAdmission:
         self._until = self._spoke_at + from_pb_duration(message.holds_for)
         self._admissions.share = from_pb_share(message)
         self._number = message.number
+        self._alone = False
         return self._held()
 
     def _held(self) -> quota_pb2.LocalShareHeld:

@@ -120,8 +120,10 @@ class QuotaLink:
                 raise _CutOff
             async with asyncio.timeout(min(self._wait_s, time_left)):
                 return await call.answer
-        except (TimeoutError, _CutOff):
-            if self._local is None or not self._decides(call):
+        except (TimeoutError, _CutOff) as away:
+            # A request whose own time is over says nothing of quota, and needs no admission.
+            expired = isinstance(away, TimeoutError) and time_left < self._wait_s
+            if self._local is None or expired or not self._decides(call):
                 self._abandon(seq, call)
                 raise unavailable() from None
             return await self._admit(seq, call, self._local)
@@ -205,7 +207,6 @@ class QuotaLink:
         for request_id in response.renewals.stop:
             if request_id in self._live:
                 self._live[request_id].tell(budget_spent())
-
         if response.HasField("local_share") and self._local is not None and self.session.outbox is not None:
             self.session.outbox.message.local_share_held.CopyFrom(self._local.take_up(response.local_share))
             _flush(self.session.outbox, 1)
@@ -230,6 +231,7 @@ class QuotaLink:
 
     async def _admit(self, seq: int, call: _Reserve, local: LocalAdmission) -> Reservation:
         """Decides about a reservation without quota, which may have made it already: then it is the same one."""
+        del self._reserves[seq]
         request = quota_pb2.ReserveRequest()
         request.CopyFrom(call.request)
         try:
@@ -282,7 +284,7 @@ class QuotaLink:
 
     def _abandon(self, seq: int, call: _Reserve) -> None:
         """Gives back what a reservation may hold that nobody waits for any more."""
-        del self._reserves[seq]
+        self._reserves.pop(seq, None)
         refused = call.answer.done() and not call.answer.cancelled() and isinstance(call.answer.exception(), MeshError)
         if call.sent and not refused:
             self._settle(
