@@ -60,13 +60,14 @@ class QuotaConfig(PepperConfig):
     replicas: int = Field(1, ge=1, le=1_000, description="how many processes of quota share the counters")
     journal_file: Path | None = Field(
         None,
-        description="file of what was admitted while the counters were away, for tenants that fail open; without it nobody does",
+        description="file of what was admitted while the counters were away, for tenants that fail open; without it nobody does; "
+        "beside it, what routers may admit while quota is away",
     )
     fail_open_seconds: float = Field(
         300.0,
         ge=0,
         le=86_400,
-        description="for how long tenants that fail open are admitted while the counters are away",
+        description="for how long tenants that fail open are admitted while the counters, or quota itself, are away",
     )
 
     @model_validator(mode="after")

@@ -8,12 +8,14 @@ from envoy.service.ratelimit.v3 import rls_pb2_grpc
 
 from forebay.api.quota.v1 import quota_pb2_grpc
 from forebay.clock import Clock, SystemClock
+from forebay.journal import Journal
 from forebay.lifecycle import background, run_service
 from forebay.policy.model import LossPolicy
 from forebay.quota.config import QuotaConfig
 from forebay.quota.counters import CounterStore
 from forebay.quota.edge import Edge
 from forebay.quota.edge_servicer import EdgeServicer
+from forebay.quota.local_shares import LocalShares
 from forebay.quota.metering_link import MeteringLink
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.policy_files import PolicyFiles
@@ -70,22 +72,51 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     shared = RedisCounters(config.redis_url, config.terms())
     await stack.enter_async_context(background(shared.run(), "counters"))
     counters: CounterStore = shared
+    prices = Prices()
+    shares: LocalShares | None = None
     if config.journal_file is not None:
+        journal = Journal(config.journal_file)
 
         def fails_open(tenant_id: str) -> bool:
             tenant = feed.policies.tenants.get(tenant_id)
             return tenant is not None and tenant.loss_policy is LossPolicy.FAIL_OPEN
 
-        surviving = SurvivingCounters(
-            shared, clock, config.terms(), fails_open, config.replicas, config.fail_open_seconds, config.journal_file
+        counters = surviving = SurvivingCounters(
+            shared,
+            clock,
+            config.terms(),
+            fails_open,
+            config.replicas,
+            config.fail_open_seconds,
+            journal,
+            claim=lambda: local_shares.claim(),
+            left=lambda row: local_shares.left(row),
+        )
+        shares = local_shares = LocalShares(
+            feed,
+            surviving,
+            prices,
+            clock,
+            replicas=config.replicas,
+            lease_s=config.fail_open_seconds,
+            global_limit=config.global_requests_per_second,
+            file=config.journal_file.with_name(f"{config.journal_file.name}.shares"),
         )
         await stack.enter_async_context(background(surviving.run(), "journal"))
-        counters = surviving
+        await stack.enter_async_context(background(local_shares.run(), "local shares"))
     gate = None
     if config.global_requests_per_second:
         safety = RedisSafety(config.redis_url)
         stack.push_async_callback(safety.close)
         gate = SafetyGate(safety, clock, config.global_requests_per_second)
+
+    link: MeteringLink | None = None
+    if config.metering_address is not None:
+        metering = connect(config.metering_address, caller=config.id, service="metering", tls=config.tls)
+        stack.push_async_callback(metering.close)
+        link = MeteringLink(metering, counters, clock, prices)
+        await stack.enter_async_context(background(PriceLink(metering, prices).run(), "prices"))
+        await stack.enter_async_context(background(link.run(), "usage"))
 
     server = RpcServer(
         config.listen,
@@ -94,8 +125,8 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
         channelz=config.channelz,
         refused=refused.note if refused else None,
     )
-    prices = Prices()
-    quota = QuotaServicer(Quota(feed, counters, prices, clock.now, gate), clock, config.lease_seconds)
+    use_cases = Quota(feed, counters, prices, clock.now, gate, link.look_up if link is not None else None)
+    quota = QuotaServicer(use_cases, clock, config.lease_seconds, shares)
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, QUOTA)
     server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyServicer(feed), POLICY)
     server.add(quota_pb2_grpc.add_TenantServiceServicer_to_server, administration, TENANT)
@@ -110,12 +141,6 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
 
     sweeper = Sweeper(counters, clock, config.lease_seconds, counters_reachable)
     await stack.enter_async_context(background(sweeper.run(), "sweeper"))
-    if config.metering_address is not None:
-        metering = connect(config.metering_address, caller=config.id, service="metering", tls=config.tls)
-        stack.push_async_callback(metering.close)
-        link = MeteringLink(metering, counters, clock, prices)
-        await stack.enter_async_context(background(PriceLink(metering, prices).run(), "prices"))
-        await stack.enter_async_context(background(link.run(), "usage"))
     return server
 
 

@@ -51,7 +51,11 @@ def from_pb_router(peer: common_pb2.Peer) -> Router:
 
 
 def from_pb_reserve(request: quota_pb2.ReserveRequest, router: Router) -> Order:
-    """Returns what is to be reserved."""
+    """Returns what is to be reserved, for a router or, if one has admitted it by itself, for that life of the router."""
+    if request.HasField("admitted_at"):
+        life = from_pb_router(request.router)
+        require((life.id == router.id, "router.id", "must be the caller's"))
+        router = life
     require(
         (_REQUEST_ID.fullmatch(request.request_id), "request_id", _REQUEST_ID_RULE),
         (_ID.fullmatch(request.tenant_id), "tenant_id", _ID_RULE),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 
 from forebay import killpoints
@@ -17,7 +17,7 @@ from forebay.errors import Code, FieldViolation, MeshError
 from forebay.policy.model import KeyPolicy, LossPolicy, TenantPolicy
 from forebay.quota.counters import CounterStore
 from forebay.quota.domain.canary import effective_limits
-from forebay.quota.domain.limits import BUDGETS, Row, Usage, amounts_of, hold_values, rows_of
+from forebay.quota.domain.limits import BUDGETS, Kind, Row, Usage, amounts_of, hold_values, rows_of
 from forebay.quota.domain.reservations import Decision, LimitState, Order, Outcome, Reservation, Router
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
@@ -36,6 +36,7 @@ class Quota:
         prices: Prices | None = None,
         now: Callable[[], float] = time.time,
         gate: SafetyGate | None = None,
+        look_up: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         """Prepares the use cases.
 
@@ -45,12 +46,14 @@ class Quota:
             prices: what it costs; without any, tenants that have a budget are refused.
             now: the present in seconds since the epoch, which says what day it is.
             gate: the limit above all tenants; without it there is none.
+            look_up: observes what the ledger has of a request; None without a ledger.
         """
         self._feed = feed
         self._counters = counters
         self._prices = prices or Prices()
         self._now = now
         self._gate = gate
+        self._look_up = look_up
 
     async def reserve(self, tenant_id: str, order: Order, key_id: str = "", model: str = "") -> Decision:
         """Holds what a request may use at most; returns once it is held, with what the tenant is to be told.
@@ -80,12 +83,34 @@ class Quota:
         if decision.outcome is Outcome.REFUSED:
             raise _refused(decision)
         if decision.outcome is Outcome.TAKEN:
-            raise MeshError(
-                Code.ALREADY_EXISTS,
-                "REQUEST_ID_TAKEN",
-                f"request {order.request_id} was reserved by another router, or by an earlier life of this one",
-            )
+            raise _taken(order)
         killpoints.reached("quota.after_reserve")
+        return decision
+
+    async def charge(
+        self, tenant_id: str, order: Order, admitted_s: float, key_id: str, model: str, *, orphaned: bool
+    ) -> Decision:
+        """Holds what a router has admitted by itself, whether or not there is room.
+
+        Args:
+            tenant_id, order, key_id, model: as for `reserve`.
+            admitted_s: when it did, in seconds since the epoch.
+            orphaned: whether that life of the router is over, so that the ledger may say how the request ended, and has said so.
+
+        Raises:
+            MeshError: NOT_FOUND for the tenant, ALREADY_EXISTS, UNAVAILABLE.
+        """
+        tenant, key, now_s = self._tenant(tenant_id), self._key(tenant_id, key_id), min(admitted_s, self._now())
+        asked = Usage(1, order.prompt_tokens, order.max_completion_tokens)
+        most = self._prices.most(tenant, key, model, asked, now_s)
+        rows = rows_of(tenant, replace(asked, cost_nano_usd=most), now_s, key, model)
+        # A rate has drained by now.
+        counted = [replace(row, value=None) for row in rows if row.kind is not Kind.RATE]
+        decision = await self._counters.reserve(tenant_id, order, counted)
+        if decision.outcome is Outcome.TAKEN:
+            raise _taken(order)
+        if orphaned and self._look_up is not None:
+            await self._look_up(order.request_id)
         return decision
 
     async def settle(self, tenant_id: str, request_id: str, used: Usage, model: str = "") -> bool:
@@ -168,6 +193,14 @@ class Quota:
 def tenant_not_found(tenant_id: str) -> MeshError:
     """Returns the error for a tenant that does not exist."""
     return MeshError(Code.NOT_FOUND, "TENANT_NOT_FOUND", f"there is no tenant {tenant_id!r}")
+
+
+def _taken(order: Order) -> MeshError:
+    return MeshError(
+        Code.ALREADY_EXISTS,
+        "REQUEST_ID_TAKEN",
+        f"request {order.request_id} was reserved by another router, or by an earlier life of this one",
+    )
 
 
 def _refused(decision: Decision) -> MeshError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc
 from forebay.clock import Clock
 from forebay.errors import MeshError
 from forebay.quota.domain.reservations import Router
+from forebay.quota.local_shares import LocalShares, Seat
 from forebay.quota.messages import (
     from_pb_leases,
     from_pb_page_size,
@@ -43,8 +45,9 @@ log = get_logger("quota")
 class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
     """Takes calls apart, and puts answers together."""
 
-    def __init__(self, quota: Quota, clock: Clock, lease_s: float) -> None:
+    def __init__(self, quota: Quota, clock: Clock, lease_s: float, shares: LocalShares | None = None) -> None:
         self._quota = quota
+        self._shares = shares
         self._clock = clock
         self._lease = to_pb_duration(lease_s)
         # Calls of sessions, which outlive them: a settlement that has come is made, whatever happens to who sent it.
@@ -91,21 +94,31 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
         """Carries many calls of one router in each message."""
         async with ServerSession(request_iterator, context, quota_pb2.SessionResponse) as session:
             router: Router | None = None
+            seat: Seat | None = None
             slots, renewing = asyncio.Semaphore(MAX_CALLS), asyncio.Semaphore(MAX_RENEWALS)
-            async for request in session:
-                if router is None:
-                    require((request.HasField("hello"), "hello", "must be in the first message"))
-                    router = from_pb_router(request.hello.router)
-                    session.outbox.message.welcome.lease.CopyFrom(self._lease)
-                    session.outbox.flush()
-                # A task runs up to its first wait in the order of creation, so reserves reach the counters first.
-                for reserve in request.reserves:
-                    await self._start(slots, self._answer_reserve(session, reserve, router))
-                for settle in request.settles:
-                    await self._start(slots, self._answer_settle(session, settle))
-                if request.renewals:
-                    leases = from_pb_leases(request.renewals)
-                    await self._start(renewing, self._answer_renewals(session, leases, router))
+            try:
+                async for request in session:
+                    if router is None:
+                        require((request.HasField("hello"), "hello", "must be in the first message"))
+                        router = from_pb_router(request.hello.router)
+                        session.outbox.message.welcome.lease.CopyFrom(self._lease)
+                        session.outbox.flush()
+                    if self._shares is not None and request.HasField("local_share_held"):
+                        if seat is None:
+                            seat = self._shares.join(router.id, request.local_share_held, partial(_send_share, session))
+                        else:
+                            self._shares.held(seat, request.local_share_held)
+                    # A task runs up to its first wait in the order of creation, so reserves reach the counters first.
+                    for reserve in request.reserves:
+                        await self._start(slots, self._answer_reserve(session, reserve, router))
+                    for settle in request.settles:
+                        await self._start(slots, self._answer_settle(session, settle))
+                    if request.renewals:
+                        leases = from_pb_leases(request.renewals)
+                        await self._start(renewing, self._answer_renewals(session, leases, router))
+            finally:
+                if self._shares is not None and seat is not None:
+                    self._shares.leave(seat)
 
     async def _start(self, slots: asyncio.Semaphore, call: Coroutine[Any, Any, None]) -> None:
         await slots.acquire()
@@ -149,7 +162,17 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
     async def _reserve(self, request: quota_pb2.ReserveRequest, router: Router) -> quota_pb2.Reservation:
         order = from_pb_reserve(request, router)
         with self._span("quota.reserve", request):
-            decision = await self._quota.reserve(request.tenant_id, order, request.key_id, request.model)
+            if request.HasField("admitted_at"):
+                decision = await self._quota.charge(
+                    request.tenant_id,
+                    order,
+                    request.admitted_at.ToMilliseconds() / 1000,
+                    request.key_id,
+                    request.model,
+                    orphaned=order.router != router,
+                )
+            else:
+                decision = await self._quota.reserve(request.tenant_id, order, request.key_id, request.model)
         return quota_pb2.Reservation(
             request_id=request.request_id,
             lease=self._lease,
@@ -184,6 +207,11 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
                     "forebay.outcome": outcome,
                 },
             )
+
+
+def _send_share(session: _Session, share: quota_pb2.LocalShare) -> None:
+    session.outbox.message.local_share.CopyFrom(share)
+    _flush(session)
 
 
 def _flush(session: _Session) -> None:

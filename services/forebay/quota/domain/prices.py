@@ -28,6 +28,15 @@ class Price:
     model: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Dearest:
+    """The highest prices that a tenant's requests can have, in nano-USD."""
+
+    nano_usd_per_request: int = 0
+    nano_usd_per_million_prompt_tokens: int = 0
+    nano_usd_per_million_completion_tokens: int = 0
+
+
 class PriceTable:
     """Prices, indexed; immutable. An item without any price costs nothing."""
 
@@ -57,6 +66,18 @@ class PriceTable:
         request = self._price(lists, "requests", now_s)
         lines = (asked.prompt_tokens * prompt, asked.completion_tokens * completion, asked.requests * request)
         return sum(-(-line // _MILLION) for line in lines) + (1 if asked.prompt_tokens else 0)
+
+    def dearest(self, tenant: TenantPolicy, now_s: float) -> Dearest:
+        """Returns the highest prices over all models, for whoever must decide without the table."""
+        models = {"", *(model for _, model in self._priced)}
+        models |= {subject.removeprefix("model:") for subject, _ in self._priced if subject.startswith("model:")}
+        lists = [self._lists(tenant, model) for model in models]
+
+        def highest(*items: str) -> int:
+            return max(self._price(of_model, item, now_s) for of_model in lists for item in items)
+
+        request = -(-highest("requests") // _MILLION)
+        return Dearest(request, highest("prompt_tokens", "cached_tokens"), highest("completion_tokens"))
 
     def _lists(self, tenant: TenantPolicy, model: str) -> list[tuple[str, str]]:
         """Returns subject and model of the price lists that hold for a tenant on a model, the most specific first."""
