@@ -660,22 +660,28 @@ class RenewRequest(_message.Message):
         REQUEST_ID_FIELD_NUMBER: _builtins.int
         TENANT_ID_FIELD_NUMBER: _builtins.int
         COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+        HOLD_FIELD_NUMBER: _builtins.int
         request_id: _builtins.str
         """The reservation."""
         tenant_id: _builtins.str
         """Whose."""
         completion_tokens: _builtins.int
         """Completion tokens delivered until now, for budgets that can stop a stream."""
+        @_builtins.property
+        def hold(self) -> Global___Hold:
+            """What is held; takes it in again after the counters have lost it. Unset, the lease is lost with them."""
+
         def __init__(
             self,
             *,
             request_id: _builtins.str = ...,
             tenant_id: _builtins.str = ...,
             completion_tokens: _builtins.int = ...,
+            hold: Global___Hold | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "request_id", b"request_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "hold", b"hold", "request_id", b"request_id", "tenant_id", b"tenant_id"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -702,6 +708,46 @@ class RenewRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenewRequest: _TypeAlias = RenewRequest  # noqa: Y015
+
+@_typing.final
+class Hold(_message.Message):
+    """Hold is what a router knows of a reservation that it was given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    RESERVED_AT_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """By which key."""
+    model: _builtins.str
+    """On which model."""
+    prompt_tokens: _builtins.int
+    """Prompt tokens held."""
+    max_completion_tokens: _builtins.int
+    """Completion tokens held."""
+    @_builtins.property
+    def reserved_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for; says in which day and month it counts."""
+
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        prompt_tokens: _builtins.int = ...,
+        max_completion_tokens: _builtins.int = ...,
+        reserved_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reserved_at", b"reserved_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "max_completion_tokens", b"max_completion_tokens", "model", b"model", "prompt_tokens", b"prompt_tokens", "reserved_at", b"reserved_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hold: _TypeAlias = Hold  # noqa: Y015
 
 @_typing.final
 class RenewResponse(_message.Message):
@@ -755,6 +801,7 @@ class SettleRequest(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The reservation."""
     tenant_id: _builtins.str
@@ -781,6 +828,10 @@ class SettleRequest(_message.Message):
     def trace(self) -> _common_pb2.TraceContext:
         """The request's trace."""
 
+    @_builtins.property
+    def hold(self) -> Global___Hold:
+        """What was held; lets the settlement count after the counters have lost the reservation. Unset, it does not count then."""
+
     def __init__(
         self,
         *,
@@ -794,10 +845,11 @@ class SettleRequest(_message.Message):
         started: _builtins.bool = ...,
         trace: _common_pb2.TraceContext | None = ...,
         model: _builtins.str = ...,
+        hold: Global___Hold | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gpu_time", b"gpu_time", "router", b"router", "trace", b"trace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gpu_time", b"gpu_time", "hold", b"hold", "router", b"router", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "gpu_time", b"gpu_time", "model", b"model", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "router", b"router", "started", b"started", "tenant_id", b"tenant_id", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "gpu_time", b"gpu_time", "hold", b"hold", "model", b"model", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "router", b"router", "started", b"started", "tenant_id", b"tenant_id", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -890,6 +942,7 @@ class LimitState(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     USED_FIELD_NUMBER: _builtins.int
     RESETS_IN_FIELD_NUMBER: _builtins.int
+    COMPARISON_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     """Whose limit, as in QuotaViolation."""
     limit: _builtins.str
@@ -902,6 +955,10 @@ class LimitState(_message.Message):
     def resets_in(self) -> _duration_pb2.Duration:
         """Until some of it is free again; unset when nothing is used."""
 
+    @_builtins.property
+    def comparison(self) -> Global___Comparison:
+        """How it stood against the ledger; only of a tenant's own limits by the day and the month, from two minutes after quota's start."""
+
     def __init__(
         self,
         *,
@@ -910,14 +967,51 @@ class LimitState(_message.Message):
         value: _builtins.int = ...,
         used: _builtins.int = ...,
         resets_in: _duration_pb2.Duration | None = ...,
+        comparison: Global___Comparison | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["resets_in", b"resets_in"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["comparison", b"comparison", "resets_in", b"resets_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "resets_in", b"resets_in", "subject", b"subject", "used", b"used", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comparison", b"comparison", "limit", b"limit", "resets_in", b"resets_in", "subject", b"subject", "used", b"used", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LimitState: _TypeAlias = LimitState  # noqa: Y015
+
+@_typing.final
+class Comparison(_message.Message):
+    """Comparison sets what the counters have of a limit against the ledger. Nothing is corrected by it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AS_OF_FIELD_NUMBER: _builtins.int
+    COUNTED_FIELD_NUMBER: _builtins.int
+    RECORDED_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    counted: _builtins.int
+    """What the counters had then, without what reservations held."""
+    recorded: _builtins.int
+    """What the ledger has of requests that had ended by then and were settled."""
+    difference: _builtins.int
+    """counted less recorded, as far as rounding and requests that ran across the beginning of the period do not explain it."""
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp:
+        """The instant that is compared; the ledger had a minute since to take in what had ended by then."""
+
+    def __init__(
+        self,
+        *,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+        counted: _builtins.int = ...,
+        recorded: _builtins.int = ...,
+        difference: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "counted", b"counted", "difference", b"difference", "recorded", b"recorded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Comparison: _TypeAlias = Comparison  # noqa: Y015
 
 @_typing.final
 class ListReservationsRequest(_message.Message):
@@ -1113,6 +1207,9 @@ class SessionRequest(_message.Message):
     RESERVES_FIELD_NUMBER: _builtins.int
     SETTLES_FIELD_NUMBER: _builtins.int
     RENEWALS_FIELD_NUMBER: _builtins.int
+    REPORTED_FIELD_NUMBER: _builtins.int
+    reported: _builtins.int
+    """The latest `report` that was asked for: `renewals` are then all that the router holds. 0 in other messages."""
     @_builtins.property
     def hello(self) -> Global___SessionRequest.SessionHello:
         """In the first message only, and there always."""
@@ -1136,10 +1233,11 @@ class SessionRequest(_message.Message):
         reserves: _abc.Iterable[Global___SessionRequest.ReserveCall] | None = ...,
         settles: _abc.Iterable[Global___SessionRequest.SettleCall] | None = ...,
         renewals: _abc.Iterable[Global___RenewRequest.Lease] | None = ...,
+        reported: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "renewals", b"renewals", "reserves", b"reserves", "settles", b"settles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "renewals", b"renewals", "reported", b"reported", "reserves", b"reserves", "settles", b"settles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1245,6 +1343,9 @@ class SessionResponse(_message.Message):
     RESERVES_FIELD_NUMBER: _builtins.int
     SETTLES_FIELD_NUMBER: _builtins.int
     RENEWALS_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    report: _builtins.int
+    """Asks the router to renew all that it holds at once, and to give this number back as `reported`. 0 for no such wish."""
     @_builtins.property
     def welcome(self) -> Global___SessionResponse.SessionWelcome:
         """In the first message only, and there always."""
@@ -1268,10 +1369,11 @@ class SessionResponse(_message.Message):
         reserves: _abc.Iterable[Global___SessionResponse.ReserveResult] | None = ...,
         settles: _abc.Iterable[Global___SessionResponse.SettleResult] | None = ...,
         renewals: Global___RenewResponse | None = ...,
+        report: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["renewals", b"renewals", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["renewals", b"renewals", "reserves", b"reserves", "settles", b"settles", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["renewals", b"renewals", "report", b"report", "reserves", b"reserves", "settles", b"settles", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
