@@ -1125,7 +1125,9 @@ Global___ReservationState: _TypeAlias = ReservationState  # noqa: Y015
 
 @_typing.final
 class SessionRequest(_message.Message):
-    """SessionRequest is a batch of calls of one router. Reserves are taken before settles and renewals."""
+    """SessionRequest is a batch of calls of one router. Reserves are taken before settles and renewals. A session begins with the
+    renewal of all that the router holds, which is how quota learns what it has not seen itself.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1207,9 +1209,6 @@ class SessionRequest(_message.Message):
     RESERVES_FIELD_NUMBER: _builtins.int
     SETTLES_FIELD_NUMBER: _builtins.int
     RENEWALS_FIELD_NUMBER: _builtins.int
-    REPORTED_FIELD_NUMBER: _builtins.int
-    reported: _builtins.int
-    """The latest `report` that was asked for: `renewals` are then all that the router holds. 0 in other messages."""
     @_builtins.property
     def hello(self) -> Global___SessionRequest.SessionHello:
         """In the first message only, and there always."""
@@ -1233,11 +1232,10 @@ class SessionRequest(_message.Message):
         reserves: _abc.Iterable[Global___SessionRequest.ReserveCall] | None = ...,
         settles: _abc.Iterable[Global___SessionRequest.SettleCall] | None = ...,
         renewals: _abc.Iterable[Global___RenewRequest.Lease] | None = ...,
-        reported: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "renewals", b"renewals", "reported", b"reported", "reserves", b"reserves", "settles", b"settles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "renewals", b"renewals", "reserves", b"reserves", "settles", b"settles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1343,9 +1341,6 @@ class SessionResponse(_message.Message):
     RESERVES_FIELD_NUMBER: _builtins.int
     SETTLES_FIELD_NUMBER: _builtins.int
     RENEWALS_FIELD_NUMBER: _builtins.int
-    REPORT_FIELD_NUMBER: _builtins.int
-    report: _builtins.int
-    """Asks the router to renew all that it holds at once, and to give this number back as `reported`. 0 for no such wish."""
     @_builtins.property
     def welcome(self) -> Global___SessionResponse.SessionWelcome:
         """In the first message only, and there always."""
@@ -1369,11 +1364,10 @@ class SessionResponse(_message.Message):
         reserves: _abc.Iterable[Global___SessionResponse.ReserveResult] | None = ...,
         settles: _abc.Iterable[Global___SessionResponse.SettleResult] | None = ...,
         renewals: Global___RenewResponse | None = ...,
-        report: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["renewals", b"renewals", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["renewals", b"renewals", "report", b"report", "reserves", b"reserves", "settles", b"settles", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["renewals", b"renewals", "reserves", b"reserves", "settles", b"settles", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
