@@ -32,6 +32,7 @@ histories = st.lists(st.tuples(pauses, acts, tokens, tokens), max_size=60)
 def test_no_minute_and_no_moment_exceeds_a_limit(history: list[tuple[int, str, int, int]]) -> None:
     counters = TenantCounters(TERMS)
     now = 1_700_000_000_000
+    counters.begin(now, lost=False)
     charged: dict[str, tuple[int, int, int]] = {}  # request id: admitted at, requests, tokens
     observed: dict[str, Usage] = {}
     for number, (pause, act, prompt, completion) in enumerate(history):
@@ -79,6 +80,7 @@ def test_no_minute_and_no_moment_exceeds_a_limit(history: list[tuple[int, str, i
 def test_the_advised_wait_is_the_shortest_that_helps(history: list[tuple[int, str, int, int]]) -> None:
     def replay() -> tuple[TenantCounters, int]:
         counters, now = TenantCounters(TERMS), 1_700_000_000_000
+        counters.begin(now, lost=False)
         for number, (pause, _, prompt, completion) in enumerate(history):
             now += pause
             order = Order(f"{number:032x}", ROUTER, prompt, completion)

@@ -15,11 +15,13 @@ from forebay.quota.counters import CounterStore
 from forebay.quota.edge import Edge
 from forebay.quota.edge_servicer import EdgeServicer
 from forebay.quota.metering_link import MeteringLink
+from forebay.quota.metering_sums import MeteringSums
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.policy_files import PolicyFiles
 from forebay.quota.policy_servicer import PolicyServicer
 from forebay.quota.price_link import PriceLink
 from forebay.quota.prices import Prices
+from forebay.quota.rebuilding_counters import RebuildingCounters
 from forebay.quota.redis_counters import RedisCounters
 from forebay.quota.redis_safety import RedisSafety
 from forebay.quota.safety_gate import SafetyGate
@@ -62,8 +64,14 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     """Returns the server, ready to start; what runs beside it ends with `stack`."""
     clock = SystemClock()
     feed, administration = await policies(config, clock, stack)
-    shared = RedisCounters(config.redis_url, config.terms())
-    await stack.enter_async_context(background(shared.run(), "counters"))
+    redis = RedisCounters(config.redis_url, config.terms())
+    await stack.enter_async_context(background(redis.run(), "counters"))
+    metering = sums = None
+    if config.metering_address is not None:
+        metering = connect(config.metering_address, caller=config.id, service="metering", tls=config.tls)
+        stack.push_async_callback(metering.close)
+        sums = MeteringSums(metering)
+    shared = RebuildingCounters(redis, feed, sums, clock.now)
     counters: CounterStore = shared
     if config.journal_file is not None:
 
@@ -99,9 +107,7 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
 
     sweeper = Sweeper(counters, clock, config.lease_seconds, counters_reachable)
     await stack.enter_async_context(background(sweeper.run(), "sweeper"))
-    if config.metering_address is not None:
-        metering = connect(config.metering_address, caller=config.id, service="metering", tls=config.tls)
-        stack.push_async_callback(metering.close)
+    if metering is not None:
         link = MeteringLink(metering, counters, clock, prices)
         await stack.enter_async_context(background(PriceLink(metering, prices).run(), "prices"))
         await stack.enter_async_context(background(link.run(), "usage"))

@@ -25,6 +25,7 @@ from forebay.quota.domain.counters import HOLD_RETRY_MS
 from forebay.quota.domain.edge import Taken
 from forebay.quota.domain.limits import Kind, Row
 from forebay.quota.domain.periods import Period
+from forebay.quota.domain.rebuild import Gathered, Totals
 from forebay.quota.domain.reservations import (
     Decision,
     LimitState,
@@ -38,7 +39,8 @@ from forebay.quota.domain.reservations import (
 )
 from forebay.telemetry.logs import get_logger
 
-AWAY = "QUOTA_STORE_UNAVAILABLE"
+# The counters cannot be asked; or they have come back empty, and the ledger that would fill them cannot be asked.
+AWAY = frozenset({"QUOTA_STORE_UNAVAILABLE", "COUNTERS_UNKNOWN"})
 RETRY_S = 1.0
 MOST_AT_ONCE = 1_000
 
@@ -111,6 +113,26 @@ class SurvivingCounters:
         finally:
             self._journal.close()
 
+    async def begin(self, tenant_id: str, *, lost: bool) -> bool:
+        """Puts an absent tenant's counters there; False if they are."""
+        return await self._store.begin(tenant_id, lost=lost)
+
+    async def restore(self, tenant_id: str, order: Order, reserved_at_ms: int, rows: Sequence[Row]) -> bool:
+        """Takes in what a router holds of a lost tenant; returns whether it is held now."""
+        return await self._shared(tenant_id, lambda: self._store.restore(tenant_id, order, reserved_at_ms, rows))
+
+    async def gathered(self, tenant_id: str) -> Gathered | None:
+        """Returns what is to be completed, if anything is."""
+        return await self._store.gathered(tenant_id)
+
+    async def complete(self, tenant_id: str, gathered: Gathered, rows: Sequence[Row]) -> bool:
+        """Adds the ledger's sums, and makes the tenant ready; False if it was not for this to do."""
+        return await self._store.complete(tenant_id, gathered, rows)
+
+    async def totals(self, tenant_id: str, rows: Sequence[Row]) -> Totals | None:
+        """Returns what is used of days and months; None unless the tenant is ready."""
+        return await self._shared(tenant_id, lambda: self._store.totals(tenant_id, rows))
+
     async def reserve(self, tenant_id: str, order: Order, rows: Sequence[Row]) -> Decision:
         """Takes every row's amount, or nothing."""
         try:
@@ -138,7 +160,7 @@ class SurvivingCounters:
             return await self._shared(tenant_id, lambda: self._store.settle(tenant_id, request_id, amounts))
         except MeshError as error:
             admission = self._admitted.get(tenant_id, {}).get(request_id)
-            if admission is None or error.reason != AWAY:
+            if admission is None or error.reason not in AWAY:
                 raise
         if admission.used is not None:
             return False
@@ -200,7 +222,7 @@ class SurvivingCounters:
         return answer
 
     def _may_go_on(self, tenant_id: str, error: MeshError) -> bool:
-        if error.reason != AWAY or not self._fails_open(tenant_id):
+        if error.reason not in AWAY or not self._fails_open(tenant_id):
             return False
         if self._away_since is None:
             log.warning("the counters are away; admitting within local allowances", seconds=self._most_s)
