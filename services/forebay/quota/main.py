@@ -10,6 +10,7 @@ from forebay.api.quota.v1 import quota_pb2_grpc
 from forebay.clock import Clock, SystemClock
 from forebay.lifecycle import background, run_service
 from forebay.policy.model import LossPolicy
+from forebay.quota.budget_check import BudgetCheck
 from forebay.quota.config import QuotaConfig
 from forebay.quota.counters import CounterStore
 from forebay.quota.edge import Edge
@@ -92,7 +93,8 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
 
     server = RpcServer(config.listen, tls=config.tls, max_connections=config.max_connections, channelz=config.channelz)
     prices = Prices()
-    quota = QuotaServicer(Quota(feed, counters, prices, clock.now, gate), clock, config.lease_seconds)
+    check = BudgetCheck(feed, counters, sums, clock) if sums is not None else None
+    quota = QuotaServicer(Quota(feed, counters, prices, clock.now, gate), clock, config.lease_seconds, check)
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, QUOTA)
     server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyServicer(feed), POLICY)
     server.add(quota_pb2_grpc.add_TenantServiceServicer_to_server, administration, TENANT)
@@ -111,6 +113,8 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
         link = MeteringLink(metering, counters, clock, prices)
         await stack.enter_async_context(background(PriceLink(metering, prices).run(), "prices"))
         await stack.enter_async_context(background(link.run(), "usage"))
+    if check is not None:
+        await stack.enter_async_context(background(check.run(), "budget check"))
     return server
 
 

@@ -12,6 +12,7 @@ from forebay.api.quota.v1 import quota_pb2
 from forebay.errors import Code, FieldViolation, MeshError
 from forebay.policy.messages import to_pb_limits
 from forebay.policy.model import ServiceClass, TenantPolicy
+from forebay.quota.domain.comparison import Comparison
 from forebay.quota.domain.limits import Usage, amounts_of
 from forebay.quota.domain.plans import Plan
 from forebay.quota.domain.prices import Price
@@ -147,15 +148,21 @@ def from_pb_page_size(page_size: int) -> int:
     return page_size or DEFAULT_PAGE
 
 
-def to_pb_limit_state(state: LimitState) -> quota_pb2.LimitState:
+def to_pb_limit_state(state: LimitState, comparison: Comparison | None = None) -> quota_pb2.LimitState:
     """Returns the state of a limit as a message."""
-    return quota_pb2.LimitState(
+    message = quota_pb2.LimitState(
         subject=state.subject,
         limit=state.limit,
         value=state.value,
         used=state.used,
         resets_in=to_pb_duration(state.resets_in_ms / 1000) if state.resets_in_ms else None,
     )
+    if comparison is not None:
+        message.comparison.as_of.FromMilliseconds(comparison.as_of_ms)
+        message.comparison.counted = comparison.counted
+        message.comparison.recorded = comparison.recorded
+        message.comparison.difference = comparison.difference
+    return message
 
 
 def to_pb_reservation_state(reservation: Reservation) -> quota_pb2.ReservationState:

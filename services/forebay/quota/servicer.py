@@ -12,6 +12,7 @@ import grpc
 from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc
 from forebay.clock import Clock
 from forebay.errors import MeshError
+from forebay.quota.budget_check import BudgetCheck
 from forebay.quota.domain.reservations import Lease, Router
 from forebay.quota.messages import (
     from_pb_hold,
@@ -44,8 +45,17 @@ log = get_logger("quota")
 class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
     """Takes calls apart, and puts answers together."""
 
-    def __init__(self, quota: Quota, clock: Clock, lease_s: float) -> None:
+    def __init__(self, quota: Quota, clock: Clock, lease_s: float, check: BudgetCheck | None = None) -> None:
+        """Prepares.
+
+        Args:
+            quota: the use cases.
+            clock: for spans.
+            lease_s: how long a reservation holds unless it is renewed.
+            check: what budgets were against the ledger, for those who ask for the state of limits.
+        """
         self._quota = quota
+        self._check = check
         self._clock = clock
         self._lease = to_pb_duration(lease_s)
         # Calls of sessions, which outlive them: a settlement that has come is made, whatever happens to who sent it.
@@ -69,8 +79,16 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
 
     async def Peek(self, request: quota_pb2.PeekRequest, context: object) -> quota_pb2.PeekResponse:
         """Shows the state of a tenant's limits."""
-        states = await self._quota.peek(from_pb_tenant_id(request.tenant_id), request.key_id, request.model)
-        return quota_pb2.PeekResponse(limits=map(to_pb_limit_state, states))
+        tenant_id = from_pb_tenant_id(request.tenant_id)
+        states = await self._quota.peek(tenant_id, request.key_id, request.model)
+        compared = self._check.comparisons.get(tenant_id, {}) if self._check is not None else {}
+        own = f"tenant:{tenant_id}"
+        return quota_pb2.PeekResponse(
+            limits=[
+                to_pb_limit_state(state, compared.get(state.limit) if state.subject == own else None)
+                for state in states
+            ]
+        )
 
     async def ListReservations(
         self, request: quota_pb2.ListReservationsRequest, context: object
