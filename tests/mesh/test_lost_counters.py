@@ -24,7 +24,7 @@ from forebay.worker.simulated_engine import SimulatedEngine
 pytestmark = [pytest.mark.slow]
 
 RUNNING, TOKENS = 3, 20
-LIMITS = {"concurrent_requests": RUNNING + 1, "tokens_per_day": 10_000}
+LIMITS = {"concurrent_requests": RUNNING + 1, "tokens_per_day": 10_000, "daily_budget_usd": 1_000}
 
 
 class Counters:
@@ -40,6 +40,7 @@ class Counters:
 def counters(monkeypatch: pytest.MonkeyPatch) -> Counters:
     counters = Counters()
     monkeypatch.setattr("forebay.quota.main.RedisCounters", partial(RedisCounters, now=counters.now))
+    monkeypatch.setattr("forebay.quota.budget_check.EVERY_S", 0.01)
     return counters
 
 
@@ -64,9 +65,35 @@ async def steps(engine: SimulatedEngine) -> None:
         await asyncio.sleep(0)
 
 
+async def priced(stub: quota_pb2_grpc.QuotaServiceAsyncStub) -> None:
+    """Returns once quota knows the prices, and so can keep a budget."""
+    request = quota_pb2.ReserveRequest(request_id="0" * 32, tenant_id="acme", prompt_tokens=1, max_completion_tokens=1)
+    request.router.id, request.router.incarnation = "test", 1
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await stub.Reserve(request)
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.01)
+            else:
+                break
+    settle = quota_pb2.SettleRequest(request_id=request.request_id, tenant_id="acme", router=request.router)
+    await stub.Settle(settle)
+
+
 async def used(stub: quota_pb2_grpc.QuotaServiceAsyncStub) -> dict[str, int]:
     states = (await stub.Peek(quota_pb2.PeekRequest(tenant_id="acme"))).limits
     return {state.limit: state.used for state in states}
+
+
+async def compared(stub: quota_pb2_grpc.QuotaServiceAsyncStub) -> dict[str, int]:
+    """Returns by how much budgets differ from the ledger, once they were compared."""
+    async with asyncio.timeout(10):
+        while True:
+            states = (await stub.Peek(quota_pb2.PeekRequest(tenant_id="acme"))).limits
+            if found := {state.limit: state.comparison.difference for state in states if state.HasField("comparison")}:
+                return found
+            await asyncio.sleep(0.01)
 
 
 async def test_requests_that_run_through_it_are_served_and_counted_once(
@@ -78,6 +105,7 @@ async def test_requests_that_run_through_it_are_served_and_counted_once(
         connect(mesh.addresses["quota"], caller="test") as channel,
     ):
         quota: quota_pb2_grpc.QuotaServiceAsyncStub = quota_pb2_grpc.QuotaServiceStub(channel)
+        await priced(quota)
         ask = partial(client.generate, "Tell me everything.", max_tokens=TOKENS, ignore_eos=True)
         running = [asyncio.ensure_future(ask()) for _ in range(RUNNING)]
         async with asyncio.timeout(10):
@@ -101,4 +129,5 @@ async def test_requests_that_run_through_it_are_served_and_counted_once(
             state = await used(quota)
             served = sum(answer.usage.prompt + answer.usage.completion for answer in answers)
             assert (state["tokens_per_day"], state["concurrent_requests"]) == (served, 0)
+            assert await compared(quota) == {"tokens_per_day": 0, "daily_budget_nano_usd": 0}
             await ask()
