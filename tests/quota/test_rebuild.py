@@ -189,6 +189,16 @@ async def test_calls_share_one_rebuild_and_replicas_do_not_add_up(bare_store: Co
     assert world.ledger.asked <= 6 * len(replicas)
 
 
+async def test_who_begins_second_changes_nothing(bare_store: CounterStore, clock: FakeClock) -> None:
+    world = World(bare_store, clock, Limits(concurrent_requests=2))
+    assert await bare_store.begin("acme", lost=True)
+    world.live["a" * 32] = Hold(Order("a" * 32, ROUTER, 1, 1), "k", "m", clock.now())
+    assert await world.renew() == []
+    assert not await bare_store.begin("acme", lost=False)
+    assert not await world.ask()
+    assert len(await bare_store.reservations("acme", "", 9)) == 1
+
+
 async def test_quiet_tenants_are_rebuilt_by_the_sweep(bare_store: CounterStore, clock: FakeClock) -> None:
     world = World(bare_store, clock, Limits(daily_budget_nano_usd=1_000 * USD_A_TOKEN))
     await world.ask()
