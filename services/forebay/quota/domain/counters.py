@@ -251,11 +251,9 @@ class TenantCounters:
     def sweep(self, now_ms: int, most: int) -> Swept:
         """Moves on what is due, oldest first: held to expired, expired to settled by what was observed, settled to forgotten.
 
-        Nothing while the tenant gathers: what its books have had is left out of the ledger's sums.
+        Nothing is forgotten before `complete`, which counts on it: nothing is due until gathering has ended, and then this raises.
         """
         now_ms = self._believed(now_ms)
-        if self._standing is not None and not self._standing.ready:
-            return Swept()
         live = [(entry.reservation.due_ms, request_id) for request_id, entry in self._live.items()]
         remembered = [(forget_at, request_id) for request_id, (_, forget_at) in self._settled.items()]
         due = sorted(item for item in live + remembered if item[0] <= now_ms)[:most]

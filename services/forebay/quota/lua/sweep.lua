@@ -7,8 +7,6 @@
 local now = present()
 if not believed(now) then
   return NEEDS_REBUILD
-elseif not READY then -- what the books have had while gathering is left out of the ledger's sums
-  return { 0, 0, 0 }
 end
 local lease, provisional, remembered, most = unpack(ARGV, 2, 5)
 local expired, settled, forgotten = 0, 0, 0
