@@ -212,6 +212,17 @@ async def test_quiet_tenants_are_rebuilt_by_the_sweep(bare_store: CounterStore, 
     assert await bare_store.gathered("acme") is None
 
 
+async def test_nobody_is_stopped_for_a_budget_that_is_not_known(clock: FakeClock) -> None:
+    store = InMemoryCounters(Terms(), lambda: int(clock.now() * 1000), all_new=False)
+    world = World(store, clock, Limits(daily_budget_nano_usd=1_000 * USD_A_TOKEN), stop_on_budget=True)
+    lease = Lease("acme", await world.ask())
+    await world.lose()
+    assert await world.renew() == []
+    clock.advance(30)
+    world.ledger.away = True
+    assert await world.quota.over_budget([lease]) == []
+
+
 async def test_a_hold_that_comes_too_late_is_lost(bare_store: CounterStore, clock: FakeClock) -> None:
     world = World(bare_store, clock, Limits(concurrent_requests=2))
     request_id = await world.ask()

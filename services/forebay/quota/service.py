@@ -18,6 +18,7 @@ from forebay.policy.model import KeyPolicy, LossPolicy, TenantPolicy
 from forebay.quota.counters import CounterStore
 from forebay.quota.domain.canary import effective_limits
 from forebay.quota.domain.limits import BUDGETS, Row, Usage, amounts_of, hold_values, rows_of
+from forebay.quota.domain.rebuild import CountersUnknownError
 from forebay.quota.domain.reservations import Decision, Lease, LimitState, Order, Outcome, Reservation, Router
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
@@ -150,7 +151,12 @@ class Quota:
         for tenant_id, request_ids in by_tenant.items():
             tenant = self._feed.policies.tenants.get(tenant_id)
             if tenant is not None and tenant.stop_on_budget:
-                states = await self.peek(tenant_id)
+                try:
+                    states = await self.peek(tenant_id)
+                except (
+                    CountersUnknownError
+                ):  # nor whether it is above: its streams go on, and the others' answers are not held up
+                    continue
                 if any(state.limit in BUDGETS and state.used > state.value for state in states):
                     stopped += request_ids
         return stopped

@@ -251,7 +251,7 @@ class TenantCounters:
     def sweep(self, now_ms: int, most: int) -> Swept:
         """Moves on what is due, oldest first: held to expired, expired to settled by what was observed, settled to forgotten.
 
-        Nothing is forgotten before `complete`, which counts on it: nothing is due until gathering has ended, and then this raises.
+        Nothing is forgotten before `complete`, which counts on that: nothing is due before gathering ends, and then this raises.
         """
         now_ms = self._believed(now_ms)
         live = [(entry.reservation.due_ms, request_id) for request_id, entry in self._live.items()]
