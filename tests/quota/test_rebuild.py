@@ -233,7 +233,7 @@ async def test_a_hold_that_comes_too_late_is_lost(bare_store: CounterStore, cloc
     assert not await world.end(request_id)
 
 
-@pytest.mark.parametrize("knows", ["process", "ledger", "router", "settlement", "nobody"])
+@pytest.mark.parametrize("knows", ["process", "ledger", "router", "settlement", "nobody", "long ago"])
 async def test_a_tenant_is_new_if_nobody_knows_it(clock: FakeClock, knows: str) -> None:
     store = InMemoryCounters(Terms(), lambda: int(clock.now() * 1000), all_new=False)
     world = World(store, clock, Limits(requests_per_minute=3))
@@ -243,15 +243,17 @@ async def test_a_tenant_is_new_if_nobody_knows_it(clock: FakeClock, knows: str) 
     if knows != "process":
         world.quota = world.replica()
     if knows == "ledger":
-        world.ledger.attempts.append(Attempt(request_id, "acme", Used(1, 1, 1), 1))
+        world.ledger.attempts.append(Attempt(request_id, "acme", Used(1, 1, 1), int(clock.now() - 31 * 86_400) * 1000))
     elif knows == "router":
         assert await world.renew() == []
     elif knows == "settlement":
         assert await world.quota.settle(Lease("acme", request_id, hold), Usage(1, 1, 1))
+    elif knows == "long ago":
+        world.ledger.attempts.append(Attempt(request_id, "acme", Used(1, 1, 1), int(clock.now() - 35 * 86_400) * 1000))
     else:
         # An abandoned reservation: nothing was used.
         assert not await world.quota.settle(Lease("acme", "f" * 32), Usage(0, 0, 0))
-    assert bool(await world.ask()) == (knows == "nobody")
+    assert bool(await world.ask()) == (knows in ("nobody", "long ago"))
 
 
 async def test_what_comes_to_be_known_while_the_ledger_is_asked_counts(clock: FakeClock) -> None:

@@ -4,14 +4,14 @@
 ledger's sums. Calls for one tenant share one rebuild and wait for it within a bound. Each step is a script that does nothing
 where another replica was faster, so that no sum is added twice.
 
-**When a tenant is new**, and admitted at once: its counters are absent, the ledger has not one row of it, and this process has
-never seen its counters nor been told of anything that it used. Routers begin a session by renewing all that they hold, and what
-they do later passes through here: so that is all that ran by way of this process in its life, and all that runs at the routers
-connected to it. The ledger has what ended before. What is left is a tenant before its first row in the ledger, lost together with
-the counters' server, that runs at a router connected to another replica, or that has not come back yet to one that has just
-started. It may be admitted to its limits once more; its holds are taken in, as everyone's. Rejected: the tenant's age by the
-policy store, which says nothing of what it used; a note in the counters' server, which is lost with them; asking the routers,
-which those connected to others do not hear; and a minute of refusals for everyone who is new.
+**When a tenant is new**, and admitted at once: its counters are absent, the ledger has not one row of it that could count in the
+present month, and this process has never seen its counters nor been told of anything that it used. Routers begin a session by
+renewing all that they hold, and what they do later passes through here: so that is all that ran by way of this process in its
+life, and all that runs at the routers connected to it. The ledger has what ended before. What is left is a tenant before its
+first row in the ledger, lost with the counters' server, that runs at a router connected to another replica, or that has not come
+back yet to one that has just started. It may be admitted to its limits once more; its holds are taken in, as everyone's.
+Rejected: the tenant's age by the policy store, which says nothing of what it used; a note in the counters' server, which is lost
+with them; asking the routers, which those connected to others do not hear; and a minute of refusals for everyone who is new.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ from forebay.telemetry.logs import get_logger
 WAIT_S = 3.0
 # A step may find that another replica was faster, or that the books have changed since it looked.
 MOST_STEPS = 5
+# More than any month has, and than counters outlive their last use: who comes back after a long silence is as good as new.
+# Whole days by UTC, of which metering keeps totals.
+QUIET_DAYS = 33
 
 T = TypeVar("T")
 log = get_logger("rebuild")
@@ -185,7 +188,8 @@ class RebuildingCounters:
     async def _is_new(self, tenant_id: str) -> bool:
         if tenant_id in self._known or self._sums is None:
             return False
-        return not any(used.attempts for used in (await self._used(tenant_id)).values())
+        since_ms = (int(self._now()) // 86_400 - QUIET_DAYS) * 86_400_000
+        return not any(used.attempts for used in (await self._used(tenant_id, since_ms)).values())
 
     async def _sums_of(self, tenant: TenantPolicy, without: Collection[str]) -> list[Row]:
         """Returns every day and month that is kept for the tenant, its keys and its models, with what the ledger has of it."""
@@ -204,7 +208,7 @@ class RebuildingCounters:
         return rows
 
     async def _used(
-        self, tenant_id: str, since_ms: int = 0, by: By = By.TENANT, without: Collection[str] = ()
+        self, tenant_id: str, since_ms: int, by: By = By.TENANT, without: Collection[str] = ()
     ) -> Mapping[str, Used]:
         if self._sums is None:
             return {}
