@@ -256,6 +256,14 @@ async def test_a_tenant_is_new_if_nobody_knows_it(clock: FakeClock, knows: str) 
     assert bool(await world.ask()) == (knows in ("nobody", "long ago"))
 
 
+async def test_a_month_of_silence_is_forgotten_by_everyone(bare_store: CounterStore, clock: FakeClock) -> None:
+    world = World(bare_store, clock, Limits(requests_per_minute=3))
+    await world.end(await world.ask())
+    clock.advance(35 * 86_400)
+    await world.lose()
+    assert await world.ask()
+
+
 async def test_what_comes_to_be_known_while_the_ledger_is_asked_counts(clock: FakeClock) -> None:
     store = InMemoryCounters(Terms(), lambda: int(clock.now() * 1000), all_new=False)
     world = World(store, clock, Limits(requests_per_minute=3))

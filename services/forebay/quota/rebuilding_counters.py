@@ -41,6 +41,8 @@ MOST_STEPS = 5
 # More than any month has, and than counters outlive their last use: who comes back after a long silence is as good as new.
 # Whole days by UTC, of which metering keeps totals.
 QUIET_DAYS = 33
+# By then the ledger has what this process has seen.
+KNOWN_FOR_S = 86_400.0
 
 T = TypeVar("T")
 log = get_logger("rebuild")
@@ -62,8 +64,8 @@ class RebuildingCounters:
         self._feed = feed
         self._sums = sums
         self._now = now
-        # Tenants of whom this process knows that they have used something; no more than there were ever tenants.
-        self._known: set[str] = set()
+        # When this process last knew of a tenant that it used something; no more tenants than there ever were.
+        self._known: dict[str, float] = {}
         self._rebuilds: dict[str, asyncio.Task[None]] = {}
 
     async def begin(self, tenant_id: str, *, lost: bool) -> bool:
@@ -72,7 +74,7 @@ class RebuildingCounters:
 
     async def restore(self, tenant_id: str, order: Order, reserved_at_ms: int, rows: Sequence[Row]) -> bool:
         """Takes in what a router holds of a lost tenant; returns whether it is held now."""
-        self._known.add(tenant_id)
+        self._known[tenant_id] = self._now()
         return await self._answer(tenant_id, lambda: self._store.restore(tenant_id, order, reserved_at_ms, rows))
 
     async def gathered(self, tenant_id: str) -> Gathered | None:
@@ -98,14 +100,14 @@ class RebuildingCounters:
     async def settle(self, tenant_id: str, request_id: str, amounts: Mapping[str, int]) -> bool:
         """Replaces what a reservation took by what was used."""
         if any(amounts.values()):
-            self._known.add(tenant_id)
+            self._known[tenant_id] = self._now()
         return await self._answer(tenant_id, lambda: self._store.settle(tenant_id, request_id, amounts))
 
     async def renew(
         self, tenant_id: str, router: Router, request_ids: Sequence[str], rows: Sequence[Row]
     ) -> Sequence[str]:
         """Extends leases; returns the request ids of those that are lost."""
-        self._known.add(tenant_id)
+        self._known[tenant_id] = self._now()
         return await self._answer(tenant_id, lambda: self._store.renew(tenant_id, router, request_ids, rows))
 
     async def observe(self, tenant_id: str, observations: Sequence[Observation]) -> int:
@@ -150,7 +152,7 @@ class RebuildingCounters:
             except NeedsRebuildError:
                 await self._rebuilt(tenant_id)
             else:
-                self._known.add(tenant_id)
+                self._known[tenant_id] = self._now()
                 return answer
         raise CountersUnknownError(tenant_id)
 
@@ -177,7 +179,7 @@ class RebuildingCounters:
         if gathered is None:
             new = await self._is_new(tenant_id)
             # Somebody may have told of it while the ledger was asked.
-            lost = not new or tenant_id in self._known
+            lost = not new or self._is_known(tenant_id)
             if await self._store.begin(tenant_id, lost=lost) and lost:
                 log.warning("a tenant's counters are lost; gathering what it holds", tenant=tenant_id)
             return
@@ -186,10 +188,13 @@ class RebuildingCounters:
             log.warning("a tenant's counters are rebuilt", tenant=tenant_id, requests=len(gathered.request_ids))
 
     async def _is_new(self, tenant_id: str) -> bool:
-        if tenant_id in self._known or self._sums is None:
+        if self._is_known(tenant_id) or self._sums is None:
             return False
         since_ms = (int(self._now()) // 86_400 - QUIET_DAYS) * 86_400_000
         return not any(used.attempts for used in (await self._used(tenant_id, since_ms)).values())
+
+    def _is_known(self, tenant_id: str) -> bool:
+        return tenant_id in self._known and self._now() - self._known[tenant_id] < KNOWN_FOR_S
 
     async def _sums_of(self, tenant: TenantPolicy, without: Collection[str]) -> list[Row]:
         """Returns every day and month that is kept for the tenant, its keys and its models, with what the ledger has of it."""
