@@ -957,7 +957,7 @@ class LimitState(_message.Message):
 
     @_builtins.property
     def comparison(self) -> Global___Comparison:
-        """How it stood against the ledger; only of a tenant's own limits by the day and the month, from two minutes after quota's start."""
+        """How it stood against the ledger; only of a tenant's own limits by the day and the month, from a minute after quota's start."""
 
     def __init__(
         self,
