@@ -5,7 +5,8 @@ time. What it had used before is not known here, so that at most this share is a
 from one outage to the next, so that a server that comes and goes admits no more. Each admission and settlement is appended to a
 journal first. Once the server is back, a tenant's journal is replayed before anything else is asked for it: what was admitted is
 charged whether or not it fits, and settled if it was. Reserve and settle may be repeated without harm, so a replay that is cut
-short, or a process that dies in it, begins again at the front. Everybody else fails closed.
+short, or a process that dies in it, begins again at the front. Everybody else fails closed. Counters that have come back empty,
+and cannot be rebuilt because the ledger is away, are away as well.
 """
 
 from __future__ import annotations
