@@ -42,10 +42,12 @@ from forebay.quota.domain.prices import Price, PriceTable
 from forebay.quota.domain.reservations import Order, Router, Terms
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
+from forebay.quota.rebuilding_counters import RebuildingCounters
 from forebay.quota.redis_counters import _RESERVE, _SETTLE, RedisCounters, _key, _Script
 from forebay.quota.service import Quota
 from forebay.quota.servicer import QuotaServicer
 from forebay.quota.sweeper import Sweeper
+from forebay.quota.usage_sums import InMemorySums
 from forebay.rpc.client import connect
 from forebay.rpc.server import RpcServer
 from forebay.rpc.session import Outbox, SessionClient
@@ -105,13 +107,15 @@ def serve(redis_url: str, ready: Connection) -> None:
         clock = SystemClock()
         items = ("prompt_tokens", "cached_tokens", "completion_tokens")
         prices = Prices(PriceTable([Price("default", item, NANO_USD_PER_TOKEN * 10**6) for item in items]))
-        counters = RedisCounters(redis_url, Terms(lease_ms=round(LEASE_S * 1_000)))
+        redis = RedisCounters(redis_url, Terms(lease_ms=round(LEASE_S * 1_000)))
+        feed = PolicyFeed(policies(), clock)
+        counters = RebuildingCounters(redis, feed, InMemorySums(), clock.now)  # a ledger that knows nobody
         server = RpcServer("127.0.0.1:0")
-        quota = Quota(PolicyFeed(policies(), clock), counters, prices, clock.now)
+        quota = Quota(feed, counters, prices, clock.now)
         name = "forebay.api.quota.v1.QuotaService"
         server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, QuotaServicer(quota, clock, LEASE_S), name)
         sweeper = Sweeper(counters, clock, LEASE_S, lambda reachable: None)
-        async with background(counters.run(), "counters"), background(sweeper.run(), "sweeper"):
+        async with background(redis.run(), "counters"), background(sweeper.run(), "sweeper"):
             await server.start()
             ready.send(server.address)
             await asyncio.Event().wait()

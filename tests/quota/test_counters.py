@@ -39,6 +39,7 @@ histories = st.lists(st.tuples(pauses, acts, tokens, tokens), max_size=60)
 def test_no_minute_and_no_moment_exceeds_a_limit(history: list[tuple[int, str, int, int]]) -> None:
     counters = TenantCounters(TERMS)
     now = 1_700_000_000_000
+    counters.begin(now, lost=False)
     charged: dict[str, tuple[int, Usage]] = {}  # request id: when it was admitted, and what it is charged with
     observed: dict[str, Usage] = {}
     for number, (pause, act, prompt, completion) in enumerate(history):
@@ -90,6 +91,7 @@ def in_windows(usages: Iterable[Usage]) -> dict[str, int]:
 def test_the_advised_wait_is_the_shortest_that_helps(history: list[tuple[int, str, int, int]]) -> None:
     def replay() -> tuple[TenantCounters, int]:
         counters, now = TenantCounters(TERMS), 1_700_000_000_000
+        counters.begin(now, lost=False)
         for number, (pause, _, prompt, completion) in enumerate(history):
             now += pause
             order = Order(f"{number:032x}", ROUTER, prompt, completion)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -16,9 +16,12 @@ from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc
 from forebay.cli.certificates import certify
 from forebay.config import ConfigError, TlsConfig
 from forebay.errors import Code
+from forebay.metering.config import MeteringConfig
+from forebay.metering.main import build as build_metering
 from forebay.quota.config import QuotaConfig
 from forebay.quota.main import POLICY, QUOTA, TENANT, build
 from forebay.rpc.client import connect
+from forebay.rpc.server import RpcServer
 from forebay.rpc.status import from_rpc_error
 from forebay.testing.valkey import ValkeyServer
 
@@ -34,8 +37,17 @@ def own_valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
 
 
 @pytest.fixture
-def config(tmp_path: Path, own_valkey: ValkeyServer) -> QuotaConfig:
-    (tmp_path / "tenants.yaml").write_text("tenants: {acme: {plan: basic}}")
+async def metering(tmp_path: Path) -> AsyncIterator[RpcServer]:
+    async with AsyncExitStack() as stack:
+        server = await build_metering(MeteringConfig(id="metering-1", ledger_path=tmp_path / "ledger.sqlite"), stack)
+        await server.start()
+        yield server
+        await server.drain(0)
+
+
+@pytest.fixture
+def config(tmp_path: Path, own_valkey: ValkeyServer, metering: RpcServer) -> QuotaConfig:
+    (tmp_path / "tenants.yaml").write_text("tenants: {acme: {plan: basic}, globex: {plan: basic}}")
     (tmp_path / "keys.yaml").write_text("keys: []")
     return QuotaConfig(
         id="quota-1",
@@ -43,7 +55,7 @@ def config(tmp_path: Path, own_valkey: ValkeyServer) -> QuotaConfig:
         tenants_file=tmp_path / "tenants.yaml",
         keys_file=tmp_path / "keys.yaml",
         pepper="0123456789abcdef",
-        metering_address="127.0.0.1:1",  # nobody is there, and nobody waits for it
+        metering_address=metering.address,
     )
 
 
@@ -86,7 +98,18 @@ async def test_the_service_reserves_and_says_when_it_cannot(config: QuotaConfig,
         await until(watch, NOT_SERVING)
 
         own_valkey.start()
-        assert (await quota.Reserve(request)).reservation.lease.seconds == 30  # at once, on the same channel
+        # Asked at once, on the same channel, the counters answer; they have come back empty.
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await quota.Reserve(request)
+        error = from_rpc_error(caught.value)
+        assert (error.code, {violation.limit for violation in error.quota_violations}) == (
+            Code.RESOURCE_EXHAUSTED,
+            {"requests_per_second", "requests_per_minute", "tokens_per_minute", "concurrent_requests"},
+        )
+        assert 50 < (error.retry_after or 0) <= 61
+        # A new tenant is not refused for what others have lost.
+        request.tenant_id = "globex"
+        assert (await quota.Reserve(request)).reservation.lease.seconds == 30
         await until(watch, SERVING)
         watch.cancel()
 

@@ -13,6 +13,7 @@ import redis
 from forebay.errors import Code, MeshError
 from forebay.policy.model import Limits, ServiceClass, TenantPolicy
 from forebay.quota.domain.limits import Usage, rows_of
+from forebay.quota.domain.rebuild import NeedsRebuildError
 from forebay.quota.domain.reservations import Observation, Order, Outcome, Router, Terms
 from forebay.quota.redis_counters import _SWEEP, LANES, MAX_PIPELINE, RedisCounters
 from forebay.testing.valkey import ValkeyServer
@@ -26,6 +27,13 @@ LIMITED = rows_of(
 
 def order(number: int) -> Order:
     return Order(f"{number:032x}", Router("router-1", 7), 10, 10)
+
+
+@pytest.fixture
+async def redis_counters(redis_counters: RedisCounters) -> RedisCounters:
+    """The server's counters, with one tenant."""
+    await redis_counters.begin("acme", lost=False)
+    return redis_counters
 
 
 def statistics(url: str) -> dict[str, int]:
@@ -100,6 +108,7 @@ async def test_all_keys_of_a_tenant_share_its_tag_and_end_by_themselves(
 async def test_zero_is_the_servers_own_time(empty_redis_url: str) -> None:
     counters = RedisCounters(empty_redis_url, Terms())
     running = asyncio.create_task(counters.run())
+    await counters.begin("acme", lost=False)
     await counters.reserve("acme", order(1), ROWS)
     (reservation,) = await counters.reservations("acme", "", 1)
     with redis.Redis.from_url(empty_redis_url) as client:
@@ -132,6 +141,7 @@ async def test_a_lost_server_is_a_typed_error_and_is_found_again(own_server: Val
     counters = RedisCounters(own_server.url, Terms())
     running = asyncio.create_task(counters.run())
     for number in range(2):
+        await asyncio.gather(*(counters.begin("acme", lost=False) for _ in range(3)))
         # All of a first pipeline after a restart: connections that died while nobody used them are noticed.
         calls = (counters.reserve("acme", order(each), ROWS) for each in range(3 * number, 3 * number + 3))
         assert {decision.outcome for decision in await asyncio.gather(*calls)} == {Outcome.ADMITTED}
@@ -153,6 +163,7 @@ async def test_what_was_held_outlives_a_kill_and_each_life_has_a_name(tmp_path: 
     server.start()
     counters = RedisCounters(server.url, Terms())
     running = asyncio.create_task(counters.run())
+    await counters.begin("acme", lost=False)
     await counters.reserve("acme", order(1), ROWS)
     await counters.observe("acme", [Observation(order(1).request_id, 1, 1, {}, final=True)])
     await counters.keep_usage_cursor("v1:1")
@@ -175,16 +186,23 @@ async def test_what_was_held_outlives_a_kill_and_each_life_has_a_name(tmp_path: 
     await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_a_settlement_of_what_the_server_has_lost_takes_nothing_below_zero(
+async def test_a_tenant_that_the_server_has_lost_is_to_be_rebuilt(
     redis_counters: RedisCounters, empty_redis_url: str
 ) -> None:
     await redis_counters.reserve("acme", order(1), ROWS)
     with redis.Redis.from_url(empty_redis_url) as client:
-        client.flushall()
+        client.delete("forebay:{acme}:counters")  # all of it is lost with the hash that says that it is there
+    for asked in (
+        redis_counters.reserve("acme", order(2), ROWS),
+        redis_counters.settle("acme", order(1).request_id, {}),
+        redis_counters.renew("acme", order(1).router, [order(1).request_id], ROWS),
+        redis_counters.peek("acme", LIMITED),
+        redis_counters.sweep("acme", 1),
+    ):
+        with pytest.raises(NeedsRebuildError):
+            await asked
+    assert await redis_counters.begin("acme", lost=False)
     assert not await redis_counters.settle("acme", order(1).request_id, {})
-    assert list(await redis_counters.renew("acme", order(1).router, [order(1).request_id], ROWS)) == [
-        order(1).request_id
-    ]
     assert {state.used for state in await redis_counters.peek("acme", LIMITED)} == {0}
 
 

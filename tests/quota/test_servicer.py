@@ -143,7 +143,7 @@ async def channel(
         looked_up.append(request_id)
 
     gate = SafetyGate(safety, clock, GLOBAL_LIMIT)
-    quota = QuotaServicer(Quota(feed, counters, now=clock.now, gate=gate, look_up=look_up), clock, 30.0, shares)
+    quota = QuotaServicer(Quota(feed, counters, now=clock.now, gate=gate, look_up=look_up), clock, 30.0, shares=shares)
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, package + "QuotaService")
     policy = PolicyServicer(feed)
     server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, policy, package + "PolicyService")

@@ -54,7 +54,9 @@ class QuotaConfig(PepperConfig):
         description="requests in any second over all tenants and quota replicas; 0 for no limit",
     )
     metering_address: Address | None = Field(
-        None, description="host:port of metering, whose ledger tells what was used where a router did not settle"
+        None,
+        description="host:port of metering, whose ledger tells what was used where a router did not settle, or the counters "
+        "were lost; without it every tenant that they do not have is taken for a lost one, and waits for a minute",
     )
 
     replicas: int = Field(1, ge=1, le=1_000, description="how many processes of quota share the counters")

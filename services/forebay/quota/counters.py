@@ -2,7 +2,8 @@
 
 Every operation is atomic for its tenant and takes the present from the store itself. Each raises MeshError (UNAVAILABLE,
 QUOTA_STORE_UNAVAILABLE) when the store cannot be reached, in which case it may or may not have happened; all of them can be
-repeated without harm.
+repeated without harm. What depends on a tenant's state raises NeedsRebuildError where that is not there, which
+`forebay.quota.rebuilding_counters` sees to.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Protocol
 from forebay.quota.domain.counters import TenantCounters
 from forebay.quota.domain.edge import Taken
 from forebay.quota.domain.limits import Row
+from forebay.quota.domain.rebuild import Gathered, Totals
 from forebay.quota.domain.reservations import (
     Decision,
     LimitState,
@@ -31,6 +33,21 @@ class CounterStore(Protocol):
 
     Beside them it keeps how far the ledger has been read, so that the place is never ahead of what was observed.
     """
+
+    async def begin(self, tenant_id: str, *, lost: bool) -> bool:
+        """Puts an absent tenant's counters there, as a new one's or to gather what a lost one's were; False if they are."""
+
+    async def restore(self, tenant_id: str, order: Order, reserved_at_ms: int, rows: Sequence[Row]) -> bool:
+        """Takes in what a router holds of a lost tenant; returns whether it is held now."""
+
+    async def gathered(self, tenant_id: str) -> Gathered | None:
+        """Returns what is to be completed; None while the tenant is absent, gathers or is ready."""
+
+    async def complete(self, tenant_id: str, gathered: Gathered, rows: Sequence[Row]) -> bool:
+        """Adds the ledger's sums, and makes the tenant ready; False if it was not for this to do."""
+
+    async def totals(self, tenant_id: str, rows: Sequence[Row]) -> Totals | None:
+        """Returns what is used of days and months; None unless the tenant is ready."""
 
     async def reserve(self, tenant_id: str, order: Order, rows: Sequence[Row]) -> Decision:
         """Takes every row's amount, or nothing."""
@@ -75,12 +92,50 @@ class CounterStore(Protocol):
 
 
 class InMemoryCounters:
-    """The specification itself as a store, for tests; `now` returns ms since the epoch."""
+    """The specification itself as a store, for tests and for what a process counts by itself."""
 
-    def __init__(self, terms: Terms, now: Callable[[], int]) -> None:
-        self._tenants: defaultdict[str, TenantCounters] = defaultdict(lambda: TenantCounters(terms))
+    def __init__(self, terms: Terms, now: Callable[[], int], *, all_new: bool = True) -> None:
+        """Begins empty.
+
+        Args:
+            terms: how long what lasts.
+            now: returns the present in ms since the epoch.
+            all_new: a tenant that was never named is new; else it is absent, as it is on a server.
+        """
+
+        def absent() -> TenantCounters:
+            tenant = TenantCounters(terms)
+            if all_new:
+                tenant.begin(now(), lost=False)
+            return tenant
+
+        self._tenants: defaultdict[str, TenantCounters] = defaultdict(absent)
         self._now = now
         self._usage_cursor = ""
+
+    async def lose(self, tenant_id: str) -> None:
+        """Forgets a tenant, as a server may."""
+        self._tenants.pop(tenant_id, None)
+
+    async def begin(self, tenant_id: str, *, lost: bool) -> bool:
+        """Puts an absent tenant's counters there; False if they are."""
+        return self._tenants[tenant_id].begin(self._now(), lost=lost)
+
+    async def restore(self, tenant_id: str, order: Order, reserved_at_ms: int, rows: Sequence[Row]) -> bool:
+        """Takes in what a router holds of a lost tenant; returns whether it is held now."""
+        return self._tenants[tenant_id].restore(self._now(), order, reserved_at_ms, rows)
+
+    async def gathered(self, tenant_id: str) -> Gathered | None:
+        """Returns what is to be completed, if anything is."""
+        return self._tenants[tenant_id].gathered(self._now())
+
+    async def complete(self, tenant_id: str, gathered: Gathered, rows: Sequence[Row]) -> bool:
+        """Adds the ledger's sums, and makes the tenant ready; False if it was not for this to do."""
+        return self._tenants[tenant_id].complete(self._now(), gathered, rows)
+
+    async def totals(self, tenant_id: str, rows: Sequence[Row]) -> Totals | None:
+        """Returns what is used of days and months; None unless the tenant is ready."""
+        return self._tenants[tenant_id].totals(self._now(), rows)
 
     async def reserve(self, tenant_id: str, order: Order, rows: Sequence[Row]) -> Decision:
         """Takes every row's amount, or nothing."""

@@ -11,17 +11,20 @@ from forebay.clock import Clock, SystemClock
 from forebay.journal import Journal
 from forebay.lifecycle import background, run_service
 from forebay.policy.model import LossPolicy
+from forebay.quota.budget_check import BudgetCheck
 from forebay.quota.config import QuotaConfig
 from forebay.quota.counters import CounterStore
 from forebay.quota.edge import Edge
 from forebay.quota.edge_servicer import EdgeServicer
 from forebay.quota.local_shares import LocalShares
 from forebay.quota.metering_link import MeteringLink
+from forebay.quota.metering_sums import MeteringSums
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.policy_files import PolicyFiles
 from forebay.quota.policy_servicer import PolicyServicer
 from forebay.quota.price_link import PriceLink
 from forebay.quota.prices import Prices
+from forebay.quota.rebuilding_counters import RebuildingCounters
 from forebay.quota.redis_counters import RedisCounters
 from forebay.quota.redis_safety import RedisSafety
 from forebay.quota.refused_calls import RefusedCalls
@@ -69,8 +72,14 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     """Returns the server, ready to start; what runs beside it ends with `stack`."""
     clock = SystemClock()
     feed, administration, refused = await policies(config, clock, stack)
-    shared = RedisCounters(config.redis_url, config.terms())
-    await stack.enter_async_context(background(shared.run(), "counters"))
+    redis = RedisCounters(config.redis_url, config.terms())
+    await stack.enter_async_context(background(redis.run(), "counters"))
+    metering = sums = None
+    if config.metering_address is not None:
+        metering = connect(config.metering_address, caller=config.id, service="metering", tls=config.tls)
+        stack.push_async_callback(metering.close)
+        sums = MeteringSums(metering)
+    shared = RebuildingCounters(redis, feed, sums, clock.now)
     counters: CounterStore = shared
     prices = Prices()
     shares: LocalShares | None = None
@@ -110,13 +119,13 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
         stack.push_async_callback(safety.close)
         gate = SafetyGate(safety, clock, config.global_requests_per_second)
 
-    link: MeteringLink | None = None
-    if config.metering_address is not None:
-        metering = connect(config.metering_address, caller=config.id, service="metering", tls=config.tls)
-        stack.push_async_callback(metering.close)
+    link = check = None
+    if metering is not None and sums is not None:
         link = MeteringLink(metering, counters, clock, prices)
+        check = BudgetCheck(feed, counters, sums, clock)
         await stack.enter_async_context(background(PriceLink(metering, prices).run(), "prices"))
         await stack.enter_async_context(background(link.run(), "usage"))
+        await stack.enter_async_context(background(check.run(), "budget check"))
 
     server = RpcServer(
         config.listen,
@@ -126,7 +135,7 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
         refused=refused.note if refused else None,
     )
     use_cases = Quota(feed, counters, prices, clock.now, gate, link.look_up if link is not None else None)
-    quota = QuotaServicer(use_cases, clock, config.lease_seconds, shares)
+    quota = QuotaServicer(use_cases, clock, config.lease_seconds, check, shares=shares)
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, QUOTA)
     server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyServicer(feed), POLICY)
     server.add(quota_pb2_grpc.add_TenantServiceServicer_to_server, administration, TENANT)

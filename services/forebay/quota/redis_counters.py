@@ -29,6 +29,7 @@ from forebay.errors import Code, MeshError
 from forebay.quota.domain.counters import HOLD_RETRY_MS
 from forebay.quota.domain.edge import Taken
 from forebay.quota.domain.limits import Kind, Row
+from forebay.quota.domain.rebuild import Gathered, NeedsRebuildError, Totals
 from forebay.quota.domain.reservations import (
     Decision,
     LimitState,
@@ -54,6 +55,9 @@ USAGE_CURSOR = "forebay:usage_cursor"
 # Keys that one step of a scan looks at.
 SCANNED = 1_000
 RETRY_AFTER_S = 1.0
+_NEEDS_REBUILD = "NEEDS_REBUILD"
+# What a tenant that was lost has of a request: it holds, and it counts for the day and the month.
+_LASTING = (Kind.PERIOD, Kind.HOLD)
 
 log = get_logger("counters")
 
@@ -71,6 +75,7 @@ class _Script:
 _RESERVE, _TAKE, _SETTLE, _RENEW, _OBSERVE, _SWEEP, _PEEK, _LIST = map(
     _Script, ("reserve", "take", "settle", "renew", "observe", "sweep", "peek", "list")
 )
+_BEGIN, _RESTORE, _GATHERED, _COMPLETE, _TOTALS = map(_Script, ("begin", "restore", "gathered", "complete", "totals"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,51 @@ class RedisCounters:
                     group.create_task(self._flush(lane))
         finally:
             await self._redis.aclose()
+
+    async def begin(self, tenant_id: str, *, lost: bool) -> bool:
+        """Puts an absent tenant's counters there; False if they are."""
+        return bool(await self._call(_BEGIN, tenant_id, self._terms.lease_ms, int(lost)))
+
+    async def restore(self, tenant_id: str, order: Order, reserved_at_ms: int, rows: Sequence[Row]) -> bool:
+        """Takes in what a router holds of a lost tenant; returns whether it is held now."""
+        lasting: list[str | int] = []
+        for row in rows:
+            if row.kind in _LASTING:
+                lasting += [row.name, row.period.name if row.period else "", row.amount]
+        reply = await self._call(
+            _RESTORE,
+            tenant_id,
+            self._terms.lease_ms,
+            order.request_id,
+            order.router.id,
+            order.router.incarnation,
+            order.prompt_tokens,
+            order.max_completion_tokens,
+            reserved_at_ms,
+            *lasting,
+            request_id=order.request_id,
+        )
+        return bool(reply)
+
+    async def gathered(self, tenant_id: str) -> Gathered | None:
+        """Returns what is to be completed, if anything is."""
+        reply = await self._call(_GATHERED, tenant_id)
+        return Gathered(int(reply[0]), tuple(reply[1:])) if reply else None
+
+    async def complete(self, tenant_id: str, gathered: Gathered, rows: Sequence[Row]) -> bool:
+        """Adds the ledger's sums, and makes the tenant ready; False if it was not for this to do."""
+        sums = [field for row in rows if row.period for field in (row.name, row.period.name, row.amount)]
+        return bool(await self._call(_COMPLETE, tenant_id, gathered.began_ms, len(gathered.request_ids), *sums))
+
+    async def totals(self, tenant_id: str, rows: Sequence[Row]) -> Totals | None:
+        """Returns what is used of days and months; None unless the tenant is ready."""
+        named = [(row.name, row.period.name) for row in rows if row.period]
+        reply = await self._call(_TOTALS, tenant_id, *itertools.chain.from_iterable(named))
+        if not reply:
+            return None
+        used, live = reply[1 : 1 + len(named)], reply[1 + len(named) :]
+        counted = {name: int(text) for (name, _), text in zip(named, used, strict=True) if text}
+        return Totals(int(reply[0]), tuple(live), counted)
 
     async def reserve(self, tenant_id: str, order: Order, rows: Sequence[Row]) -> Decision:
         """Takes every row's amount, or nothing."""
@@ -276,6 +326,8 @@ class RedisCounters:
                 if isinstance(reply, ResponseError):  # the server is there and refuses: a fault that somebody must see
                     log.error("script failed", script=call.script.name, error=str(reply))
                 call.reply.set_exception(_unavailable(reply))
+            elif reply == _NEEDS_REBUILD:
+                call.reply.set_exception(NeedsRebuildError())
             else:
                 call.reply.set_result(reply)
 
@@ -330,7 +382,7 @@ def _take_fields(row: Row) -> tuple[str | int, ...]:
 
 
 def _peek_fields(row: Row) -> tuple[str | int, ...]:
-    return (row.name, row.kind.value, *_detail(row))
+    return (row.name, row.kind.value, _text(row.value), *_detail(row))
 
 
 def _detail(row: Row) -> tuple[str | int, int]:

@@ -17,13 +17,16 @@ from forebay.errors import Code, FieldViolation, MeshError
 from forebay.policy.model import KeyPolicy, LossPolicy, TenantPolicy
 from forebay.quota.counters import CounterStore
 from forebay.quota.domain.canary import effective_limits
-from forebay.quota.domain.limits import BUDGETS, Kind, Row, Usage, amounts_of, hold_values, rows_of
-from forebay.quota.domain.reservations import Decision, LimitState, Order, Outcome, Reservation, Router
+from forebay.quota.domain.limits import BUDGETS, Row, Usage, amounts_of, charged, hold_values, rows_of
+from forebay.quota.domain.rebuild import CountersUnknownError
+from forebay.quota.domain.reservations import Decision, Lease, LimitState, Order, Outcome, Reservation, Router
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
 from forebay.quota.safety_gate import SafetyGate
 
 _NOTHING = Usage(0, 0, 0)
+# Leases of one message that are taken in again together; the others of this replica's calls go between.
+RESTORED_AT_ONCE = 256
 
 
 class Quota:
@@ -104,8 +107,8 @@ class Quota:
         asked = Usage(1, order.prompt_tokens, order.max_completion_tokens)
         most = self._prices.most(tenant, key, model, asked, now_s)
         rows = rows_of(tenant, replace(asked, cost_nano_usd=most), now_s, key, model)
-        # A rate has drained by now.
-        counted = [replace(row, value=None) for row in rows if row.kind is not Kind.RATE]
+        # A day that is over is not opened again.
+        counted = [row for row in charged(rows) if row.period is None or row.period.ends_at_ms > self._now() * 1000]
         decision = await self._counters.reserve(tenant_id, order, counted)
         if decision.outcome is Outcome.TAKEN:
             raise _taken(order)
@@ -113,28 +116,35 @@ class Quota:
             await self._look_up(order.request_id)
         return decision
 
-    async def settle(self, tenant_id: str, request_id: str, used: Usage, model: str = "") -> bool:
+    async def settle(self, lease: Lease, used: Usage, model: str = "") -> bool:
         """Replaces a reservation by what was used; returns whether this settlement was the one that counted.
 
-        The tenant may be gone by now: what it holds is settled all the same.
+        The tenant may be gone by now: what it holds is settled all the same. A reservation that the counters have lost is taken
+        in first, so that the settlement counts in them and not in the ledger's sum (`forebay.quota.domain.rebuild`).
         """
+        tenant_id, request_id = lease.tenant_id, lease.request_id
         if self._gate is not None:
             await self._gate.entered(request_id)
         tenant = self._feed.policies.tenants.get(tenant_id)
         if tenant is not None:
             used = replace(used, cost_nano_usd=self._prices.cost(tenant, model, used, self._now()))
-        applied = await self._counters.settle(tenant_id, request_id, amounts_of(used))
+        amounts = amounts_of(used)
+        applied = await self._counters.settle(tenant_id, request_id, amounts)
+        if not applied and await self._restore(lease):
+            applied = await self._counters.settle(tenant_id, request_id, amounts)
         killpoints.reached("quota.after_settle")
         return applied
 
-    async def renew(self, router: Router, leases: Iterable[tuple[str, str]]) -> list[str]:
-        """Extends leases, each given as tenant and request id; returns the request ids of those that are lost.
+    async def renew(self, router: Router, leases: Iterable[Lease]) -> list[str]:
+        """Extends leases; returns the request ids of those that are lost.
 
-        A tenant that is gone has lost its leases: nothing says any more what it may hold.
+        A tenant that is gone has lost its leases: nothing says any more what it may hold. What the counters have lost is taken
+        in again.
         """
+        by_id = {lease.request_id: lease for lease in leases}
         by_tenant: defaultdict[str, list[str]] = defaultdict(list)
-        for tenant_id, request_id in leases:
-            by_tenant[tenant_id].append(request_id)
+        for request_id, lease in by_id.items():
+            by_tenant[lease.tenant_id].append(request_id)
         keys: defaultdict[str, list[KeyPolicy]] = defaultdict(list)
         for key in self._feed.policies.keys.values():
             if key.limits.concurrent_requests is not None and key.tenant_id in by_tenant:
@@ -147,23 +157,31 @@ class Quota:
             else:
                 values = hold_values(self._tenant(tenant_id), keys[tenant_id])
                 calls.append(self._counters.renew(tenant_id, router, request_ids, values))
-        for lost_of_tenant in await asyncio.gather(*calls):
-            lost += lost_of_tenant
+        unknown = [request_id for lost_of_tenant in await asyncio.gather(*calls) for request_id in lost_of_tenant]
+        for at in range(0, len(unknown), RESTORED_AT_ONCE):
+            some = unknown[at : at + RESTORED_AT_ONCE]
+            restored = await asyncio.gather(*(self._restore(by_id[request_id]) for request_id in some))
+            lost += [request_id for request_id, held in zip(some, restored, strict=True) if not held]
         return lost
 
-    async def over_budget(self, leases: Iterable[tuple[str, str]]) -> list[str]:
-        """Returns the request ids, of leases given as tenant and request id, that are to be stopped in mid-stream.
+    async def over_budget(self, leases: Iterable[Lease]) -> list[str]:
+        """Returns the request ids, of those leases, that are to be stopped in mid-stream.
 
         They are those of tenants that want it so and are above a budget: it was lowered, or what ran cost more than was held.
         """
         by_tenant: defaultdict[str, list[str]] = defaultdict(list)
-        for tenant_id, request_id in leases:
-            by_tenant[tenant_id].append(request_id)
+        for lease in leases:
+            by_tenant[lease.tenant_id].append(lease.request_id)
         stopped: list[str] = []
         for tenant_id, request_ids in by_tenant.items():
             tenant = self._feed.policies.tenants.get(tenant_id)
             if tenant is not None and tenant.stop_on_budget:
-                states = await self.peek(tenant_id)
+                try:
+                    states = await self.peek(tenant_id)
+                except (
+                    CountersUnknownError
+                ):  # nor whether it is above: its streams go on, and the others' answers are not held up
+                    continue
                 if any(state.limit in BUDGETS and state.used > state.value for state in states):
                     stopped += request_ids
         return stopped
@@ -178,6 +196,17 @@ class Quota:
         """Returns a page of what a tenant holds, in order of the request id; NOT_FOUND when there is no such tenant."""
         self._tenant(tenant_id)
         return await self._counters.reservations(tenant_id, after, most)
+
+    async def _restore(self, lease: Lease) -> bool:
+        """Takes in again what the counters have lost; returns whether it is held now."""
+        tenant, hold = self._feed.policies.tenants.get(lease.tenant_id), lease.hold
+        if tenant is None or hold is None:
+            return False
+        key, at_s = self._key(lease.tenant_id, hold.key_id), hold.reserved_at_s
+        asked = Usage(1, hold.order.prompt_tokens, hold.order.max_completion_tokens)
+        most = self._prices.most(tenant, key, hold.model, asked, at_s)
+        rows = rows_of(tenant, replace(asked, cost_nano_usd=most), at_s, key, hold.model)
+        return await self._counters.restore(lease.tenant_id, hold.order, round(at_s * 1000), rows)
 
     def _key(self, tenant_id: str, key_id: str) -> KeyPolicy | None:
         key = self._feed.policies.keys.get(key_id)

@@ -7,6 +7,9 @@ the next, so that a server that comes and goes admits no more. Each admission an
 anybody hears of it. Once the server is back, a tenant's journal is replayed before anything else is asked for it: what was
 admitted is charged whether or not it fits, and settled if it was. Reserve and settle may be repeated without harm, so a replay
 that is cut short, or a process that dies in it, begins again at the front. Everybody else fails closed.
+
+Counters that have come back empty, and cannot be rebuilt because the ledger is away, are away as well. What is replayed while a
+tenant gathers is in its books before the ledger's sums are added, which then leave it out.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ from forebay.journal import Journal
 from forebay.quota.counters import CounterStore, InMemoryCounters
 from forebay.quota.domain.counters import HOLD_RETRY_MS
 from forebay.quota.domain.edge import Taken
-from forebay.quota.domain.limits import Kind, Row
+from forebay.quota.domain.limits import Kind, Row, charged
 from forebay.quota.domain.periods import Period
+from forebay.quota.domain.rebuild import CountersUnknownError, Gathered, Totals
 from forebay.quota.domain.reservations import (
     Decision,
     LimitState,
@@ -39,7 +43,8 @@ from forebay.quota.domain.reservations import (
 )
 from forebay.telemetry.logs import get_logger
 
-AWAY = "QUOTA_STORE_UNAVAILABLE"
+# The counters cannot be asked; or they have come back empty, and the ledger that would fill them cannot be asked.
+AWAY = frozenset({"QUOTA_STORE_UNAVAILABLE", "COUNTERS_UNKNOWN"})
 RETRY_S = 1.0
 MOST_AT_ONCE = 1_000
 
@@ -52,7 +57,7 @@ class _Admission:
     """What was admitted while the server was away, and what was used once that is known."""
 
     order: Order
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     used: Mapping[str, int] | None = None
 
 
@@ -109,6 +114,8 @@ class SurvivingCounters:
                 for tenant_id in [tenant_id for tenant_id, admitted in self._admitted.items() if admitted]:
                     try:
                         await self._replay(tenant_id)
+                    except CountersUnknownError:
+                        continue
                     except MeshError:
                         break
                 for tenant_id in await self._local.tenants():
@@ -116,6 +123,26 @@ class SurvivingCounters:
                 await self._clock.sleep(RETRY_S)
         finally:
             await self._journal.close()
+
+    async def begin(self, tenant_id: str, *, lost: bool) -> bool:
+        """Puts an absent tenant's counters there; False if they are."""
+        return await self._store.begin(tenant_id, lost=lost)
+
+    async def restore(self, tenant_id: str, order: Order, reserved_at_ms: int, rows: Sequence[Row]) -> bool:
+        """Takes in what a router holds of a lost tenant; returns whether it is held now."""
+        return await self._shared(tenant_id, lambda: self._store.restore(tenant_id, order, reserved_at_ms, rows))
+
+    async def gathered(self, tenant_id: str) -> Gathered | None:
+        """Returns what is to be completed, if anything is."""
+        return await self._store.gathered(tenant_id)
+
+    async def complete(self, tenant_id: str, gathered: Gathered, rows: Sequence[Row]) -> bool:
+        """Adds the ledger's sums, and makes the tenant ready; False if it was not for this to do."""
+        return await self._store.complete(tenant_id, gathered, rows)
+
+    async def totals(self, tenant_id: str, rows: Sequence[Row]) -> Totals | None:
+        """Returns what is used of days and months; None unless the tenant is ready."""
+        return await self._shared(tenant_id, lambda: self._store.totals(tenant_id, rows))
 
     async def reserve(self, tenant_id: str, order: Order, rows: Sequence[Row]) -> Decision:
         """Takes every row's amount, or nothing."""
@@ -132,10 +159,8 @@ class SurvivingCounters:
         if decision.outcome is Outcome.REFUSED:
             return replace(decision, retry_after_ms=max(decision.retry_after_ms, HOLD_RETRY_MS))
         if decision.outcome is Outcome.ADMITTED and order.request_id not in self._admitted[tenant_id]:
-            # Charged in any case when it is replayed; a rate has drained by then.
-            charged = tuple(replace(row, value=None) for row in rows if row.kind is not Kind.RATE)
-            self._admitted[tenant_id][order.request_id] = _Admission(order, charged)
-            self._journal.append(tenant=tenant_id, order=asdict(order), rows=[_to_json(row) for row in charged])
+            admission = self._admitted[tenant_id][order.request_id] = _Admission(order, charged(rows))
+            self._journal.append(tenant=tenant_id, order=asdict(order), rows=[_to_json(row) for row in admission.rows])
         await self._journal.synced()
         return decision
 
@@ -149,7 +174,7 @@ class SurvivingCounters:
             return await self._shared(tenant_id, lambda: self._store.settle(tenant_id, request_id, amounts))
         except MeshError as error:
             admission = self._admitted.get(tenant_id, {}).get(request_id)
-            if admission is None or error.reason != AWAY:
+            if admission is None or error.reason not in AWAY:
                 raise
         if admission.used is not None:
             return False
@@ -212,7 +237,7 @@ class SurvivingCounters:
         return answer
 
     def _may_go_on(self, tenant_id: str, error: MeshError) -> bool:
-        if error.reason != AWAY or not self._fails_open(tenant_id):
+        if error.reason not in AWAY or not self._fails_open(tenant_id):
             return False
         if self._away_since is None:
             log.warning("the counters are away; admitting within local allowances", seconds=self._most_s)
@@ -246,7 +271,7 @@ class SurvivingCounters:
                 admitted[record["settled"]].used = record["used"]
         else:
             order = Order(**{**record["order"], "router": Router(**record["order"]["router"])})
-            admitted[order.request_id] = _Admission(order, tuple(_rows(record["rows"])))
+            admitted[order.request_id] = _Admission(order, list(_rows(record["rows"])))
 
 
 def _to_json(row: Row) -> dict[str, Any]:

@@ -145,6 +145,7 @@ class QuotaLink:
             started=settlement.started,
             trace=to_pb_trace(),
             model=request.payload.model,
+            hold=self._to_pb_hold(request),
         )
         if self._local is None or not self._local.settle(message):
             self._settle(message)
@@ -327,6 +328,7 @@ class QuotaLink:
                 request_id=request.id,
                 tenant_id=request.caller.tenant.tenant_id,
                 completion_tokens=request.tokens.received,
+                hold=self._to_pb_hold(request),
             )
             for request in self._live.values()
             if self._local is None or request.id not in self._local.owed
@@ -334,6 +336,18 @@ class QuotaLink:
         if outbox is not None and leases:
             outbox.message.renewals.extend(leases)
             _flush(outbox, len(leases))
+
+    def _to_pb_hold(self, request: Request) -> quota_pb2.Hold:
+        """Returns what quota was asked to hold, for it to know again when its counters were lost."""
+        hold = quota_pb2.Hold(
+            key_id=request.caller.key.key_id,
+            model=request.payload.model,
+            prompt_tokens=len(request.payload.prompt_token_ids),
+            max_completion_tokens=request.payload.max_tokens,
+        )
+        age_s = self._clock.monotonic() - request.admitted_at
+        hold.reserved_at.FromMilliseconds(int((self._clock.now() - age_s) * 1000))
+        return hold
 
     def _to_pb_reserve(self, request: Request) -> quota_pb2.ReserveRequest:
         return quota_pb2.ReserveRequest(

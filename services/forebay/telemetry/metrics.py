@@ -5,7 +5,7 @@ Tenants are not labels yet: their number is not bounded here, and a label set ha
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram, start_http_server
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 RPC_SECONDS = Histogram(
     "forebay_rpc_seconds",
@@ -17,6 +17,18 @@ RPC_SECONDS = Histogram(
 ERRORS = Counter("forebay_errors_total", "Errors that a server answered with.", ["method", "reason"])
 
 SESSION_RECONNECTS = Counter("forebay_session_reconnects_total", "Sessions that had to be opened again.", ["session"])
+
+# Of three limits: tokens_per_day, daily_budget_nano_usd, monthly_budget_nano_usd.
+BUDGETS_DIFFERING = Gauge(
+    "forebay_quota_budgets_differing",
+    "Tenants whose use of a limit, as counted, is not what the ledger has.",
+    ["limit"],
+)
+BUDGET_DIFFERENCE = Gauge(
+    "forebay_quota_budget_difference",
+    "By how much those differ from the ledger, added up over tenants, in the limit's unit.",
+    ["limit"],
+)
 
 
 def serve_metrics(listen: str) -> int:

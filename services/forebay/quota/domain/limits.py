@@ -7,7 +7,7 @@ more limit, or the same limits for a key or for a tenant on one model, is one mo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from forebay.errors import QuotaViolation
 from forebay.policy.limits import LIMITS
@@ -137,6 +137,11 @@ def hold_values(tenant: TenantPolicy, keys: Iterable[KeyPolicy]) -> tuple[Row, .
         for row in _rows(subject, limits, set(), tenant, nothing, 0.0)
         if row.kind is Kind.HOLD
     )
+
+
+def charged(rows: Iterable[Row]) -> list[Row]:
+    """Returns rows as what was admitted without the counters meets them: there is always room, and a rate has drained by now."""
+    return [replace(row, value=None) for row in rows if row.kind is not Kind.RATE]
 
 
 def amounts_of(usage: Usage) -> dict[str, int]:

@@ -2,9 +2,12 @@
 -- counts for its time, whatever comes.
 --
 -- ARGV from 2, for each row: name, kind (rate | window), value, amount, what drains of a rate in a second
--- Returns for each row: 1 or 0 for room or none, used, ms until there is room, or until some of what counts does so no longer.
+-- Returns NEEDS_REBUILD; or for each row: 1 or 0 for room or none, used, ms until there is room, or until some of what counts does so no longer.
 
 local now = present()
+if not believed(now) then
+  return NEEDS_REBUILD
+end
 local FIELDS = 5
 
 -- What counts of a row; of a rate in thousandths.
@@ -13,6 +16,11 @@ local function level_of(row)
     return rate_level(row.name, now, row.drain)
   end
   return window_used(row.name, second_of(now))
+end
+
+-- The same, where a row counts as used up because of a loss.
+local function shown_of(row)
+  return row.full > 0 and math.max(level_of(row), row.value * row.weight) or level_of(row)
 end
 
 local function take(row)
@@ -26,7 +34,9 @@ end
 
 -- In how many ms what is over is free, or all that counts when that is less; where there is room, in how many the next one is.
 local function freed_in(row, level, used)
-  if used == 0 then
+  if row.full > 0 then
+    return row.full
+  elseif used == 0 then
     return 0
   elseif row.kind == 'rate' then
     return math.ceil((row.over > 0 and math.min(row.over, level) or level - WEIGHT * (used - 1)) / row.drain)
@@ -37,8 +47,10 @@ end
 local rows, room = {}, true
 for at = 2, #ARGV, FIELDS do
   local name, kind, value, amount, drain = unpack(ARGV, at, at + FIELDS - 1)
-  local row = { name = name, kind = kind, amount = tonumber(amount), drain = tonumber(drain) }
-  row.over = level_of(row) + (amount - value) * (kind == 'rate' and WEIGHT or 1)
+  local row = { name = name, kind = kind, value = tonumber(value), amount = tonumber(amount), drain = tonumber(drain) }
+  row.weight = kind == 'rate' and WEIGHT or 1
+  row.full = full_for(now, kind, row.value, row.drain)
+  row.over = shown_of(row) + (row.amount - row.value) * row.weight
   room = room and row.over <= 0
   rows[#rows + 1] = row
 end
@@ -47,8 +59,8 @@ for _, row in ipairs(rows) do
   if room then
     take(row)
   end
-  local level = level_of(row)
-  local used = row.kind == 'rate' and math.ceil(level / WEIGHT) or level
+  local level = shown_of(row)
+  local used = math.ceil(level / row.weight)
   answer[#answer + 1] = row.over <= 0 and 1 or 0
   answer[#answer + 1] = used
   answer[#answer + 1] = freed_in(row, level, used)

@@ -669,22 +669,28 @@ class RenewRequest(_message.Message):
         REQUEST_ID_FIELD_NUMBER: _builtins.int
         TENANT_ID_FIELD_NUMBER: _builtins.int
         COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+        HOLD_FIELD_NUMBER: _builtins.int
         request_id: _builtins.str
         """The reservation."""
         tenant_id: _builtins.str
         """Whose."""
         completion_tokens: _builtins.int
         """Completion tokens delivered until now, for budgets that can stop a stream."""
+        @_builtins.property
+        def hold(self) -> Global___Hold:
+            """What is held; takes it in again after the counters have lost it. Unset, the lease is lost with them."""
+
         def __init__(
             self,
             *,
             request_id: _builtins.str = ...,
             tenant_id: _builtins.str = ...,
             completion_tokens: _builtins.int = ...,
+            hold: Global___Hold | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "request_id", b"request_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "hold", b"hold", "request_id", b"request_id", "tenant_id", b"tenant_id"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -711,6 +717,46 @@ class RenewRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenewRequest: _TypeAlias = RenewRequest  # noqa: Y015
+
+@_typing.final
+class Hold(_message.Message):
+    """Hold is what a router knows of a reservation that it was given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    RESERVED_AT_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """By which key."""
+    model: _builtins.str
+    """On which model."""
+    prompt_tokens: _builtins.int
+    """Prompt tokens held."""
+    max_completion_tokens: _builtins.int
+    """Completion tokens held."""
+    @_builtins.property
+    def reserved_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for; says in which day and month it counts."""
+
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        prompt_tokens: _builtins.int = ...,
+        max_completion_tokens: _builtins.int = ...,
+        reserved_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reserved_at", b"reserved_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "max_completion_tokens", b"max_completion_tokens", "model", b"model", "prompt_tokens", b"prompt_tokens", "reserved_at", b"reserved_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hold: _TypeAlias = Hold  # noqa: Y015
 
 @_typing.final
 class RenewResponse(_message.Message):
@@ -764,6 +810,7 @@ class SettleRequest(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The reservation."""
     tenant_id: _builtins.str
@@ -790,6 +837,10 @@ class SettleRequest(_message.Message):
     def trace(self) -> _common_pb2.TraceContext:
         """The request's trace."""
 
+    @_builtins.property
+    def hold(self) -> Global___Hold:
+        """What was held; lets the settlement count after the counters have lost the reservation. Unset, it does not count then."""
+
     def __init__(
         self,
         *,
@@ -803,10 +854,11 @@ class SettleRequest(_message.Message):
         started: _builtins.bool = ...,
         trace: _common_pb2.TraceContext | None = ...,
         model: _builtins.str = ...,
+        hold: Global___Hold | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gpu_time", b"gpu_time", "router", b"router", "trace", b"trace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gpu_time", b"gpu_time", "hold", b"hold", "router", b"router", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "gpu_time", b"gpu_time", "model", b"model", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "router", b"router", "started", b"started", "tenant_id", b"tenant_id", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "gpu_time", b"gpu_time", "hold", b"hold", "model", b"model", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "router", b"router", "started", b"started", "tenant_id", b"tenant_id", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -899,6 +951,7 @@ class LimitState(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     USED_FIELD_NUMBER: _builtins.int
     RESETS_IN_FIELD_NUMBER: _builtins.int
+    COMPARISON_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     """Whose limit, as in QuotaViolation."""
     limit: _builtins.str
@@ -911,6 +964,10 @@ class LimitState(_message.Message):
     def resets_in(self) -> _duration_pb2.Duration:
         """Until some of it is free again; unset when nothing is used."""
 
+    @_builtins.property
+    def comparison(self) -> Global___Comparison:
+        """How it stood against the ledger; only of a tenant's own limits by the day and the month, from a minute after quota's start."""
+
     def __init__(
         self,
         *,
@@ -919,14 +976,51 @@ class LimitState(_message.Message):
         value: _builtins.int = ...,
         used: _builtins.int = ...,
         resets_in: _duration_pb2.Duration | None = ...,
+        comparison: Global___Comparison | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["resets_in", b"resets_in"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["comparison", b"comparison", "resets_in", b"resets_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "resets_in", b"resets_in", "subject", b"subject", "used", b"used", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comparison", b"comparison", "limit", b"limit", "resets_in", b"resets_in", "subject", b"subject", "used", b"used", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LimitState: _TypeAlias = LimitState  # noqa: Y015
+
+@_typing.final
+class Comparison(_message.Message):
+    """Comparison sets what the counters have of a limit against the ledger. Nothing is corrected by it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AS_OF_FIELD_NUMBER: _builtins.int
+    COUNTED_FIELD_NUMBER: _builtins.int
+    RECORDED_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    counted: _builtins.int
+    """What the counters had then, without what reservations held."""
+    recorded: _builtins.int
+    """What the ledger has of requests that had ended by then and were settled."""
+    difference: _builtins.int
+    """counted less recorded, as far as rounding and requests that ran across the beginning of the period do not explain it."""
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp:
+        """The instant that is compared; the ledger had a minute since to take in what had ended by then."""
+
+    def __init__(
+        self,
+        *,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+        counted: _builtins.int = ...,
+        recorded: _builtins.int = ...,
+        difference: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "counted", b"counted", "difference", b"difference", "recorded", b"recorded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Comparison: _TypeAlias = Comparison  # noqa: Y015
 
 @_typing.final
 class ListReservationsRequest(_message.Message):
@@ -1040,7 +1134,9 @@ Global___ReservationState: _TypeAlias = ReservationState  # noqa: Y015
 
 @_typing.final
 class SessionRequest(_message.Message):
-    """SessionRequest is a batch of calls of one router. Reserves are taken before settles and renewals."""
+    """SessionRequest is a batch of calls of one router. Reserves are taken before settles and renewals. A session begins with the
+    renewal of all that the router holds, which is how quota learns what it has not seen itself.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
