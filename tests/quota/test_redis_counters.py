@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import socket
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from forebay.policy.model import Limits, ServiceClass, TenantPolicy
 from forebay.quota.domain.limits import Usage, rows_of
 from forebay.quota.domain.rebuild import NeedsRebuildError
 from forebay.quota.domain.reservations import Observation, Order, Outcome, Router, Terms
+from forebay.quota.domain.safety import Ask
 from forebay.quota.redis_counters import _SWEEP, LANES, MAX_PIPELINE, RedisCounters
+from forebay.quota.redis_safety import RedisSafety
 from forebay.testing.valkey import ValkeyServer
 
 ROWS = rows_of(TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500), Usage(1, 10, 10))
@@ -155,6 +158,31 @@ async def test_a_lost_server_is_a_typed_error_and_is_found_again(own_server: Val
     await counters.ping()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_cluster_of_which_no_node_answers_is_a_typed_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    counters = RedisCounters(f"redis+cluster://127.0.0.1:{port}", Terms())
+    safety = RedisSafety(f"redis+cluster://127.0.0.1:{port}")
+    running = asyncio.create_task(counters.run())
+    calls: list[Awaitable[Any]] = [
+        counters.reserve("acme", order(1), ROWS),
+        counters.reserve("acme", order(1), ROWS),
+        counters.tenants(),
+        counters.usage_cursor(),
+        counters.keep_usage_cursor("v1:1"),
+        counters.ping(),
+        safety.grant(1, Ask(1)),
+    ]
+    for call in calls:
+        with pytest.raises(MeshError) as caught:
+            await call
+        assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "QUOTA_STORE_UNAVAILABLE")
+    assert not running.done()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await safety.close()
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from typing import Any
 
 import hiredis
 from redis.asyncio import RedisCluster
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from forebay.errors import Code, MeshError
 from forebay.quota.domain.counters import HOLD_RETRY_MS
@@ -42,7 +42,7 @@ from forebay.quota.domain.reservations import (
     Swept,
     Terms,
 )
-from forebay.quota.redis_client import redis_client
+from forebay.quota.redis_client import FAILURES, RETRY_AFTER_S, reaching_the_store, redis_client, unavailable
 from forebay.telemetry.logs import get_logger
 
 LANES = 2
@@ -50,11 +50,9 @@ MAX_WAITING = 20_000
 MAX_PIPELINE = 500
 # A script runs for as long as it has ids: so many at once keep every other tenant waiting for a few ms at most.
 MAX_IDS = 500
-CLUSTER = "redis+cluster://"
 USAGE_CURSOR = "forebay:usage_cursor"
 # Keys that one step of a scan looks at.
 SCANNED = 1_000
-RETRY_AFTER_S = 1.0
 _NEEDS_REBUILD = "NEEDS_REBUILD"
 # What a tenant that was lost has of a request: it holds, and it counts for the day and the month.
 _LASTING = (Kind.PERIOD, Kind.HOLD)
@@ -230,13 +228,11 @@ class RedisCounters:
     async def tenants(self) -> Sequence[str]:
         """Returns every tenant with something for the sweep, now or later."""
         before, after = _key("*", "due").split("*")
-        try:
+        with reaching_the_store():
             return [
                 key.removeprefix(before).removesuffix(after)
                 async for key in self._redis.scan_iter(f"{before}*{after}", count=SCANNED)
             ]
-        except (RedisError, OSError) as error:
-            raise _unavailable(error) from None
 
     async def peek(self, tenant_id: str, rows: Sequence[Row]) -> Sequence[LimitState]:
         """Returns the state of the limits that exist."""
@@ -257,29 +253,23 @@ class RedisCounters:
 
     async def usage_cursor(self) -> str:
         """Returns the ledger's cursor as last kept; empty at first."""
-        try:
+        with reaching_the_store():
             return await self._redis.get(USAGE_CURSOR) or ""
-        except (RedisError, OSError) as error:
-            raise _unavailable(error) from None
 
     async def keep_usage_cursor(self, cursor: str) -> None:
         """Keeps the cursor."""
-        try:
+        with reaching_the_store():
             await self._redis.set(USAGE_CURSOR, cursor)
-        except (RedisError, OSError) as error:
-            raise _unavailable(error) from None
 
     async def ping(self) -> str:
         """Returns the name of the server's present life if it can be reached."""
-        try:
+        with reaching_the_store():
             if isinstance(self._redis, RedisCluster):
                 await self._redis.ping(target_nodes=RedisCluster.PRIMARIES)
                 nodes = await self._redis.info("server", target_nodes=RedisCluster.PRIMARIES)
                 return ",".join(sorted(server["run_id"] for server in nodes.values()))
             # A server that still loads its data refuses a ping, though not to tell of itself.
             _, server = await self._redis.pipeline(transaction=False).ping().info("server").execute()
-        except (RedisError, OSError) as error:
-            raise _unavailable(error) from None
         return str(server["run_id"])
 
     def _call(
@@ -317,7 +307,7 @@ class RedisCounters:
                     await self._redis.script_load(script.text)
                 for at, reply in zip(unknown, await self._execute([batch[at] for at in unknown]), strict=True):
                     replies[at] = reply
-        except (RedisError, OSError) as error:
+        except FAILURES as error:
             replies = [error] * len(batch)
         for call, reply in zip(batch, replies, strict=True):
             if call.reply.done():  # its caller was cancelled
@@ -325,7 +315,7 @@ class RedisCounters:
             if isinstance(reply, Exception):
                 if isinstance(reply, ResponseError):  # the server is there and refuses: a fault that somebody must see
                     log.error("script failed", script=call.script.name, error=str(reply))
-                call.reply.set_exception(_unavailable(reply))
+                call.reply.set_exception(unavailable(reply))
             elif reply == _NEEDS_REBUILD:
                 call.reply.set_exception(NeedsRebuildError())
             else:
@@ -400,12 +390,3 @@ def _reservation(request_id: str, stored: Mapping[str, Any], due_ms: int) -> Res
     router = Router(stored["router"], int(stored["incarnation"]))
     order = Order(request_id, router, stored["prompt"], stored["max"])
     return Reservation(order, State(stored["state"]), stored["at"], due_ms)
-
-
-def _unavailable(error: Exception) -> MeshError:
-    return MeshError(
-        Code.UNAVAILABLE,
-        "QUOTA_STORE_UNAVAILABLE",
-        f"the counters cannot be reached ({type(error).__name__}); try again",
-        retry_after=RETRY_AFTER_S,
-    )
