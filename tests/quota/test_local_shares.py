@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from forebay.errors import Code, MeshError
 from forebay.lifecycle import background
 from forebay.policy.model import KeyPolicy, Limits, LossPolicy, ServiceClass, TenantPolicy
 from forebay.quota.counters import InMemoryCounters
-from forebay.quota.domain.limits import Usage, rows_of
+from forebay.quota.domain.limits import Row, Usage, rows_of
 from forebay.quota.domain.policies import Policies
 from forebay.quota.domain.prices import Price, PriceTable
-from forebay.quota.domain.reservations import Order, Router, Terms
+from forebay.quota.domain.rebuild import CountersUnknownError
+from forebay.quota.domain.reservations import LimitState, Order, Router, Terms
 from forebay.quota.domain.shares import WINDOW_S
 from forebay.quota.local_shares import REFRESH_S, LocalShares, Seat
 from forebay.quota.policies import PolicyFeed
@@ -42,6 +43,12 @@ TABLE = PriceTable([Price("default", "prompt_tokens", 5), Price("model:big", "pr
 
 class Counters(InMemoryCounters):
     away = False
+    unknown = ""
+
+    async def peek(self, tenant_id: str, rows: Sequence[Row]) -> Sequence[LimitState]:
+        if tenant_id == self.unknown:
+            raise CountersUnknownError(tenant_id)
+        return await super().peek(tenant_id, rows)
 
     async def ping(self) -> str:
         if self.away:
@@ -160,6 +167,30 @@ async def test_a_tenant_with_a_budget_and_no_prices_has_no_allowance(world: Worl
     await world.pass_time(REFRESH_S)
     assert a.share.number > first
     assert not a.share.allowances
+
+
+async def test_of_a_tenant_that_cannot_be_rebuilt_stands_what_was_said_last(world: World) -> None:
+    world.feed.publish(Policies({"open": OPEN, "other": replace(OPEN, tenant_id="other")}, {}))
+    await world.pass_time(REFRESH_S)
+    world.counters.unknown = "open"
+    usage = Usage(1, 250, 250)
+    for tenant in (OPEN, replace(OPEN, tenant_id="other")):
+        order = Order(tenant.tenant_id[:1] * 32, Router("a", 1), 250, 250)
+        await world.counters.reserve(tenant.tenant_id, order, rows_of(tenant, usage, world.clock.now()))
+    await world.pass_time(REFRESH_S)
+    a = world.router("a")
+    a.join()
+    await a.told(1)
+    left = {
+        allowance.tenant_id: limit.value
+        for allowance in a.share.allowances
+        for limit in allowance.limits
+        if limit.limit == "tokens_per_day"
+    }
+    assert left == {"open": 500, "other": 250}
+    assert await world.shares.claim() == 1
+    await world.pass_time(REFRESH_S)
+    assert a.share.parts == 0, "the counters are away for some"
 
 
 async def test_nobody_has_what_a_silent_router_may_still_have(world: World) -> None:

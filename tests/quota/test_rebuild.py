@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import pytest
 
 from forebay.errors import Code, MeshError
 from forebay.journal import Journal
+from forebay.lifecycle import background
 from forebay.policy.model import KeyPolicy, Limits, ServiceClass, TenantPolicy
 from forebay.quota.counters import CounterStore, InMemoryCounters
 from forebay.quota.domain.limits import Usage
 from forebay.quota.domain.policies import Policies
 from forebay.quota.domain.prices import Price, PriceTable
+from forebay.quota.domain.rebuild import CountersUnknownError
 from forebay.quota.domain.reservations import Hold, Lease, Order, Outcome, Router, Terms
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
@@ -93,6 +96,14 @@ class World:
         used = Used(1, tokens, tokens * USD_A_TOKEN)
         self.ledger.attempts.append(Attempt(request_id, "acme", used, int(self.clock.now() * 1000), "k", "m"))
         return await self.quota.settle(Lease("acme", request_id, hold), Usage(1, prompt, completion), "m")
+
+    async def charge(self, prompt: int = 10, completion: int = 20, ago_s: float = 0.0) -> str:
+        """Tells of a request that the router admitted by itself; returns the request id."""
+        self.count += 1
+        order, admitted_s = Order(f"{self.count:032x}", ROUTER, prompt, completion), self.clock.now() - ago_s
+        await self.quota.charge("acme", order, admitted_s, "k", "m", orphaned=False)
+        self.live[order.request_id] = Hold(order, "k", "m", admitted_s)
+        return order.request_id
 
     async def renew(self) -> list[str]:
         """Renews what the router holds; returns what is lost."""
@@ -209,7 +220,8 @@ async def test_quiet_tenants_are_rebuilt_by_the_sweep(bare_store: CounterStore, 
     await world.renew()
     clock.advance(30)
     world.ledger.away = True
-    assert (await world.counters.sweep("acme", 10)).total == 0
+    with pytest.raises(CountersUnknownError):
+        await world.counters.sweep("acme", 10)
     world.ledger.away = False
     assert (await world.counters.sweep("acme", 10)).expired == 1
     assert await bare_store.gathered("acme") is None
@@ -332,6 +344,48 @@ async def test_who_fails_open_goes_on_and_is_charged_once(clock: FakeClock, tmp_
     assert (await world.used())[f"tenant:acme/{BUDGET}"] == (15 + 15 + 30) * USD_A_TOKEN + 1  # held is rounded up
     assert await world.end(second)
     assert (await world.used())[f"tenant:acme/{BUDGET}"] == 45 * USD_A_TOKEN
+
+
+async def test_what_a_router_admitted_by_itself_counts_once_in_a_tenant_that_gathers(
+    bare_store: CounterStore, clock: FakeClock
+) -> None:
+    world = World(bare_store, clock, Limits(requests_per_minute=2, daily_budget_nano_usd=1_000 * USD_A_TOKEN))
+    await world.end(await world.ask())
+    await world.lose()
+    first, second = await world.charge(), await world.charge()
+    assert not await world.ask()
+    assert await world.end(first)
+    clock.advance(30)
+    assert await world.renew() == []
+    assert (await world.used())[f"tenant:acme/{BUDGET}"] == (15 + 15 + 30) * USD_A_TOKEN + 1  # held is rounded up
+    assert await world.end(second)
+    assert (await world.used())[f"tenant:acme/{BUDGET}"] == 45 * USD_A_TOKEN
+
+
+async def test_what_was_admitted_on_another_day_does_not_count_on_this_one(
+    bare_store: CounterStore, clock: FakeClock
+) -> None:
+    budget = 1_000 * USD_A_TOKEN
+    world = World(bare_store, clock, Limits(daily_budget_nano_usd=budget, monthly_budget_nano_usd=budget))
+    await world.end(await world.ask())
+    await world.end(await world.charge(ago_s=86_400))
+    assert [used // USD_A_TOKEN for used in (await world.used()).values()] == [15, 30]
+
+
+async def test_a_tenant_that_cannot_be_rebuilt_holds_up_no_others_replay(clock: FakeClock, tmp_path: Path) -> None:
+    store = InMemoryCounters(Terms(), lambda: int(clock.now() * 1000), all_new=False)
+    world = World(store, clock, Limits())
+    journal = Journal(tmp_path / "journal")
+    for tenant_id in ("acme", "other"):
+        order = Order(f"{world.count:032x}", ROUTER, 10, 20)
+        journal.append(tenant=tenant_id, order=asdict(order), rows=[])
+    await journal.close()
+    await store.begin("other", lost=False)
+    world.ledger.away = True
+    async with background(surviving(world, tmp_path).run(), "journal"):
+        while not await store.reservations("other", "", 1):
+            await asyncio.sleep(0)
+    assert not await store.reservations("acme", "", 1)
 
 
 @pytest.mark.parametrize("seed", range(8))

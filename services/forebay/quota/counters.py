@@ -2,8 +2,7 @@
 
 Every operation is atomic for its tenant and takes the present from the store itself. Each raises MeshError (UNAVAILABLE,
 QUOTA_STORE_UNAVAILABLE) when the store cannot be reached, in which case it may or may not have happened; all of them can be
-repeated without harm. What depends on a tenant's state raises NeedsRebuildError where that is not there, which
-`forebay.quota.rebuilding_counters` sees to.
+repeated without harm.
 """
 
 from __future__ import annotations
@@ -34,17 +33,8 @@ class CounterStore(Protocol):
     Beside them it keeps how far the ledger has been read, so that the place is never ahead of what was observed.
     """
 
-    async def begin(self, tenant_id: str, *, lost: bool) -> bool:
-        """Puts an absent tenant's counters there, as a new one's or to gather what a lost one's were; False if they are."""
-
     async def restore(self, tenant_id: str, order: Order, reserved_at_ms: int, rows: Sequence[Row]) -> bool:
         """Takes in what a router holds of a lost tenant; returns whether it is held now."""
-
-    async def gathered(self, tenant_id: str) -> Gathered | None:
-        """Returns what is to be completed; None while the tenant is absent, gathers or is ready."""
-
-    async def complete(self, tenant_id: str, gathered: Gathered, rows: Sequence[Row]) -> bool:
-        """Adds the ledger's sums, and makes the tenant ready; False if it was not for this to do."""
 
     async def totals(self, tenant_id: str, rows: Sequence[Row]) -> Totals | None:
         """Returns what is used of days and months; None unless the tenant is ready."""
@@ -89,6 +79,23 @@ class CounterStore(Protocol):
 
     async def ping(self) -> str:
         """Returns the name of the store's present life, another after each of its starts, if it can be reached."""
+
+
+class LosableStore(CounterStore, Protocol):
+    """A store that may forget a tenant, and what it takes to rebuild one.
+
+    What depends on a tenant's state raises NeedsRebuildError where that is not there, which `forebay.quota.rebuilding_counters`
+    sees to.
+    """
+
+    async def begin(self, tenant_id: str, *, lost: bool) -> bool:
+        """Puts an absent tenant's counters there, as a new one's or to gather what a lost one's were; False if they are."""
+
+    async def gathered(self, tenant_id: str) -> Gathered | None:
+        """Returns what is to be completed; None while the tenant is absent, gathers or is ready."""
+
+    async def complete(self, tenant_id: str, gathered: Gathered, rows: Sequence[Row]) -> bool:
+        """Adds the ledger's sums, and makes the tenant ready; False if it was not for this to do."""
 
 
 class InMemoryCounters:

@@ -24,6 +24,7 @@ from forebay.quota.counters import CounterStore
 from forebay.quota.domain.canary import effective_limits
 from forebay.quota.domain.limits import BUDGETS, Row, rows_of
 from forebay.quota.domain.prices import Dearest
+from forebay.quota.domain.rebuild import CountersUnknownError
 from forebay.quota.domain.shares import NOTHING, Shares
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
@@ -188,12 +189,21 @@ class LocalShares:
         for key in policies.keys.values():
             if key.tenant_id in keys:
                 keys[key.tenant_id].append(key)
+        known = {each.tenant_id: each for each in self._left}
         left: list[_Left | None] = []
+        unknown: list[str] = []
+
+        async def left_of(tenant: TenantPolicy) -> _Left | None:
+            try:
+                return await self._left_of(tenant, keys[tenant.tenant_id], now_s)
+            except CountersUnknownError:  # for this one the counters are away, and what was said of it stands
+                unknown.append(tenant.tenant_id)
+                return known.get(tenant.tenant_id)
+
         try:
             await self._counters.ping()
             for at in range(0, len(tenants), TENANTS_AT_ONCE):
-                batch = tenants[at : at + TENANTS_AT_ONCE]
-                left += await asyncio.gather(*(self._left_of(each, keys[each.tenant_id], now_s) for each in batch))
+                left += await asyncio.gather(*map(left_of, tenants[at : at + TENANTS_AT_ONCE]))
         except MeshError:
             return  # what was said last stands; whoever finds the counters away claims
         self._left = [each for each in left if each is not None]
@@ -203,7 +213,7 @@ class LocalShares:
             for subject, limit, value in each.limits
             if limit in PERIODS
         }
-        self._shares.away = False
+        self._shares.away = self._shares.away and bool(unknown)
 
     async def _left_of(self, tenant: TenantPolicy, keys: Iterable[KeyPolicy], now_s: float) -> _Left | None:
         rows = _all_rows(effective_limits(tenant, now_s), keys, now_s)

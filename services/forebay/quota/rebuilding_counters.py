@@ -24,11 +24,11 @@ from typing import TypeVar
 
 from forebay.errors import MeshError
 from forebay.policy.model import KeyPolicy, TenantPolicy
-from forebay.quota.counters import CounterStore
+from forebay.quota.counters import LosableStore
 from forebay.quota.domain.edge import Taken
 from forebay.quota.domain.limits import Row, Usage, amounts_of, rows_of
 from forebay.quota.domain.periods import Period
-from forebay.quota.domain.rebuild import CountersUnknownError, Gathered, NeedsRebuildError, Totals
+from forebay.quota.domain.rebuild import CountersUnknownError, NeedsRebuildError, Totals
 from forebay.quota.domain.reservations import Decision, LimitState, Observation, Order, Reservation, Router, Swept
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.usage_sums import By, UsageSums, Used
@@ -49,9 +49,9 @@ log = get_logger("rebuild")
 
 
 class RebuildingCounters:
-    """A `CounterStore` over another."""
+    """A `CounterStore` over one that may forget."""
 
-    def __init__(self, store: CounterStore, feed: PolicyFeed, sums: UsageSums | None, now: Callable[[], float]) -> None:
+    def __init__(self, store: LosableStore, feed: PolicyFeed, sums: UsageSums | None, now: Callable[[], float]) -> None:
         """Prepares.
 
         Args:
@@ -68,22 +68,10 @@ class RebuildingCounters:
         self._known: dict[str, float] = {}
         self._rebuilds: dict[str, asyncio.Task[None]] = {}
 
-    async def begin(self, tenant_id: str, *, lost: bool) -> bool:
-        """Puts an absent tenant's counters there; False if they are."""
-        return await self._store.begin(tenant_id, lost=lost)
-
     async def restore(self, tenant_id: str, order: Order, reserved_at_ms: int, rows: Sequence[Row]) -> bool:
         """Takes in what a router holds of a lost tenant; returns whether it is held now."""
         self._known[tenant_id] = self._now()
         return await self._answer(tenant_id, lambda: self._store.restore(tenant_id, order, reserved_at_ms, rows))
-
-    async def gathered(self, tenant_id: str) -> Gathered | None:
-        """Returns what is to be completed, if anything is."""
-        return await self._store.gathered(tenant_id)
-
-    async def complete(self, tenant_id: str, gathered: Gathered, rows: Sequence[Row]) -> bool:
-        """Adds the ledger's sums, and makes the tenant ready; False if it was not for this to do."""
-        return await self._store.complete(tenant_id, gathered, rows)
 
     async def totals(self, tenant_id: str, rows: Sequence[Row]) -> Totals | None:
         """Returns what is used of days and months; None unless the tenant is ready."""
@@ -115,11 +103,8 @@ class RebuildingCounters:
         return await self._store.observe(tenant_id, observations)
 
     async def sweep(self, tenant_id: str, most: int) -> Swept:
-        """Moves at most so many reservations on whose time has come; none while their tenant cannot be rebuilt."""
-        try:
-            return await self._answer(tenant_id, lambda: self._store.sweep(tenant_id, most))
-        except CountersUnknownError:
-            return Swept()
+        """Moves at most so many reservations on whose time has come."""
+        return await self._answer(tenant_id, lambda: self._store.sweep(tenant_id, most))
 
     async def tenants(self) -> Sequence[str]:
         """Returns every tenant with something for the sweep."""

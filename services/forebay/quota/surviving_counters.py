@@ -29,7 +29,7 @@ from forebay.quota.domain.counters import HOLD_RETRY_MS
 from forebay.quota.domain.edge import Taken
 from forebay.quota.domain.limits import Kind, Row, charged
 from forebay.quota.domain.periods import Period
-from forebay.quota.domain.rebuild import CountersUnknownError, Gathered, Totals
+from forebay.quota.domain.rebuild import CountersUnknownError, Totals
 from forebay.quota.domain.reservations import (
     Decision,
     LimitState,
@@ -115,7 +115,7 @@ class SurvivingCounters:
                     try:
                         await self._replay(tenant_id)
                     except CountersUnknownError:
-                        continue
+                        continue  # this one's only
                     except MeshError:
                         break
                 for tenant_id in await self._local.tenants():
@@ -124,21 +124,9 @@ class SurvivingCounters:
         finally:
             await self._journal.close()
 
-    async def begin(self, tenant_id: str, *, lost: bool) -> bool:
-        """Puts an absent tenant's counters there; False if they are."""
-        return await self._store.begin(tenant_id, lost=lost)
-
     async def restore(self, tenant_id: str, order: Order, reserved_at_ms: int, rows: Sequence[Row]) -> bool:
         """Takes in what a router holds of a lost tenant; returns whether it is held now."""
         return await self._shared(tenant_id, lambda: self._store.restore(tenant_id, order, reserved_at_ms, rows))
-
-    async def gathered(self, tenant_id: str) -> Gathered | None:
-        """Returns what is to be completed, if anything is."""
-        return await self._store.gathered(tenant_id)
-
-    async def complete(self, tenant_id: str, gathered: Gathered, rows: Sequence[Row]) -> bool:
-        """Adds the ledger's sums, and makes the tenant ready; False if it was not for this to do."""
-        return await self._store.complete(tenant_id, gathered, rows)
 
     async def totals(self, tenant_id: str, rows: Sequence[Row]) -> Totals | None:
         """Returns what is used of days and months; None unless the tenant is ready."""

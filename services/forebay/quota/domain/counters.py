@@ -113,15 +113,8 @@ class TenantCounters:
         False if somebody else did, or if there are other requests in the books now than those that the sums have left out.
         """
         standing, known = self._standing, len(self._live) + len(self._settled)
-        if (
-            standing is None
-            or standing.ready
-            or (standing.began_ms, known)
-            != (
-                gathered.began_ms,
-                len(gathered.request_ids),
-            )
-        ):
+        left_out = (gathered.began_ms, len(gathered.request_ids))
+        if standing is None or standing.ready or (standing.began_ms, known) != left_out:
             return False
         self._advance(now_ms)
         for row in rows:
@@ -358,14 +351,11 @@ class TenantCounters:
         return self._windows[row.name].free_at(second, min(over, used)) * 1000 - now_ms if used else 0
 
     def _wait_ms(self, row: Row, now_ms: int) -> int:
-        over, full_until = self._over(row, now_ms), self._full_until(row, now_ms)
-        if full_until:
+        if full_until := self._full_until(row, now_ms):
             return full_until - now_ms
         match row.kind:
-            case Kind.RATE:
-                return -(-over // row.drain)
-            case Kind.WINDOW:
-                return self._windows[row.name].free_at(now_ms // 1000, over) * 1000 - now_ms
+            case Kind.RATE | Kind.WINDOW:
+                return self._freed_in_ms(row, now_ms, self._over(row, now_ms))
             case Kind.PERIOD:
                 assert row.period is not None
                 return max(HOLD_RETRY_MS, row.period.ends_at_ms - now_ms)
