@@ -135,7 +135,7 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
         refused=refused.note if refused else None,
     )
     use_cases = Quota(feed, counters, prices, clock.now, gate, link.look_up if link is not None else None)
-    quota = QuotaServicer(use_cases, clock, config.lease_seconds, check, shares=shares)
+    quota = QuotaServicer(use_cases, clock, config.lease_seconds, check, shares)
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, QUOTA)
     server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyServicer(feed), POLICY)
     server.add(quota_pb2_grpc.add_TenantServiceServicer_to_server, administration, TENANT)

@@ -178,10 +178,8 @@ class Quota:
             if tenant is not None and tenant.stop_on_budget:
                 try:
                     states = await self.peek(tenant_id)
-                except (
-                    CountersUnknownError
-                ):  # nor whether it is above: its streams go on, and the others' answers are not held up
-                    continue
+                except CountersUnknownError:
+                    continue  # nor is it known whether it is above: its streams go on, and nobody else's answer is held up
                 if any(state.limit in BUDGETS and state.used > state.value for state in states):
                     stopped += request_ids
         return stopped

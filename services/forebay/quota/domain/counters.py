@@ -335,9 +335,8 @@ class TenantCounters:
         if row.value is None:
             return 0
         if row.kind is Kind.RATE:
-            level = self._rates[row.name].level(now_ms, row.drain)
-            if self._full_until(row, now_ms):
-                level = max(level, WEIGHT * row.value)
+            least = WEIGHT * row.value if self._full_until(row, now_ms) else 0
+            level = max(self._rates[row.name].level(now_ms, row.drain), least)
             return level + WEIGHT * (row.amount - row.value)
         return self._used(row, now_ms) + row.amount - row.value
 
@@ -347,8 +346,8 @@ class TenantCounters:
             return full_until - now_ms
         if row.kind is Kind.RATE:
             return -(-min(over, self._rates[row.name].level(now_ms, row.drain)) // row.drain)
-        used, second = self._used(row, now_ms), now_ms // 1000
-        return self._windows[row.name].free_at(second, min(over, used)) * 1000 - now_ms if used else 0
+        used = self._used(row, now_ms)
+        return self._windows[row.name].free_at(now_ms // 1000, min(over, used)) * 1000 - now_ms if used else 0
 
     def _wait_ms(self, row: Row, now_ms: int) -> int:
         if full_until := self._full_until(row, now_ms):

@@ -1135,7 +1135,8 @@ Global___ReservationState: _TypeAlias = ReservationState  # noqa: Y015
 @_typing.final
 class SessionRequest(_message.Message):
     """SessionRequest is a batch of calls of one router. Reserves are taken before settles and renewals. A session begins with the
-    renewal of all that the router holds, which is how quota learns what it has not seen itself.
+    renewal of all that the router holds and the charge of what it has admitted by itself, which is how quota learns what it has
+    not seen itself.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
