@@ -73,7 +73,7 @@ def simulate(scheduler: str, scenario: Scenario) -> Outcome:
 
 def watched(scheduler: str, scenario: Scenario) -> tuple[Outcome, float]:
     """Returns the largest gap over law 4's bound as well."""
-    watch = Watched(SCHEDULERS[scheduler](scenario), scenario.weights)
+    watch = Watched(SCHEDULERS[scheduler](scenario), scenario.ways)
     outcome = Simulation(scenario.arrivals, watch, scenario.setting).run()
     return outcome, watch.share_of_bound
 

@@ -21,6 +21,8 @@ from itertools import pairwise
 from .plan import KINDS, WORKERS, kind_of
 from .records import Answer, Books, End, Life, Row, Try
 
+# A router waits for the worker's last word for 5 s, and gathers what it tells metering for one.
+ROUTER_TELLS_S = 7.0
 # A connection may break a moment before it is seen that the process behind it is dead.
 DEATH_SEEN_S = 0.5
 
@@ -126,7 +128,7 @@ def judge(
         rows = rows_of.pop(call.label, [])
         _check_stream(verdict, call, answer)
         _check_end(verdict, call, lives)
-        _check_rows(verdict, call, answer, rows)
+        _check_rows(verdict, call, answer, rows, lives)
         if call.end is End.FINISHED:
             verdict.completed += 1
         elif call.end is End.LEFT:
@@ -204,7 +206,7 @@ def _a_worker_served(lives: Sequence[Life], since: float, until: float) -> bool:
     return covered > until
 
 
-def _check_rows(verdict: Verdict, call: Try, answer: Answer, rows: Sequence[Row]) -> None:
+def _check_rows(verdict: Verdict, call: Try, answer: Answer, rows: Sequence[Row], lives: Sequence[Life]) -> None:
     """Compares what a call has been billed with what it must be."""
     received = len(call.tokens)
     first_rows = sorted((row for row in rows if not row.corrects), key=lambda row: row.attempt)
@@ -222,12 +224,20 @@ def _check_rows(verdict: Verdict, call: Try, answer: Answer, rows: Sequence[Row]
     completion = sum(row.completion_tokens for row in rows)
     least = most = len(answer.tokens)
     if call.end is not End.FINISHED:
-        nobody_knew = call.end is End.FAILED and not call.typed and any(row.source == "WORKER_RECOVERY" for row in rows)
-        least = 0 if nobody_knew else received
+        recovered = any(row.source == "WORKER_RECOVERY" for row in rows)
+        least = 0 if recovered and _router_did_not_tell(call, lives) else received
     about = f"{_told(call)}: billed {prompt} + {completion} tokens"
     if first_rows or received:
         verdict.blame("underbilled_tokens", about, max(0, call.prompt_tokens - prompt) + max(0, least - completion))
     verdict.blame("overbilled_tokens", about, max(0, prompt - call.prompt_tokens) + max(0, completion - most))
+
+
+def _router_did_not_tell(call: Try, lives: Sequence[Life]) -> bool:
+    """Returns whether the call's router died before it can have told metering what the client had received."""
+    if call.end is End.FAILED:
+        return not call.typed
+    told_by = call.ended + ROUTER_TELLS_S
+    return not any(life.name == call.router and life.serves(call.began, told_by) for life in lives)
 
 
 def _told(call: Try) -> str:

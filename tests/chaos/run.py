@@ -39,6 +39,8 @@ PROVISIONAL_S = 2.0
 LEASE_S = 3.0
 ENVIRONMENT = {
     "FOREBAY_QUOTA_GLOBAL_REQUESTS_PER_SECOND": "0",
+    # All schedulers and the store of their lease may be dead at a time, on a machine that is busy with nothing but restarts.
+    "FOREBAY_ROUTER_SCHEDULER_WAIT_S": "30",
     "FOREBAY_QUOTA_LEASE_SECONDS": str(LEASE_S),
     # How long quota waits for the usage of what it never heard of again.
     "FOREBAY_QUOTA_PROVISIONAL_SECONDS": "10",

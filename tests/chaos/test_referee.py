@@ -200,7 +200,7 @@ def a_free_prompt(story: Story) -> None:
 
 def recovered_though_the_router_lived(story: Story) -> None:
     """Only when the router has died with the worker may tokens that were received go unbilled."""
-    story.tries[ORPHAN].end = End.LEFT
+    story.tries[ORPHAN].end, story.tries[ORPHAN].router = End.LEFT, "router-1"
 
 
 @pytest.mark.parametrize(
@@ -241,6 +241,15 @@ def test_each_wrong_is_found(spoil: Spoil, faults: dict[str, int]) -> None:
     spoil(story)
     verdict = story.judged()
     assert {name: verdict.faults[name] for name in FAULTS if verdict.faults[name]} == faults, dict(verdict.notes)
+
+
+def test_who_left_is_billed_what_was_recovered_if_the_router_died_before_it_could_tell() -> None:
+    story = Story()
+    story.rows[1] = row(2, "1.0", 1, 7, 1, source="WORKER_RECOVERY")
+    assert set(story.judged().faults) == {"underbilled_tokens"}
+    router = next(life for life in story.lives if life.name == "router-1" and life.died is None)
+    router.died = 22.5
+    assert story.judged().clean
 
 
 def test_a_stream_may_break_when_no_worker_is_left() -> None:

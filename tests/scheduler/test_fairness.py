@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forebay.scheduler.domain.flow_tree import INPUT_TENTHS, OUTPUT_TENTHS
+from forebay.scheduler.domain.limits import Limits
 from forebay.scheduler.domain.request import Request, ServiceClass
 
-from .builders import Engine, flow, info, request, scheduler, tenant
+from .builders import WHOLE, Engine, flow, info, request, scheduler, tenant
 
 KV = 240
 SEQS = 10  # fewer than each keeps waiting, so that none of them ever runs out
@@ -122,3 +123,21 @@ def test_unused_share_goes_to_whoever_waits() -> None:
     engine.flood("alone", 30, maker(10, 10, weight_milli=1))
     engine.step()
     assert flow(engine.core, "alone").in_flight == KV // ROOM
+
+
+def test_who_comes_while_another_waits_for_a_large_room_does_not_hold_up_those_who_are_served_meanwhile() -> None:
+    core = scheduler(info("large"), info("small", kv_tokens=100), limits=Limits(queue_timeout_s=1e9, pool=WHOLE))
+    engine = Engine(core)
+    engine.flood("long", 1, lambda tenant_id: (request(tenant_id, prompt_tokens=1, max_tokens=900), 900))
+    engine.step()
+    engine.flood("patient", 1, lambda tenant_id: (request(tenant_id, prompt_tokens=990), 10))
+    for _ in range(100):
+        engine.flood("busy", 6, maker(10, 10))
+        engine.step()
+    assert flow(core, "patient").queued == 1
+    before = flow(core, "busy").service_tenths
+    for _ in range(40):
+        engine.flood("busy", 6, maker(10, 10))
+        engine.flood("late", 6, maker(10, 10))
+        engine.step()
+    assert flow(core, "busy").service_tenths - before >= flow(core, "late").service_tenths > 0

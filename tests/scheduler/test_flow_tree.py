@@ -109,6 +109,21 @@ def test_when_none_waits_the_last_to_leave_sets_the_level() -> None:
     assert second.tenant.counter == first.tenant.counter
 
 
+def test_who_comes_while_the_neediest_is_passed_over_gets_none_of_its_credit() -> None:
+    tree: Tree = FlowTree()
+    passed, served, late = (leaf(tree, name) for name in ("passed", "served", "late"))
+    wait(tree, passed)
+    wait(tree, served)
+    tree.charge(served, 900)
+    tree.set_aside(passed)
+    tree.chosen(served)
+    tree.charge(served, 100)
+    tree.put_back(passed)
+    wait(tree, late)
+    assert late.tenant.virtual_tenths == 900
+    assert tree.neediest() is passed
+
+
 def test_the_lift_never_lowers_a_counter() -> None:
     tree: Tree = FlowTree()
     ahead, behind = leaf(tree, "ahead"), leaf(tree, "behind")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,13 +86,17 @@ def test_an_evicted_attempt_comes_back_as_the_next_with_what_it_has(monkeypatch:
 
 @pytest.mark.slow
 def test_chat_traffic_is_served_in_full_and_no_less_fairly_than_by_counters_alone() -> None:
-    arrivals = chat(1, requests=400, seconds=160.0)
-    shape = EngineShape()
-    forebay = Simulation(arrivals, ForebayDispatcher(shape)).run()
-    vtc = Simulation(arrivals, Baseline(Vtc(), EngineWaiting(2))).run()
-    assert all(served.finished_at is not None for served in forebay.served)
-    assert fairness(forebay).avg_diff <= fairness(vtc).avg_diff
-    assert forebay.preemptions <= 0.05 * vtc.preemptions
+    ours, theirs = [], []
+    for seed in range(1, 6):
+        arrivals = chat(seed, requests=400, seconds=160.0)
+        forebay = Simulation(arrivals, ForebayDispatcher(EngineShape())).run()
+        vtc = Simulation(arrivals, Baseline(Vtc(), EngineWaiting(2))).run()
+        assert all(served.finished_at is not None for served in forebay.served)
+        assert forebay.preemptions + forebay.evictions <= 0.05 * vtc.preemptions
+        ours.append(fairness(forebay).avg_diff)
+        theirs.append(fairness(vtc).avg_diff)
+    # One short run says little: in some of them counters alone do a little better.
+    assert statistics.fmean(ours) <= 0.95 * statistics.fmean(theirs)
 
 
 @pytest.mark.slow

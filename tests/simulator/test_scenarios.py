@@ -8,7 +8,18 @@ import pytest
 
 from forebay.policy.model import Limits, ServiceClass
 from forebay.quota.domain.plans import Plan
-from forebay.simulator.scenarios import FOUR_TENANTS, SCENARIOS, four_tenants, random_schedule, victim, weights
+from forebay.scheduler.domain.request import ServiceClass as SchedulerClass
+from forebay.simulator.forebay_dispatcher import Standing
+from forebay.simulator.scenarios import (
+    FOUR_TENANTS,
+    SCENARIOS,
+    Scenario,
+    four_tenants,
+    random_schedule,
+    victim,
+    weights,
+)
+from forebay.simulator.workload import Arrival
 
 PLANS = {
     name: Plan(name, service_class, weight, Limits(concurrent_requests=5), 1_000_000_000, 90)
@@ -57,6 +68,15 @@ def test_random_schedules_differ_and_fit_their_engines() -> None:
         shape = schedule.setting.shape
         most = max(one.prompt + schedule.setting.asked(one) for one in schedule.arrivals)
         assert most <= min(shape.max_model_len, shape.kv_tokens)
-        # Where one fits, any does.
-        sizes = {one.prompt for one in schedule.arrivals}
-        assert len(sizes) == 1 or shape.max_num_seqs * most <= shape.kv_tokens
+    sizes = {(one.prompt, one.max_tokens) for one in schedules[0].arrivals}
+    assert len(sizes) > 5
+    assert any(standing.tenant for schedule in schedules for standing in schedule.standings.values())
+
+
+def test_a_way_leads_from_the_class_to_the_key() -> None:
+    standings = {"key": Standing(SchedulerClass.GOLD, 500, "tenant")}
+    scenario = Scenario([Arrival(0.0, "key", 1, 1), Arrival(0.0, "other", 1, 1)], standings=standings)
+    assert scenario.ways == {
+        "key": (("GOLD", 50.0), ("tenant", 0.5), ("key", 1.0)),
+        "other": (("SILVER", 30.0), ("other", 1.0), ("other", 1.0)),
+    }

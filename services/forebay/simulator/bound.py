@@ -1,9 +1,10 @@
-"""Law 4 watched from outside: how far any two clients drift apart while both wait, whoever decides.
+"""Law 4 watched from outside: how far any two siblings drift apart while both wait, whoever decides.
 
-The law bounds |W_f/w_f - W_g/w_g| over every interval in which both f and g have something to dispatch, W being service in that
-interval and w weights. Over all intervals of one such stretch the largest is the spread, highest minus lowest, of the running
-difference, so one low and one high for each pair will do. A prompt is service when it is dispatched, a generated token when it is
-reported: these are the moments in which whoever decides can know of it, so nothing is unreported (R = 0).
+The law (docs/fairness.md) bounds |W_f/w_f - W_g/w_g| for two classes, two tenants of a class or two keys of a tenant over every
+interval in which both f and g have something to dispatch, W being service in that interval and w weights. Over all intervals of
+one such stretch the largest is the spread, highest minus lowest, of the running difference, so one low and one high for each
+pair will do. A prompt is service when it is dispatched, a generated token when it is reported: these are the moments in which
+whoever decides can know of it, so nothing is unreported (R = 0).
 
 The bound itself is 2 · max(longest prompt, 2 · M) over the smaller weight. M is the largest number of tokens in flight at a
 time, each request counted with all that it comes to: what is dispatched will be served, whatever is decided from then on.
@@ -15,26 +16,38 @@ from collections.abc import Mapping
 from forebay.simulator.dispatcher import Ask, Dispatcher, Orders, Report
 from forebay.simulator.loop import INPUT_WEIGHT, OUTPUT_WEIGHT
 
+Way = tuple[tuple[str, float], ...]
+"""Where a client stands: the name and the weight of each node from below the root down to it."""
+
+Node = tuple[str, ...]
+"""The names on the way to it."""
+
 
 class Watched:
     """A `Dispatcher` around another that keeps account of it.
+
+    Args:
+        dispatcher: who decides.
+        ways: of clients; those that are not named are siblings at the root and have weight 1.
 
     Attributes:
         largest: the largest gap seen, times the smaller weight of its pair, so that it compares with `bound`.
         longest_prompt: of those dispatched, in tokens.
     """
 
-    def __init__(self, dispatcher: Dispatcher, weights: Mapping[str, float] | None = None) -> None:
+    def __init__(self, dispatcher: Dispatcher, ways: Mapping[str, Way] | None = None) -> None:
         self.largest = 0.0
         self.longest_prompt = 0
         self._dispatcher = dispatcher
-        self._weights = weights or {}
-        self._virtual: defaultdict[str, float] = defaultdict(float)
-        self._waiting: Counter[str] = Counter()
+        self._ways = ways or {}
+        self._weights: dict[Node, float] = {}
+        self._nodes: dict[str, list[Node]] = {}
+        self._virtual: defaultdict[Node, float] = defaultdict(float)
+        self._waiting: Counter[Node] = Counter()
         self._asks: dict[int, Ask] = {}
         self._known: dict[int, int] = {}
         self._flights: list[tuple[int, int]] = []  # (id, +1) at each dispatch, (id, -1) at its end
-        self._spread: dict[tuple[str, str], tuple[float, float]] = {}
+        self._spread: dict[tuple[Node, Node], tuple[float, float]] = {}
 
     @property
     def most_in_flight(self) -> int:
@@ -91,34 +104,46 @@ class Watched:
             self._leave(self._asks[refusal.id].client)
         return orders
 
+    def _above(self, client: str) -> list[Node]:
+        """Returns the nodes on a client's way, its own the last."""
+        nodes = self._nodes.get(client)
+        if nodes is None:
+            way = self._ways.get(client, ((client, 1.0),))
+            nodes = self._nodes[client] = [tuple(name for name, _ in way[: depth + 1]) for depth in range(len(way))]
+            self._weights |= {node: weight for node, (_, weight) in zip(nodes, way, strict=True)}
+        return nodes
+
     def _charge(self, client: str, tokens: int) -> None:
-        self._virtual[client] += tokens / self._weights.get(client, 1.0)
+        for node in self._above(client):
+            self._virtual[node] += tokens / self._weights[node]
 
     def _wait(self, client: str) -> None:
-        self._waiting[client] += 1
-        if self._waiting[client] == 1:
-            for other in self._waiting:
-                if other != client:
-                    gap = self._gap(pair := _pair(client, other))
-                    self._spread[pair] = gap, gap
+        for node in self._above(client):
+            self._waiting[node] += 1
+            if self._waiting[node] == 1:
+                for other in self._waiting:
+                    if other != node and other[:-1] == node[:-1]:
+                        gap = self._gap(pair := _pair(node, other))
+                        self._spread[pair] = gap, gap
 
     def _leave(self, client: str) -> None:
-        self._waiting[client] -= 1
-        if not self._waiting[client]:
-            del self._waiting[client]
-            self._spread = {pair: spread for pair, spread in self._spread.items() if client not in pair}
+        for node in self._above(client):
+            self._waiting[node] -= 1
+            if not self._waiting[node]:
+                del self._waiting[node]
+                self._spread = {pair: spread for pair, spread in self._spread.items() if node not in pair}
 
     def _look(self) -> None:
         for pair, (low, high) in self._spread.items():
             gap = self._gap(pair)
             if not low <= gap <= high:
                 low, high = self._spread[pair] = min(low, gap), max(high, gap)
-                weight = min(self._weights.get(client, 1.0) for client in pair)
+                weight = min(self._weights[node] for node in pair)
                 self.largest = max(self.largest, (high - low) * weight)
 
-    def _gap(self, pair: tuple[str, str]) -> float:
+    def _gap(self, pair: tuple[Node, Node]) -> float:
         return self._virtual[pair[0]] - self._virtual[pair[1]]
 
 
-def _pair(one: str, other: str) -> tuple[str, str]:
+def _pair(one: Node, other: Node) -> tuple[Node, Node]:
     return (one, other) if one < other else (other, one)

@@ -18,10 +18,11 @@ PATIENT = Limits(max_queued=1_000_000, max_queued_per_tenant=1_000_000, queue_ti
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A client's class and its weight in it, in thousandths."""
+    """A client's class, and its tenant's weight in it, in thousandths; the tenant is its own unless it is one of its keys."""
 
     service_class: ServiceClass = ServiceClass.SILVER
     weight_milli: int = 1000
+    tenant: str = ""
 
 
 class ForebayDispatcher:
@@ -61,7 +62,8 @@ class ForebayDispatcher:
         standing = self._standings.get(ask.client, Standing())
         request = self._requests[ask.id] = Request(
             key=AttemptKey(str(ask.id), 1),
-            tenant_id=ask.client,
+            tenant_id=standing.tenant or ask.client,
+            key_id=ask.client,
             service_class=standing.service_class,
             weight_milli=standing.weight_milli,
             model=MODEL,

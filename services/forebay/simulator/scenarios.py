@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from forebay.policy.model import TenantPolicy
 from forebay.quota.domain.plans import Plan
+from forebay.scheduler.domain.limits import Limits
 from forebay.scheduler.domain.request import ServiceClass
+from forebay.simulator.bound import Way
 from forebay.simulator.engine import EngineShape, faster
 from forebay.simulator.forebay_dispatcher import Standing
 from forebay.simulator.loop import Setting
@@ -40,6 +42,18 @@ class Scenario:
         """Each client's weight within its class; 1 for those that are not named."""
         return {client: standing.weight_milli / 1000 for client, standing in self.standings.items()}
 
+    @property
+    def ways(self) -> dict[str, Way]:
+        """Where each client stands in the tree of flows: class, tenant, key."""
+        of_class = Limits().class_weights
+        ways: dict[str, Way] = {}
+        for client in {arrival.client for arrival in self.arrivals}:
+            standing = self.standings.get(client, Standing())
+            tenant = standing.tenant or client, standing.weight_milli / 1000
+            service_class = standing.service_class
+            ways[client] = (service_class.name, float(of_class[service_class])), tenant, (client, 1.0)
+        return ways
+
 
 def chat_of_27(seed: int, seconds: float = 600.0) -> Scenario:
     """27 clients of very different size, a quarter more than one engine serves."""
@@ -70,37 +84,46 @@ def asymmetric(seed: int, seconds: float = 600.0) -> Scenario:
     )
 
 
-def adversary(seed: int, seconds: float = 120.0) -> Scenario:
-    """The worst for law 4: one client fills the engine with the shortest prompts and long answers, then another comes."""
-    first = [Arrival(0.0, "first", 1, 249, 249) for _ in range(200)]
-    second = [Arrival(0.05, "second", 1, 249, 249) for _ in range(200)]
-    return Scenario([*first, *second], Setting(until_s=seconds))
+def adversary(seed: int, seconds: float = 150.0) -> Scenario:
+    """The worst for law 4: each request fills the engine, is charged next to nothing on its dispatch, and cannot be evicted.
+
+    The second client waits while the first is charged for its whole answer. Then it has one answer itself, is still owed a few
+    tokens, and so has the engine once more while the first waits.
+    """
+    shape = EngineShape(kv_tokens=2_048)
+    most = shape.kv_tokens - 1
+    first = [Arrival(0.0, "first", 1, most, most) for _ in range(10)]
+    second = [Arrival(0.0, "second", 1, most - 1, most - 1) for _ in range(10)]
+    return Scenario([*first, *second], Setting(shape, until_s=seconds))
 
 
 def random_schedule(seed: int) -> Scenario:
-    """A few clients of random weights and habits on an engine of random shape, too small for them.
+    """A few clients of random classes, tenants, weights and habits on an engine of random shape, too small for them.
 
-    Where one request fits, any does, so that nobody is passed over because of its size (rule P8), which law 4 leaves out: either
-    the engine has slots for a few requests and cache for all of them, or all requests are of one size as far as can be known.
+    It is one engine, so that nobody is passed over on one while another makes room, which law 4 leaves out.
     """
     chance = random.Random(seed)
-    most = chance.randint(2, 60)
-    if chance.random() < 0.5:
-        prompts = (1, chance.randint(1, 150))
-        shape = EngineShape(kv_tokens=8_000, max_num_seqs=chance.choice((1, 2, 4, 16)), max_model_len=320)
-    else:
-        prompts = (chance.randint(1, 150),) * 2
-        batched = chance.choice((32, 128, 2_048))
-        shape = EngineShape(16 * chance.randint(20, 60), max_num_batched_tokens=batched, max_model_len=320)
-    weights = (500, 1000, 1000, 2000, 4000)
-    standings = {f"c{n}": Standing(weight_milli=chance.choice(weights)) for n in range(chance.randint(2, 4))}
-    arrivals = []
-    for client in standings:
-        gap, at_once, longest, at = chance.uniform(0.05, 1.0), chance.choice((1, 8)), chance.randint(1, most), 0.0
-        for number in range(chance.randint(5, 20)):
+    shape = EngineShape(
+        kv_tokens=16 * chance.randint(20, 200),
+        max_num_seqs=chance.choice((1, 2, 4, 16, 256)),
+        max_num_batched_tokens=chance.choice((32, 128, 2_048)),
+        max_model_len=320,
+    )
+    longest_prompt, most = chance.randint(1, 200), chance.randint(2, 120)
+    weights = {f"t{number}": chance.choice((500, 1000, 1000, 2000, 4000)) for number in range(3)}
+    standings, arrivals = {}, []
+    for client in (f"c{number}" for number in range(chance.randint(2, 6))):
+        tenant = chance.choice(("", "", *weights))
+        service_class = ServiceClass(1 + sum(map(ord, tenant)) % 3) if tenant else chance.choice(list(ServiceClass))
+        standings[client] = Standing(service_class, weights.get(tenant) or chance.choice((500, 1000, 4000)), tenant)
+        shortest_prompt = chance.randint(1, longest_prompt)
+        asked, gap, at_once = chance.randint(1, most), chance.uniform(0.02, 1.0), chance.choice((1, 8))
+        at = chance.choice((0.0, chance.uniform(0.0, 10.0)))
+        for number in range(chance.randint(5, 25)):
             at += chance.expovariate(1 / gap) if number % at_once == 0 else 0.0
-            arrivals.append(Arrival(at, client, chance.randint(*prompts), chance.randint(1, longest)))
-    setting = Setting(shape, delay_s=chance.choice((0.0, 0.005, 0.25)), max_tokens=most)
+            prompt, output = chance.randint(shortest_prompt, longest_prompt), chance.randint(1, asked)
+            arrivals.append(Arrival(at, client, prompt, output, asked))
+    setting = Setting(shape, delay_s=chance.choice((0.0, 0.005, 0.25)))
     return Scenario(sorted(arrivals, key=lambda arrival: arrival.at), setting, standings)
 
 

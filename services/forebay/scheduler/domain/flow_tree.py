@@ -23,7 +23,10 @@ is exactly floor(service x RESOLUTION / weight) above where its flow was last li
 
 The lift. A node that begins to wait again is lifted to just above the smallest counter among its waiting siblings; when none
 waits, to that of the sibling that stopped waiting last. Idle time earns nothing: without it a tenant that slept for an
-hour would be owed an hour. Lifting to the largest counter, or to the average, would punish those who come and go.
+hour would be owed an hour. Lifting to the largest counter, or to the average, would punish those who come and go. The level
+never falls, and is no lower than the counter of whoever was last the neediest of those that could be served: it is the
+virtual time of start-time fair queueing (Goyal, Vin and Cheng 1996). Otherwise one that is passed over, because its request
+fits nowhere or its tenant is capped, would give whoever comes meanwhile its own credit against all others.
 
 Invariants.
 1. A node is in its parent's heap exactly while something in its subtree waits, save for flows set aside during one draw.
@@ -80,6 +83,7 @@ class Node(Generic[Item]):
         service_tenths: service since the node was first seen, in tenths of a weighted token.
         in_flight, kv_tokens: how many items of the subtree run, and the KV tokens that they are expected to come to.
         waiting: the children in whose subtrees something waits, by their counters.
+        virtual_time: the counter to which a child that begins to wait is lifted at least; it never falls.
         last_left: the child that stopped waiting last.
         busy: whether anything in the subtree waits or runs.
         busy_weight: the sum of the weights of the children that are busy.
@@ -97,6 +101,7 @@ class Node(Generic[Item]):
     kv_tokens: int = 0
     children: "dict[str, Node[Item]]" = field(default_factory=dict)
     waiting: "IndexedHeap[Node[Item], int]" = field(default_factory=IndexedHeap)
+    virtual_time: int = 0
     last_left: "Node[Item] | None" = None
     busy: bool = False
     busy_weight: int = 0
@@ -259,6 +264,11 @@ class FlowTree(Generic[Item]):
         """Returns the waiting flow that is owed most, of those not set aside."""
         return _neediest_below(self.root)
 
+    def others_wait(self, tenant: Node[Item]) -> bool:
+        """Whether any tenant waits besides this one, which does; those set aside are not counted."""
+        assert tenant.parent is not None
+        return len(self.root.waiting) > 1 or len(tenant.parent.waiting) > 1
+
     def near(self, most: int, slack_tenths: int) -> Iterator[Flow[Item]]:
         """Yields the neediest flow of each of up to `most` tenants, of the neediest class, the neediest first.
 
@@ -276,6 +286,12 @@ class FlowTree(Generic[Item]):
             assert flow is not None
             yield flow
             most -= 1
+
+    def chosen(self, flow: Flow[Item]) -> None:
+        """Notes that the flow is about to be served: who begins to wait gets no credit against it, at any level."""
+        for node in self._up(flow):
+            assert node.parent is not None
+            _level(node.parent)
 
     def set_aside(self, flow: Flow[Item]) -> None:
         """Leaves a waiting flow out of the choice until it is put back."""
@@ -415,11 +431,12 @@ class FlowTree(Generic[Item]):
 
 
 def _level(parent: Node[Item]) -> int:
-    """Returns the smallest counter among the children that wait; when none does, that of the last that did."""
-    first = parent.waiting.first()
-    if first is not None:
-        return first[0]
-    return parent.last_left.counter if parent.last_left is not None else 0
+    """Brings the virtual time up to the smallest counter that waits, or to that of the last that did, and returns it."""
+    if (first := parent.waiting.first()) is not None:
+        parent.virtual_time = max(parent.virtual_time, first[0])
+    elif parent.last_left is not None:
+        parent.virtual_time = max(parent.virtual_time, parent.last_left.counter)
+    return parent.virtual_time
 
 
 def _neediest_below(node: Node[Item]) -> Flow[Item] | None:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from forebay.scheduler.domain.eviction import Budget, EvictionRules, recomputed, victims
-from forebay.scheduler.domain.flow_tree import Flow, FlowTree
+from forebay.scheduler.domain.flow_tree import Flow, FlowTree, Node
 from forebay.scheduler.domain.length_model import LengthModel
 from forebay.scheduler.domain.request import Queued, Request
 from forebay.scheduler.domain.room import RoomRules
@@ -128,7 +128,9 @@ class Pool:
                     if not fitting and not aside:
                         fitting = self._evict_for(head, able, now)
                     if fitting:
-                        yield self._best(head, fitting, workers, now)
+                        queued, worker = self._best(head, fitting, workers, now)
+                        self.flows.chosen(queued.flow)
+                        yield queued, worker
                         continue
                     workers.remove(_roomiest(able, head.request))  # it is kept for this one
                     if not workers:
@@ -161,6 +163,8 @@ class Pool:
         most = best[1].saves(head.request)
         for flow in self.flows.near(self.rules.near, self.rules.near_tenths):
             other = flow.head
+            if flow.tenant is not head.flow.tenant and self._full(flow.tenant):
+                continue  # the one that is owed most waits
             for worker in workers:
                 saved = worker.saves(other.request)
                 if saved > most and worker.may_run(other) and worker.has_room_for(other, now):
@@ -169,19 +173,16 @@ class Pool:
 
     def _capped(self, flow: Flow[Queued], aside: list[Flow[Queued]]) -> bool:
         """Whether the flow's tenant has as much as it may have while others wait."""
-        tenant, rules = flow.tenant, self.rules.room
-        over = (rules.tenant_in_flight and tenant.in_flight >= rules.tenant_in_flight) or (
-            rules.tenant_kv_share and tenant.kv_tokens >= rules.tenant_kv_share * self.kv_tokens
+        return self._full(flow.tenant) and (
+            any(other.tenant is not flow.tenant for other in aside) or self.flows.others_wait(flow.tenant)
         )
-        return bool(over) and any(other.tenant is not tenant for other in self._others(flow, aside))
 
-    def _others(self, flow: Flow[Queued], aside: list[Flow[Queued]]) -> Iterator[Flow[Queued]]:
-        yield from aside
-        self.flows.set_aside(flow)
-        other = self.flows.neediest()
-        self.flows.put_back(flow)
-        if other is not None:
-            yield other
+    def _full(self, tenant: Node[Queued]) -> bool:
+        rules = self.rules.room
+        return bool(
+            (rules.tenant_in_flight and tenant.in_flight >= rules.tenant_in_flight)
+            or (rules.tenant_kv_share and tenant.kv_tokens >= rules.tenant_kv_share * self.kv_tokens)
+        )
 
     def _evict_for(self, queued: Queued, able: list[Worker], now: float) -> list[Worker]:
         """Returns the worker on which room was made for a request that has waited for it long enough, if there is one.
