@@ -1,0 +1,232 @@
+"""Who is served by how much in the real mesh: five services over loopback, simulated engines that are sped up.
+
+All figures are service, in weighted tokens, as DescribePools tells it; none is a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from forebay.client import ForebayClient
+from forebay.rpc.client import connect
+from forebay.testing.mesh import Mesh
+from forebay.worker.engine import Capacity
+from forebay.worker.simulated_engine import SimulatedEngine
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("fairness live")]
+
+CAPACITY = Capacity(
+    kv_tokens=768, block_tokens=16, max_num_seqs=64, max_num_batched_tokens=512, max_model_len=128, max_adapters=0
+)
+OUTSTANDING = 120
+OUTPUT_TOKENS = (8, 12, 16, 20, 24)
+PROMPT_WORDS = 50
+NO_LIMITS = {
+    "requests_per_second": 10**9, "requests_per_minute": 10**9, "tokens_per_minute": 10**9, "concurrent_requests": 10**6,
+}  # fmt: skip
+
+Pool = scheduler_pb2.DescribePoolsResponse.Pool
+
+
+def tenant(service_class: str, weight: float = 1, **fields: Any) -> dict[str, Any]:
+    return {"plan": "enterprise", "service_class": service_class, "weight": weight, "limits": NO_LIMITS, **fields}
+
+
+class Floods:
+    """Clients that always have requests waiting, and what the scheduler says of them."""
+
+    def __init__(self, mesh: Mesh, stub: scheduler_pb2_grpc.SchedulerServiceStub) -> None:
+        self._mesh = mesh
+        self._stub = stub
+        self._flooding: dict[str, list[asyncio.Task[None]]] = {}
+        self.answered: Counter[str] = Counter()
+
+    async def begin(self, name: str, outstanding: int = OUTSTANDING) -> None:
+        """Has a tenant ask without end; returns once many of its requests wait."""
+        client = ForebayClient(self._mesh.address, self._mesh.keys[name])
+        self._flooding[name] = [asyncio.create_task(self._ask_on(name, client, index)) for index in range(outstanding)]
+
+        await self.until(
+            lambda pools: sum(f.queued for p in pools for f in p.flows if f.tenant_id == name) > outstanding / 4
+        )
+
+    async def end(self, name: str) -> None:
+        """Has a tenant leave, with all that it has waiting and running."""
+        for task in self._flooding[name]:
+            task.cancel()
+        await asyncio.wait(self._flooding.pop(name))
+        await self.until(lambda pools: not any(flow.tenant_id == name for pool in pools for flow in pool.flows))
+
+    async def end_all(self) -> None:
+        for name in list(self._flooding):
+            await self.end(name)
+
+    async def pools(self) -> list[Pool]:
+        for tasks in self._flooding.values():
+            for task in tasks:
+                if task.done():
+                    task.result()
+        return list((await self._stub.DescribePools(scheduler_pb2.DescribePoolsRequest())).pools)
+
+    async def until(self, holds: Callable[[list[Pool]], bool]) -> list[Pool]:
+        """Returns the pools once it holds."""
+        async with asyncio.timeout(30):
+            while not holds(pools := await self.pools()):
+                await asyncio.sleep(0.002)
+        return pools
+
+    async def until_served(self, tokens: int) -> dict[str, float]:
+        """Returns the service of each tenant that waits or runs, once all pools together have given so much."""
+        pools = await self.until(lambda pools: sum(pool.service_tenths for pool in pools) >= 10 * tokens)
+        return service(pools)
+
+    async def _ask_on(self, name: str, client: ForebayClient, index: int) -> None:
+        for number in itertools.count(index):
+            # All tenants ask for the same mix of lengths; of one length alone, whole cohorts would begin and end together.
+            tokens = OUTPUT_TOKENS[number % len(OUTPUT_TOKENS)]
+            # No two prompts begin alike, so that none is cached.
+            prompt = f"{name} {index} {number}" + " and so on" * (PROMPT_WORDS // 3)
+            await client.generate(prompt, max_tokens=tokens, ignore_eos=True)
+            self.answered[name] += 1
+
+
+def service(pools: list[Pool]) -> dict[str, float]:
+    """Returns what each tenant received, in weighted tokens, over all pools."""
+    received: Counter[str] = Counter()
+    for pool in pools:
+        for flow in pool.flows:
+            received[flow.tenant_id] += flow.service_tenths
+    return {name: tenths / 10 for name, tenths in received.items()}
+
+
+def shares(amounts: dict[str, float]) -> dict[str, float]:
+    """Returns the part of the sum that each has."""
+    return {name: amount / sum(amounts.values()) for name, amount in sorted(amounts.items())}
+
+
+def shown(amounts: dict[str, float]) -> str:
+    return ", ".join(f"{name} {amount:.2%}" for name, amount in shares(amounts).items())
+
+
+@asynccontextmanager
+async def floods(
+    directory: Path,
+    redis_url: str,
+    tenants: dict[str, dict[str, Any]],
+    speed: float,
+    capacity: Capacity = CAPACITY,
+    **pools: bool,
+) -> AsyncIterator[Floods]:
+    """A mesh with one worker in the shared pool, and one in each of `pools`, which lend if so said.
+
+    `speed` is to be such that engines are slower than everything else here, so that requests wait in the scheduler.
+    """
+    settings = {
+        "quota": {"global_requests_per_second": 0},
+        "scheduler": {"pools": [{"name": name, "lends": lends} for name, lends in pools.items()]},
+    }
+    engines = {name: SimulatedEngine(capacity, speed=speed) for name in pools}
+    shared = SimulatedEngine(capacity, speed=speed)
+    async with (
+        Mesh(directory, redis_url, shared, tenants, pools=engines, settings=settings) as mesh,
+        connect(mesh.addresses["scheduler"], caller="test") as channel,
+    ):
+        world = Floods(mesh, scheduler_pb2_grpc.SchedulerServiceStub(channel))
+        try:
+            yield world
+        finally:
+            await world.end_all()
+
+
+async def test_weights_3_to_1_and_one_that_comes_late(
+    tmp_path: Path, redis_url: str, record_property: Callable[[str, object], None]
+) -> None:
+    tenants = {"heavy": tenant("silver", 3), "light": tenant("silver", 1), "late": tenant("silver", 1)}
+    async with floods(tmp_path, redis_url, tenants, 3) as world:
+        await asyncio.gather(world.begin("heavy"), world.begin("light"))
+        both = service(await world.pools())
+        first = await world.until_served(round(sum(both.values())) + 50 * CAPACITY.kv_tokens)
+        gained = {name: first[name] - both[name] for name in both}
+        record_property("measured", f"3:1 after {sum(gained.values()):,.0f} weighted tokens: {shown(gained)}")
+        assert gained["heavy"] / gained["light"] == pytest.approx(3, rel=0.03)
+
+        await world.begin("late")
+        began = await world.until_served(round(sum(first.values())))
+        came = await world.until(
+            lambda pools: any(f.tenant_id == "late" and f.in_flight for p in pools for f in p.flows)
+        )
+        waited = sum(service(came).values()) - sum(first.values())
+        # At once: before others got what fills the cache twice.
+        assert waited < 2 * 2 * CAPACITY.kv_tokens
+        then = await world.until_served(round(sum(service(came).values())) + 26 * CAPACITY.kv_tokens)
+        gained = {name: then[name] - began.get(name, 0.0) for name in tenants}
+        record_property("measured", f"3:1:1 from then on: {shown(gained)}; the first of it after {waited:,.0f}")
+        # No credit: had idleness earned it any, it would have caught up on the other of its weight.
+        assert gained["late"] / gained["light"] == pytest.approx(1, rel=0.05)
+        assert gained["heavy"] / gained["light"] == pytest.approx(3, rel=0.05)
+        assert then["late"] < then["light"] / 2
+
+
+async def test_classes_share_50_30_20_and_who_waits_alone_has_all(
+    tmp_path: Path, redis_url: str, record_property: Callable[[str, object], None]
+) -> None:
+    few = replace(CAPACITY, max_num_seqs=4)
+    classes = ("gold", "silver", "bronze")
+    async with floods(tmp_path, redis_url, {name: tenant(name) for name in classes}, 5, few) as world:
+        await asyncio.gather(*(world.begin(name) for name in classes))
+        before, answered = service(await world.pools()), world.answered.total()
+        await world.until(lambda _: world.answered.total() >= answered + 200)
+        after = service(await world.pools())
+        gained = {name: after[name] - before[name] for name in classes}
+        record_property("measured", f"over 200 requests: {shown(gained)}")
+        for name, share in (("gold", 0.5), ("silver", 0.3), ("bronze", 0.2)):
+            assert shares(gained)[name] == pytest.approx(share, abs=0.03)
+
+        await asyncio.gather(world.end("gold"), world.end("silver"))
+        (pool,) = await world.pools()
+        alone, answered = pool.service_tenths, world.answered["bronze"]
+        own = service([pool])["bronze"]
+        (pool,) = await world.until(lambda pools: world.answered["bronze"] >= answered + 50)
+        assert (pool.service_tenths - alone) / 10 == service([pool])["bronze"] - own > 0
+        await world.until(lambda pools: pools[0].workers[0].in_flight == few.max_num_seqs)
+
+
+async def test_a_dedicated_pool_that_lends_serves_others_and_is_given_back_at_once(
+    tmp_path: Path, redis_url: str, record_property: Callable[[str, object], None]
+) -> None:
+    tenants = {"gold": tenant("gold", pool="gold"), "silver": tenant("silver"), "bronze": tenant("bronze")}
+
+    def lent(pools: list[Pool]) -> int:
+        return sum(worker.kv_tokens_lent for pool in pools for worker in pool.workers if pool.name == "gold")
+
+    async with floods(tmp_path, redis_url, tenants, 1.5, gold=True) as world:
+        await asyncio.gather(world.begin("silver"), world.begin("bronze"))
+        both = service(await world.pools())
+        after = await world.until_served(round(sum(both.values())) + 26 * CAPACITY.kv_tokens)
+        gained = {name: after[name] - both[name] for name in both}
+        pools = await world.until(lambda pools: lent(pools) > CAPACITY.kv_tokens / 2)
+        record_property("measured", f"lent {lent(pools):,} of {CAPACITY.kv_tokens:,} KV tokens; {shown(gained)}")
+        assert shares(gained)["silver"] == pytest.approx(0.6, abs=0.03)
+
+        before = sum(service(pools).values())
+        await world.begin("gold")
+        back = await world.until(lambda pools: not lent(pools))
+        given = sum(service(back).values()) - before
+        record_property("measured", f"all of it was given back while {given:,.0f} weighted tokens were served")
+        # At once: all guests are gone before what they hold could have been computed anew.
+        assert given < 2 * 2 * 2 * CAPACITY.kv_tokens
+        answered = world.answered["gold"]
+        while world.answered["gold"] < answered + 100:
+            assert not lent(await world.until(lambda _: True))
+        await world.end("gold")
+        await world.until(lambda pools: lent(pools) > CAPACITY.kv_tokens / 2)
