@@ -71,18 +71,15 @@ def test_guests_are_evicted_for_the_owner_without_a_wait_and_the_newest_first() 
 
 def test_guests_get_no_more_of_it_while_the_owner_waits() -> None:
     core = core_with(shared=False)
-    placed(core, *asked(20, "owner", pool="vip"))
-    guests = asked(2)
-    assert placed(core, *guests) == {}
-    (pool,) = [pool for pool in core.pools if pool.name == "vip"]
-    for key in list(pool.workers["own"].in_flight):
-        core.departure("own", key, generated_tokens=0, cached_tokens=0, started=True)
-    where = placed(core)
-    assert not {one.key for one in guests} & set(where)
-    for key in where:
+    owners = placed(core, *asked(5, "owner", pool="vip"))
+    large = request("owner", prompt_tokens=799, max_tokens=1, pool="vip")
+    (guest,) = asked(1)
+    # There is room for the guest, and not for the owner's next.
+    assert placed(core, large, guest) == {}
+    for key in owners:
         core.departure("own", key, generated_tokens=0, cached_tokens=0, started=True)
     # Nobody waits there any more.
-    assert placed(core) == dict.fromkeys([one.key for one in guests], "own")
+    assert placed(core) == {large.key: "own", guest.key: "own"}
 
 
 def test_guests_are_charged_in_their_own_pool() -> None:
