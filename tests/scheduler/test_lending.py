@@ -11,7 +11,7 @@ from forebay.scheduler.domain.request import AttemptKey, Request
 from forebay.scheduler.domain.room import RoomRules
 from forebay.scheduler.domain.scheduler import Scheduler
 
-from .builders import granted, grants, info, request, scheduler
+from .builders import granted, grants, info, join, request, scheduler
 
 NEVER = EvictionRules(after_s=float("inf"))
 ROOM = RoomRules(alpha=1.0, lent_share=0.5)
@@ -87,3 +87,22 @@ def test_guests_are_charged_in_their_own_pool() -> None:
     placed(core, *asked(3))
     own = {pool.name: pool.flows.root.service_tenths for pool in core.pools}
     assert own == {"": 3 * 990, "vip": 0}
+
+
+def test_one_that_only_a_lent_worker_can_run_has_its_turn_when_the_owner_is_done() -> None:
+    core = core_with()
+    owners = placed(core, *asked(11, "owner", pool="vip"))
+    (guest,) = asked(1, excluded_workers=frozenset({"shared"}))
+    assert placed(core, guest) == {}
+    for key in owners:
+        core.departure("own", key, generated_tokens=0, cached_tokens=0, started=True)
+    assert placed(core)[guest.key] == "own"
+
+
+def test_one_that_no_worker_could_run_is_looked_at_again_when_a_lent_one_comes() -> None:
+    pools = {"vip": PoolRules(room=ROOM, eviction=NEVER, lends=True)}
+    core = scheduler(info("shared"), limits=Limits(pool=PoolRules(room=ROOM, eviction=NEVER), pools=pools))
+    (guest,) = asked(1, excluded_workers=frozenset({"shared"}))
+    assert placed(core, guest) == {}
+    join(core, info("own", pool="vip"))
+    assert placed(core) == {guest.key: "own"}

@@ -66,6 +66,7 @@ class Pool:
         self.flows: FlowTree[Queued] = FlowTree()
         self.workers: dict[str, Worker] = {}
         self.lenders: list[Pool] = []
+        self._borrowed: list[Pool] = []
         self.lengths = LengthModel()
         self.queued = 0
         self.kv_tokens = 0
@@ -110,6 +111,7 @@ class Pool:
         The caller must take each request out of the queue, charge its flow and give it the worker's room before it asks for
         the next: that is what moves the draw on.
         """
+        self._borrow()
         workers = [worker for worker in self._serving() if worker.present]
         self.kv_tokens = sum(worker.info.capacity.usable_kv_tokens for worker in workers)
         if not workers:
@@ -149,11 +151,17 @@ class Pool:
         evictions, self.evictions = self.evictions, []
         return evictions
 
+    def _borrow(self) -> None:
+        """Looks which lenders have nobody waiting; what is parked may run on the workers of one that had."""
+        before = self._borrowed
+        self._borrowed = [lender for lender in self.lenders if lender.flows.neediest() is None]
+        if any(lender not in before for lender in self._borrowed):
+            self.flows.unpark()
+
     def _serving(self) -> Iterator[Worker]:
         yield from self.workers.values()
-        for lender in self.lenders:
-            if lender.flows.neediest() is None:
-                yield from lender.workers.values()
+        for lender in self._borrowed:
+            yield from lender.workers.values()
 
     def _best(self, head: Queued, fitting: list[Worker], workers: list[Worker], now: float) -> tuple[Queued, Worker]:
         """Returns the request and the worker to take, when `head` is owed most and fits."""

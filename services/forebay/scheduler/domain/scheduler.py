@@ -420,8 +420,10 @@ class Scheduler:
         self._changed[entry.worker.pool] = None
 
     def _came(self, worker: Worker) -> None:
-        worker.pool.worker_came()
-        self._changed[worker.pool] = None
+        for pool in self._pools.values():
+            if worker.pool is pool or worker.pool in pool.lenders:
+                pool.worker_came()
+                self._changed[pool] = None
 
     def _left(self, worker: Worker) -> None:
         self._changed[worker.pool] = None
