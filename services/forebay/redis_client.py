@@ -7,9 +7,12 @@ from typing import Any
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisClusterException, RedisError
 
 CLUSTER = "redis+cluster://"
 TIMEOUT_S = 2.0
+# That no node of a cluster answers is none of the library's other errors.
+FAILURES = (RedisError, RedisClusterException, OSError)
 
 
 def redis_client(url: str, timeout_s: float = TIMEOUT_S) -> Any:

@@ -1,8 +1,10 @@
 """`make bench-quota`: what a reservation costs, and whether any limit can be overrun when processes die while holding.
 
 First, pairs of reserve and settle by 64 callers at once: over the batched session, over unary calls, and by the same scripts
-called straight on the same server. Then ten processes of 100 callers each run into every kind of limit; two of them are killed
-while they hold. What was admitted is counted by the callers themselves. The last line is one JSON object.
+called straight on the same server. The three take turns, and of each the median turn counts, so that what else the machine does
+falls on all alike. Then ten processes of 100 callers each run into every kind of limit; two of them are killed
+while they hold. What was admitted is counted by the callers themselves. Last, what an administrator changes is timed on running
+routers (administration.py). The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
+import administration
 import grpc
 import uvloop
 
@@ -38,16 +42,18 @@ from forebay.quota.domain.prices import Price, PriceTable
 from forebay.quota.domain.reservations import Order, Router, Terms
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
+from forebay.quota.rebuilding_counters import RebuildingCounters
 from forebay.quota.redis_counters import _RESERVE, _SETTLE, RedisCounters, _key, _Script
 from forebay.quota.service import Quota
 from forebay.quota.servicer import QuotaServicer
 from forebay.quota.sweeper import Sweeper
+from forebay.quota.usage_sums import InMemorySums
 from forebay.rpc.client import connect
 from forebay.rpc.server import RpcServer
 from forebay.rpc.session import Outbox, SessionClient
 from forebay.testing.valkey import ValkeyServer
 
-CALLERS, SECONDS = 64, 4.0
+CALLERS, ROUNDS, SECONDS = 64, 7, 1.0
 PROCESSES, VICTIMS, CALLERS_EACH, STORM_S, KILL_AFTER_S = 10, 2, 100, 8.0, 3.0
 HOLD_S, RETRY_S = 0.05, 0.25
 # One lease and one sweep, as the service is configured by default.
@@ -101,13 +107,15 @@ def serve(redis_url: str, ready: Connection) -> None:
         clock = SystemClock()
         items = ("prompt_tokens", "cached_tokens", "completion_tokens")
         prices = Prices(PriceTable([Price("default", item, NANO_USD_PER_TOKEN * 10**6) for item in items]))
-        counters = RedisCounters(redis_url, Terms(lease_ms=round(LEASE_S * 1_000)))
+        redis = RedisCounters(redis_url, Terms(lease_ms=round(LEASE_S * 1_000)))
+        feed = PolicyFeed(policies(), clock)
+        counters = RebuildingCounters(redis, feed, InMemorySums(), clock.now)  # a ledger that knows nobody
         server = RpcServer("127.0.0.1:0")
-        quota = Quota(PolicyFeed(policies(), clock), counters, prices, clock.now)
+        quota = Quota(feed, counters, prices, clock.now)
         name = "forebay.api.quota.v1.QuotaService"
         server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, QuotaServicer(quota, clock, LEASE_S), name)
         sweeper = Sweeper(counters, clock, LEASE_S, lambda reachable: None)
-        async with background(counters.run(), "counters"), background(sweeper.run(), "sweeper"):
+        async with background(redis.run(), "counters"), background(sweeper.run(), "sweeper"):
             await server.start()
             ready.send(server.address)
             await asyncio.Event().wait()
@@ -186,7 +194,7 @@ async def session(channel: grpc.aio.Channel, name: str) -> AsyncIterator[Session
 class Straight(RedisCounters):
     """The same scripts, each called by itself."""
 
-    def _call(self, script: _Script, tenant_id: str, *arguments: str | int) -> Any:
+    def _call(self, script: _Script, tenant_id: str, *arguments: str | int, request_id: str = "") -> Any:
         keys = (_key(tenant_id, part) for part in ("counters", "reservations", "settled", "due"))
         return self._redis.evalsha(script.sha, 4, *keys, 0, *arguments)
 
@@ -218,9 +226,18 @@ async def pairs(reserve: Reserve, settle: Reserve) -> tuple[float, list[float]]:
 
 async def measure(address: str, redis_url: str) -> dict[str, float]:
     """Returns the figures of the first part."""
-    async with connect(address, caller="bench") as channel:
-        async with session(channel, "router-bench") as batched:
-            pairs_per_s, took = await pairs(batched.reserve, batched.settle)
+    straight, tenant = Straight(redis_url, Terms()), policies().tenants["free"]
+    await straight.load()
+    usage = Usage(1, PROMPT, COMPLETION, cost_nano_usd=(PROMPT + COMPLETION) * NANO_USD_PER_TOKEN)
+    rows, amounts, owner = rows_of(tenant, usage, time.time()), amounts_of(usage), Router("router-raw", 1)
+
+    async def raw_reserve(tenant: str, request_id: str) -> None:
+        await straight.reserve(tenant, Order(request_id, owner, PROMPT, COMPLETION), rows)
+
+    async def raw_settle(tenant: str, request_id: str) -> None:
+        await straight.settle(tenant, request_id, amounts)
+
+    async with connect(address, caller="bench") as channel, session(channel, "router-bench") as batched:
         stub, router = quota_pb2_grpc.QuotaServiceStub(channel), common_pb2.Peer(id="router-unary", incarnation=1)
 
         async def reserve(tenant: str, request_id: str) -> None:
@@ -233,57 +250,58 @@ async def measure(address: str, redis_url: str) -> dict[str, float]:
             request.router.CopyFrom(router)
             await stub.Settle(request)
 
-        unary_pairs_per_s, _ = await pairs(reserve, settle)
-
-    straight, tenant = Straight(redis_url, Terms()), policies().tenants["free"]
-    await straight.load()
-    usage = Usage(1, PROMPT, COMPLETION, cost_nano_usd=(PROMPT + COMPLETION) * NANO_USD_PER_TOKEN)
-    rows, amounts, owner = rows_of(tenant, usage, time.time()), amounts_of(usage), Router("router-raw", 1)
-
-    async def raw_reserve(tenant: str, request_id: str) -> None:
-        await straight.reserve(tenant, Order(request_id, owner, PROMPT, COMPLETION), rows)
-
-    async def raw_settle(tenant: str, request_id: str) -> None:
-        await straight.settle(tenant, request_id, amounts)
-
-    raw_pairs_per_s, _ = await pairs(raw_reserve, raw_settle)
+        ways = {
+            "pairs_per_s": (batched.reserve, batched.settle),
+            "unary_pairs_per_s": (reserve, settle),
+            "raw_pairs_per_s": (raw_reserve, raw_settle),
+        }
+        rates, took = defaultdict(list), []
+        for _ in range(ROUNDS):
+            for name, way in ways.items():
+                rate, times = await pairs(*way)
+                rates[name].append(rate)
+                took += times if name == "pairs_per_s" else ()
     await straight._redis.aclose()
+    result = {name: round(statistics.median(rates[name])) for name in ways}
     cuts = statistics.quantiles(took, n=100)
     return {
-        "pairs_per_s": round(pairs_per_s),
-        "unary_pairs_per_s": round(unary_pairs_per_s),
-        "raw_pairs_per_s": round(raw_pairs_per_s),
-        "ratio": round(pairs_per_s / raw_pairs_per_s, 2),
+        **result,
+        "ratio": round(result["pairs_per_s"] / result["raw_pairs_per_s"], 2),
         "p50_ms": round(cuts[49] * 1_000, 2),
         "p99_ms": round(cuts[98] * 1_000, 2),
     }
 
 
-def storm(address: str, name: str, log: Path, victim: bool) -> None:
-    """One process of callers. It writes down each admission, release and refusal at once; a victim never releases."""
+def storm(address: str, name: str, log: Path, victim: bool, together: Barrier) -> None:
+    """One process of callers, which begins with all others. It writes down each admission, release and refusal at once.
+
+    A victim never releases.
+    """
     tenants = [tenant for tenant in policies().tenants if tenant != "free"]
 
     async def run() -> None:
         written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-        def note(sign: str, tenant: str) -> None:
-            os.write(written, f"{sign} {tenant} {time.time():.6f}\n".encode())
+        def note(sign: str, tenant: str, asked: float = 0.0) -> None:
+            os.write(written, f"{sign} {tenant} {time.time():.6f} {asked:.6f}\n".encode())
 
         async def caller(number: int) -> None:
             for turn in itertools.count(number):
                 if time.time() >= ends:
                     return
                 tenant, request_id = tenants[turn % len(tenants)], f"{random.getrandbits(128):032x}"
+                asked = time.time()
                 if await each.reserve(tenant, request_id):
                     note("!", tenant)
                     await asyncio.sleep(RETRY_S)
                     continue
-                note("+", tenant)
+                note("+", tenant, asked)
                 await asyncio.sleep(STORM_S if victim else random.uniform(0, 2 * HOLD_S))
                 note("-", tenant)
                 await each.settle(tenant, request_id)
 
         async with connect(address, caller=name) as channel, session(channel, name) as each:
+            await asyncio.to_thread(together.wait)
             ends = time.time() + STORM_S
             await asyncio.gather(*(caller(number) for number in range(CALLERS_EACH)))
 
@@ -293,10 +311,10 @@ def storm(address: str, name: str, log: Path, victim: bool) -> None:
 async def overrun(address: str, folder: Path) -> dict[str, Any]:
     """Returns the figures of the second part."""
     spawn = multiprocessing.get_context("spawn")
-    children = []
+    children, together = [], spawn.Barrier(PROCESSES + 1)
     for number in range(PROCESSES):
         log, name = folder / f"{number}.log", f"router-{number}"
-        children.append(spawn.Process(target=storm, args=(address, name, log, number < VICTIMS)))
+        children.append(spawn.Process(target=storm, args=(address, name, log, number < VICTIMS, together)))
         children[-1].start()
     async with connect(address, caller="bench") as channel:
         stub = quota_pb2_grpc.QuotaServiceStub(channel)
@@ -308,8 +326,7 @@ async def overrun(address: str, folder: Path) -> dict[str, Any]:
 
         at_once = "concurrent_requests"
         most_at_once, killed_at = 0, 0.0
-        while not all((folder / f"{number}.log").exists() for number in range(PROCESSES)):
-            await asyncio.sleep(0.05)
+        await asyncio.to_thread(together.wait)
         began = time.time()
         while any(child.is_alive() for child in children):
             ((held, _),) = (await used(tenant_id(at_once))).values()
@@ -332,17 +349,20 @@ async def overrun(address: str, folder: Path) -> dict[str, Any]:
 def tally(folder: Path, shown: dict[str, Any], most_at_once: int, leaked: int) -> dict[str, Any]:
     """Returns what callers and counters say together; overshoot in the unit of its limit."""
     lines = [line.split() for log in folder.iterdir() for line in log.read_text().splitlines()]
-    times = defaultdict(list)
+    times, first_asked = defaultdict(list), defaultdict(lambda: float("inf"))
     refused, overshoot, shares = Counter(), {}, {}
-    for sign, tenant, at in sorted(lines, key=lambda line: float(line[2])):
+    for sign, tenant, at, asked in sorted(lines, key=lambda line: float(line[2])):
         times[sign, tenant].append(float(at))
+        if sign == "+":
+            first_asked[tenant] = min(first_asked[tenant], float(asked))
         refused[tenant] += sign == "!"
     for tenant, states in shown.items():
         admitted = times["+", tenant]
         (((_, limit), (used, value)),) = states.items()
         if limit == "requests_per_second":
-            allowed = value * (1 + admitted[-1] - admitted[0])
-            overshoot[tenant], shares[tenant] = max(0, len(admitted) - round(allowed) - 1), len(admitted) / allowed
+            # All were decided between the first question and the last answer; from the first answer on, it is all used.
+            most, least = (value * (1 + admitted[-1] - since) for since in (first_asked[tenant], admitted[0]))
+            overshoot[tenant], shares[tenant] = max(0, len(admitted) - int(most)), len(admitted) / least
         elif limit == "concurrent_requests":
             steps = sorted([(at, 1) for at in admitted] + [(at, -1) for at in times["-", tenant]])
             together = max(itertools.accumulate(step for _, step in steps))
@@ -384,6 +404,7 @@ def main() -> None:
             quota.terminate()
             quota.join()
             valkey.stop()
+    result |= uvloop.run(administration.measure())
     print(json.dumps(result))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from forebay.api.quota.v1 import quota_pb2
-from forebay.cli.administration import assign
+from forebay.cli.administration import assign, print_limits
 from forebay.cli.certificates import certify
 from forebay.cli.data_dir import DataDir
 from forebay.cli.main import main
@@ -120,6 +120,21 @@ def test_a_tenant_is_made_changed_suspended_and_removed(forebay: Callable[..., s
     assert "removed" in forebay("tenants", "delete", "hooli", "--yes")
     assert "TENANT_NOT_FOUND" in forebay("tenants", "show", "hooli", status=1)
     forebay("tenants", "update", "hooli", "--set", "nonsense", status=2)
+
+
+def test_limits_are_shown_beside_the_ledger(forebay: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    forebay("tenants", "limits", "acme", status=1)  # nobody counts here
+    compared = {"as_of": {"seconds": 1_700_000_000}, "counted": 5_000, "recorded": 3_000, "difference": 2_000}
+    states = [
+        quota_pb2.LimitState(limit="concurrent_requests", value=7, used=3),
+        quota_pb2.LimitState(limit="tokens_per_day", value=90_000, used=5_100, comparison=compared),
+    ]
+    print_limits(quota_pb2.PeekResponse(limits=states), as_json=False)
+    text = capsys.readouterr().out
+    assert "+2,000" in text
+    assert "equal" not in text
+    print_limits(quota_pb2.PeekResponse(limits=states), as_json=True)
+    assert json.loads(capsys.readouterr().out.splitlines()[1])["comparison"]["difference"] == "2000"
 
 
 def test_keys_are_issued_rotated_and_revoked(forebay: Callable[..., str]) -> None:

@@ -37,6 +37,7 @@ LIMIT = 20
 TENANTS = {
     "acme": {"plan": "enterprise", "limits": {"requests_per_minute": LIMIT}},
     "globex": {"plan": "enterprise"},
+    "initech": {"plan": "enterprise", "limits": {"requests_per_second": LIMIT // 4}},
 }
 CONFIG = Path(__file__).parents[2] / "deploy" / "envoy" / "envoy.yaml"
 
@@ -88,6 +89,12 @@ def seen_by_the_router() -> float:
     return sum(REGISTRY.get_sample_value(name, {"method": method, "code": code}) or 0 for code in codes)
 
 
+def ratelimit_headers(error: grpc.aio.AioRpcError) -> dict[str, str]:
+    """Returns what Envoy tells of limits with a refusal."""
+    headers = dict([*(error.initial_metadata() or ()), *(error.trailing_metadata() or ())])
+    return {name: value for name, value in headers.items() if "ratelimit" in name}
+
+
 async def until_open(address: str) -> None:
     """Returns once a router refuses a stranger: Envoy has found it healthy. Quota counts nothing of this."""
     code = Code.UNAVAILABLE
@@ -123,12 +130,11 @@ async def test_the_21st_request_of_a_minute_is_refused_and_no_router_sees_it(mes
         with pytest.raises(grpc.aio.AioRpcError) as raw:
             await list_models("acme")
         assert from_rpc_error(raw.value).quota_violations == error.quota_violations
-        headers = dict([*(raw.value.initial_metadata() or ()), *(raw.value.trailing_metadata() or ())])
-        assert {name: value for name, value in headers.items() if "ratelimit" in name} == {
+        assert ratelimit_headers(raw.value) == {
             "x-envoy-ratelimited": "true",
             "x-ratelimit-limit": f'{LIMIT}, {LIMIT};w=60;name="envoy_requests_per_minute"',
             "x-ratelimit-remaining": "0",
-            "x-ratelimit-reset": "60",
+            "x-ratelimit-reset": "61",
         }
 
         other = list_models("globex")
@@ -136,6 +142,33 @@ async def test_the_21st_request_of_a_minute_is_refused_and_no_router_sees_it(mes
         headers = dict(await other.initial_metadata())
         assert headers["x-ratelimit-remaining"] == str(int(headers["x-ratelimit-limit"].split(",")[0]) - 1)
         assert "x-envoy-ratelimited" not in headers
+
+
+async def test_the_sixth_request_of_a_second_is_refused_and_no_router_sees_it(mesh: Mesh, public: str) -> None:
+    await until_open(public)
+    before = seen_by_the_router()
+    async with ForebayClient(public, mesh.keys["initech"]) as client:
+        for _ in range(5):
+            await client.generate("Hello", max_tokens=1)
+        with pytest.raises(MeshError) as refused:
+            await client.generate("Hello", max_tokens=1)
+    assert seen_by_the_router() == before + 5
+    error = refused.value
+    assert (error.reason, error.retry_after) == ("REQUESTS_PER_SECOND", 0.2)
+    assert error.quota_violations == (QuotaViolation("tenant:initech", "requests_per_second", 5, 5, 1),)
+    async with connect(public, caller="test") as channel:
+        bearer = (("authorization", f"Bearer {mesh.keys['initech']}"),)
+        call = router_pb2_grpc.RouterServiceStub(channel).ListModels(
+            router_pb2.ListModelsRequest(), metadata=bearer, timeout=10
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as raw:
+            await call
+    assert ratelimit_headers(raw.value) == {
+        "x-envoy-ratelimited": "true",
+        "x-ratelimit-limit": '5, 5;w=1;name="envoy_requests_per_second"',
+        "x-ratelimit-remaining": "0",
+        "x-ratelimit-reset": "1",
+    }
 
 
 async def test_without_quota_envoy_leaves_it_to_the_routers(mesh: Mesh, tmp_path: Path) -> None:

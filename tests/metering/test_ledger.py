@@ -241,6 +241,7 @@ async def test_a_page_tells_how_far_it_looked(ledger: Ledger) -> None:
         (UsageFilter(key_ids=frozenset({"other"})), [1]),
         (UsageFilter(models=frozenset({"big", "none"})), [2]),
         (UsageFilter(request_ids=frozenset({request_id(0), request_id(3)})), [0, 3]),
+        (UsageFilter(except_request_ids=frozenset({request_id(0), request_id(3)})), [1, 2]),
         (UsageFilter(finished_from_ns=NOON_NS + DAY_NS), [2, 3]),
         (UsageFilter(finished_from_ns=NOON_NS + 1, finished_before_ns=NOON_NS + 2 * DAY_NS + 1), [1, 2, 3]),
         (UsageFilter(finished_before_ns=(NOON_NS // DAY_NS + 1) * DAY_NS), [0, 1]),

@@ -343,6 +343,7 @@ async def test_sums_carry_their_groups(stub: Any) -> None:
         ({"group_by": [99]}, "BAD_DIMENSIONS"),
         ({"filter": metering_pb2.UsageFilter(outcomes=[0])}, "BAD_FILTER"),  # type: ignore[list-item]
         ({"filter": metering_pb2.UsageFilter(request_ids=[str(n) for n in range(1_001)])}, "BAD_FILTER"),
+        ({"filter": metering_pb2.UsageFilter(except_request_ids=["i"] * 7 + ["m" * 257])}, "BAD_FILTER"),
         ({"filter": metering_pb2.UsageFilter(models=["m" * 257])}, "BAD_FILTER"),
         ({"filter": metering_pb2.UsageFilter(finished_from={"seconds": 10**12})}, "BAD_FILTER"),
     ],

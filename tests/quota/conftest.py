@@ -13,8 +13,12 @@ import redis
 from forebay.policy.model import Limits, ServiceClass, TenantPolicy, Thresholds
 from forebay.quota.counters import CounterStore, InMemoryCounters
 from forebay.quota.domain.limits import Usage, rows_of
+from forebay.quota.domain.policies import Policies
 from forebay.quota.domain.reservations import Decision, Order, Router, Terms
+from forebay.quota.policies import PolicyFeed
+from forebay.quota.rebuilding_counters import RebuildingCounters
 from forebay.quota.redis_counters import RedisCounters
+from forebay.quota.usage_sums import InMemorySums
 from forebay.testing.clock import FakeClock
 from forebay.testing.valkey import ValkeyCluster
 
@@ -61,13 +65,19 @@ async def cluster_counters(cluster: ValkeyCluster, clock: FakeClock) -> AsyncIte
 
 
 @pytest.fixture(params=["memory", "server", pytest.param("cluster", marks=pytest.mark.slow)])
-def store(request: pytest.FixtureRequest, clock: FakeClock) -> CounterStore:
-    """Every implementation of the port in turn, at the time of `clock`."""
+def bare_store(request: pytest.FixtureRequest, clock: FakeClock) -> CounterStore:
+    """Every implementation of the port in turn, at the time of `clock`; tenants are absent."""
     if request.param == "memory":
-        return InMemoryCounters(Terms(), lambda: int(clock.now() * 1000))
+        return InMemoryCounters(Terms(), lambda: int(clock.now() * 1000), all_new=False)
     name = "cluster_counters" if request.param == "cluster" else "redis_counters"
     counters: CounterStore = request.getfixturevalue(name)
     return counters
+
+
+@pytest.fixture
+def store(bare_store: CounterStore, clock: FakeClock) -> CounterStore:
+    """The same, with a ledger that knows nobody: all tenants are new."""
+    return RebuildingCounters(bare_store, PolicyFeed(Policies(), clock), InMemorySums(), clock.now)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 from hypothesis import given, settings
@@ -10,14 +10,21 @@ from hypothesis import strategies as st
 
 from forebay.policy.model import Limits, ServiceClass, TenantPolicy
 from forebay.quota.domain.counters import TenantCounters
-from forebay.quota.domain.limits import Usage, amounts_of, rows_of
+from forebay.quota.domain.limits import Kind, Usage, amounts_of, rows_of
 from forebay.quota.domain.rates import Rate, whole
 from forebay.quota.domain.reservations import Observation, Order, Outcome, Router, Terms
 from forebay.quota.domain.windows import Window
 
 ROUTER = Router("router-1", 1)
 TERMS = Terms(lease_ms=10_000, provisional_ms=20_000, remembered_ms=600_000)
-LIMITS = Limits(requests_per_minute=6, tokens_per_minute=50, concurrent_requests=3)
+LIMITS = Limits(
+    requests_per_minute=6,
+    tokens_per_minute=50,
+    input_tokens_per_minute=35,
+    output_tokens_per_minute=30,
+    concurrent_requests=3,
+)
+NOTHING = Usage(0, 0, 0)
 TENANT = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, limits=LIMITS)
 
 pauses = st.integers(0, 2_000) | st.integers(0, 40_000) | st.sampled_from([999, 1_000, 59_000, 59_999, 60_000, 60_001])
@@ -32,46 +39,51 @@ histories = st.lists(st.tuples(pauses, acts, tokens, tokens), max_size=60)
 def test_no_minute_and_no_moment_exceeds_a_limit(history: list[tuple[int, str, int, int]]) -> None:
     counters = TenantCounters(TERMS)
     now = 1_700_000_000_000
-    charged: dict[str, tuple[int, int, int]] = {}  # request id: admitted at, requests, tokens
+    counters.begin(now, lost=False)
+    charged: dict[str, tuple[int, Usage]] = {}  # request id: when it was admitted, and what it is charged with
     observed: dict[str, Usage] = {}
     for number, (pause, act, prompt, completion) in enumerate(history):
         now += pause
         live = [held.order for held in counters.reservations("", 100)]
         chosen = live[number % len(live)] if live else None
         if act == "reserve":
-            order = Order(f"{number:032x}", ROUTER, prompt, completion)
-            decision = counters.reserve(now, order, rows_of(TENANT, Usage(1, prompt, completion)))
-            if decision.outcome is Outcome.ADMITTED:
-                charged[order.request_id] = (now, 1, prompt + completion)
+            order, most = Order(f"{number:032x}", ROUTER, prompt, completion), Usage(1, prompt, completion)
+            if counters.reserve(now, order, rows_of(TENANT, most)).outcome is Outcome.ADMITTED:
+                charged[order.request_id] = (now, most)
         elif act == "settle" and chosen:
             used = Usage(1, chosen.prompt_tokens, completion % (chosen.max_completion_tokens + 1))
             assert counters.settle(now, chosen.request_id, amounts_of(used))
-            at, _, _ = charged[chosen.request_id]
-            charged[chosen.request_id] = (at, 1, used.prompt_tokens + used.completion_tokens)
+            charged[chosen.request_id] = (charged[chosen.request_id][0], used)
         elif act == "sweep":
             counters.sweep(now, 100)
             left = {held.order.request_id for held in counters.reservations("", 100)}
             for request_id in {order.request_id for order in live} - left:
-                used = observed.get(request_id, Usage(0, 0, 0))
-                at, _, _ = charged[request_id]
-                charged[request_id] = (at, used.requests, used.prompt_tokens + used.completion_tokens)
+                charged[request_id] = (charged[request_id][0], observed.get(request_id, NOTHING))
         elif act == "observe" and chosen:
             used = Usage(1, chosen.prompt_tokens, completion % (chosen.max_completion_tokens + 1))
             final = prompt % 2 == 0
             counters.observe(now, [Observation(chosen.request_id, number, 1, amounts_of(used), final)])
             observed[chosen.request_id] = used
         elif act == "renew" and chosen:
-            counters.renew(now, ROUTER, [chosen.request_id], rows_of(TENANT, Usage(0, 0, 0)))
+            counters.renew(now, ROUTER, [chosen.request_id], rows_of(TENANT, NOTHING))
 
-        last_minute = [item for item in charged.values() if item[0] > now - 60_000]
-        assert sum(requests for _, requests, _ in last_minute) <= 6
-        assert sum(taken for _, _, taken in last_minute) <= 50
-        shown = {state.limit: state.used for state in counters.peek(now, rows_of(TENANT, Usage(0, 0, 0)))}
+        last_minute = in_windows(used for at, used in charged.values() if at > now - 60_000)
+        assert all(taken <= getattr(LIMITS, limit) for limit, taken in last_minute.items())
+        shown = {state.limit: state.used for state in counters.peek(now, rows_of(TENANT, NOTHING))}
         assert min(shown.values()) >= 0
-        assert shown["concurrent_requests"] <= 3
-        counted = [item for item in charged.values() if item[0] // 1_000 >= now // 1_000 - 60]
-        assert shown["requests_per_minute"] == sum(requests for _, requests, _ in counted)
-        assert shown["tokens_per_minute"] == sum(taken for _, _, taken in counted)
+        assert shown.pop("concurrent_requests") <= 3
+        assert shown == in_windows(used for at, used in charged.values() if at // 1_000 >= now // 1_000 - 60)
+
+
+def in_windows(usages: Iterable[Usage]) -> dict[str, int]:
+    """Returns what requests take together of each limit a minute."""
+    total = dict.fromkeys((row.limit for row in rows_of(TENANT, NOTHING) if row.kind is Kind.WINDOW), 0)
+    for used in usages:
+        total["requests_per_minute"] += used.requests
+        total["input_tokens_per_minute"] += used.prompt_tokens
+        total["output_tokens_per_minute"] += used.completion_tokens
+        total["tokens_per_minute"] += used.prompt_tokens + used.completion_tokens
+    return total
 
 
 @settings(max_examples=30, deadline=None)
@@ -79,6 +91,7 @@ def test_no_minute_and_no_moment_exceeds_a_limit(history: list[tuple[int, str, i
 def test_the_advised_wait_is_the_shortest_that_helps(history: list[tuple[int, str, int, int]]) -> None:
     def replay() -> tuple[TenantCounters, int]:
         counters, now = TenantCounters(TERMS), 1_700_000_000_000
+        counters.begin(now, lost=False)
         for number, (pause, _, prompt, completion) in enumerate(history):
             now += pause
             order = Order(f"{number:032x}", ROUTER, prompt, completion)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -15,8 +14,9 @@ from hypothesis import strategies as st
 from forebay.quota.counters import CounterStore, InMemoryCounters
 from forebay.quota.domain.limits import Kind, Row
 from forebay.quota.domain.periods import Period
+from forebay.quota.domain.rebuild import NeedsRebuildError
 from forebay.quota.domain.reservations import Observation, Order, Router, Terms
-from forebay.quota.redis_counters import RedisCounters
+from forebay.quota.redis_counters import RedisCounters, _key
 
 TERMS = Terms(lease_ms=30_000, provisional_ms=100_000, remembered_ms=50_000)
 START_MS = 1_700_000_000_000
@@ -37,14 +37,28 @@ softs = st.none() | st.integers(1, 8)
 
 @dataclass(frozen=True)
 class Step:
-    """An operation, `after_ms` after the one before; named by the store's method."""
+    """An operation, `after_ms` after the one before; named by the store's method, or one of those below."""
 
     after_ms: int
     name: str
     arguments: tuple[Any, ...]
 
-    def __call__(self, store: CounterStore, tenant: str) -> Awaitable[Any]:
-        return getattr(store, self.name)(tenant, *self.arguments)
+    async def __call__(self, store: CounterStore, tenant: str) -> Any:
+        operation = _rebuild if self.name == "rebuild" else getattr(type(store), self.name)
+        try:
+            return await operation(store, tenant, *self.arguments)
+        except NeedsRebuildError as error:
+            return error.reason
+
+
+async def _rebuild(store: CounterStore, tenant: str, sums: tuple[Row, ...], lost: bool, late: bool) -> Any:
+    """What quota does where a rebuild is needed; sometimes it comes too late."""
+    gathered = await store.gathered(tenant)
+    if gathered is None:
+        return await store.begin(tenant, lost=lost)
+    of_periods = [row for row in sums if row.period is not None]
+    request_ids = gathered.request_ids + (("another",) if late else ())
+    return gathered, await store.complete(tenant, replace(gathered, request_ids=request_ids), of_periods)
 
 
 @st.composite
@@ -77,6 +91,8 @@ def rows(draw: st.DrawFn, least: int = 1) -> tuple[Row, ...]:
     return (
         row("tenant:t", "requests_per_second", Kind.RATE),
         row("tenant:t", "tokens_per_minute", Kind.WINDOW),
+        row("tenant:t", "input_tokens_per_minute", Kind.WINDOW),
+        row("tenant:t", "output_tokens_per_minute", Kind.WINDOW),
         row("tenant:t/model:m", "tokens_per_minute", Kind.WINDOW),
         row("tenant:t", "concurrent_requests", Kind.HOLD),
         row("key:k", "concurrent_requests", Kind.HOLD),
@@ -88,6 +104,8 @@ def rows(draw: st.DrawFn, least: int = 1) -> tuple[Row, ...]:
 used = st.just({}) | st.fixed_dictionaries(
     {
         "tokens_per_minute": st.integers(0, 9),
+        "input_tokens_per_minute": st.integers(0, 9),
+        "output_tokens_per_minute": st.integers(0, 9),
         "tokens_per_day": st.integers(0, 9),
         "daily_budget_nano_usd": st.integers(0, 9).map(lambda amount: amount * SCALE),
     }
@@ -108,7 +126,7 @@ observations = st.builds(
     st.booleans(),
 )
 orders = st.builds(Order, request_ids, routers, amounts, amounts)
-steps = st.one_of(
+usual = (
     step("reserve", orders, rows()),
     step("reserve", orders, rows()),
     step("settle", request_ids, used),
@@ -116,7 +134,24 @@ steps = st.one_of(
     step("renew", routers, st.lists(request_ids, min_size=1, max_size=3), rows()),
     step("sweep", st.integers(1, 3)),
     step("reservations", request_ids | st.just(""), st.integers(1, 3)),
+    step("totals", rows()),
+    step("take", rows().map(lambda each: tuple(row for row in each[:2] if row.value is not None))),
 )
+of_a_loss = (
+    step("lose"),
+    step("rebuild", rows(), st.booleans(), st.integers(0, 3).map(lambda n: n == 0)),
+    step("rebuild", rows(), st.just(True), st.just(False)),
+    step("restore", orders, st.integers(START_MS - 90_000, START_MS), rows()),
+    step("restore", orders, st.integers(START_MS - 90_000, START_MS), rows()),
+)
+steps = st.one_of(*usual, *usual, *of_a_loss)
+
+
+class Server(RedisCounters):
+    """The real server, which forgets a tenant at will."""
+
+    async def lose(self, tenant: str) -> None:
+        await self._redis.delete(*(_key(tenant, part) for part in ("counters", "reservations", "settled", "due")))
 
 
 async def play(url: str, history: list[Step], peeked: tuple[Row, ...]) -> None:
@@ -126,9 +161,11 @@ async def play(url: str, history: list[Step], peeked: tuple[Row, ...]) -> None:
     def present() -> int:
         return now
 
-    specification, server = InMemoryCounters(TERMS, present), RedisCounters(url, TERMS, present)
+    specification, server = InMemoryCounters(TERMS, present, all_new=False), Server(url, TERMS, present)
     running = asyncio.create_task(server.run())
     try:
+        for store in (specification, server):
+            await store.begin(tenant, lost=False)
         for played in history:
             now += played.after_ms
             for each in (played, Step(0, "peek", (peeked,))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
@@ -11,6 +12,7 @@ import grpc
 import pytest
 from envoy.extensions.common.ratelimit.v3 import ratelimit_pb2
 from envoy.service.ratelimit.v3 import rls_pb2, rls_pb2_grpc
+from google.rpc import status_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +20,7 @@ from forebay.errors import Code
 from forebay.policy.keys import hash_key, new_key
 from forebay.policy.model import KeyPolicy, Limits, ServiceClass, TenantPolicy
 from forebay.quota.counters import CounterStore, InMemoryCounters
-from forebay.quota.domain.edge import COUNTED_AS, Taken, edge_row
+from forebay.quota.domain.edge import Taken, edge_rows
 from forebay.quota.domain.limits import Kind, Row, Usage, rows_of
 from forebay.quota.domain.policies import Policies
 from forebay.quota.domain.reservations import Order, Router, Terms
@@ -28,7 +30,7 @@ from forebay.quota.policies import PolicyFeed
 from forebay.quota.redis_counters import RedisCounters
 from forebay.rpc.client import connect
 from forebay.rpc.server import RpcServer
-from forebay.rpc.status import from_rpc_error
+from forebay.rpc.status import from_rpc_error, from_status
 from forebay.testing.clock import FakeClock
 
 PEPPER = b"a pepper of tests"
@@ -36,57 +38,91 @@ OK, OVER_LIMIT = rls_pb2.RateLimitResponse.OK, rls_pb2.RateLimitResponse.OVER_LI
 subjects = itertools.count()
 
 
-def row(amount: int, value: int = 5) -> Row:
-    return Row("tenant:acme", COUNTED_AS, Kind.WINDOW, value, amount)
+def minute(amount: int, value: int = 5) -> Row:
+    return Row("tenant:acme", "envoy_requests_per_minute", Kind.WINDOW, value, amount)
+
+
+def second(amount: int, value: int = 2) -> Row:
+    return Row("tenant:acme", "envoy_requests_per_second", Kind.RATE, value, amount)
 
 
 async def test_a_window_is_taken_from_without_a_reservation(store: CounterStore, clock: FakeClock) -> None:
-    assert await store.take("acme", row(3)) == Taken(True, 3, 61_000)
+    async def take(row: Row) -> Taken:
+        (taken,) = await store.take("acme", [row])
+        return taken
+
+    assert await take(minute(3)) == Taken(True, 3, 61_000)
     clock.advance(30)
-    assert await store.take("acme", row(2)) == Taken(True, 5, 31_000)
-    assert await store.take("acme", row(4)) == Taken(False, 5, 61_000)
-    assert await store.take("acme", row(1)) == Taken(False, 5, 31_000)
-    assert await store.take("acme", row(9)) == Taken(False, 5, 61_000)
+    assert await take(minute(2)) == Taken(True, 5, 31_000)
+    assert await take(minute(4)) == Taken(False, 5, 61_000)
+    assert await take(minute(1)) == Taken(False, 5, 31_000)
+    assert await take(minute(9)) == Taken(False, 5, 61_000)
     clock.advance(31)
-    assert await store.take("acme", row(4)) == Taken(False, 2, 30_000)
-    assert await store.take("acme", row(3)) == Taken(True, 5, 30_000)
+    assert await take(minute(4)) == Taken(False, 2, 30_000)
+    assert await take(minute(3)) == Taken(True, 5, 30_000)
     clock.advance(100)
-    assert await store.take("acme", row(0)) == Taken(True, 0, 0)
+    assert await take(minute(0)) == Taken(True, 0, 0)
     assert await store.reservations("acme", "", 9) == []
 
 
+async def test_of_a_rate_and_a_window_both_are_taken_or_neither(store: CounterStore, clock: FakeClock) -> None:
+    async def take(amount: int) -> list[Taken]:
+        return list(await store.take("acme", [second(amount), minute(amount)]))
+
+    assert await take(1) == [Taken(True, 1, 500), Taken(True, 1, 61_000)]
+    assert await take(3) == [Taken(False, 1, 500), Taken(True, 1, 61_000)]  # more than the rate ever has room for
+    assert await take(1) == [Taken(True, 2, 500), Taken(True, 2, 61_000)]
+    assert await take(2) == [Taken(False, 2, 1_000), Taken(True, 2, 61_000)]
+    clock.advance(0.25)
+    assert await take(1) == [Taken(False, 2, 250), Taken(True, 2, 60_750)]
+    for _ in range(3):
+        clock.advance(0.5)
+        assert (await take(1))[1].room
+    clock.advance(2)
+    assert await take(1) == [Taken(True, 0, 0), Taken(False, 5, 57_250)]
+    assert (await take(0))[0] == Taken(True, 0, 0)  # nothing of the rate was taken then
+
+
 async def test_the_edge_and_the_router_count_apart(store: CounterStore, tenant: TenantPolicy) -> None:
-    edge = edge_row(tenant, 1)
-    assert edge is not None
     for n in range(5):
-        assert (await store.take("acme", edge)).admitted
+        assert all(taken.room for taken in await store.take("acme", edge_rows(tenant, 1)))
         rows = [row for row in rows_of(tenant, Usage(1, 1, 1)) if row.kind is Kind.WINDOW]
         order = Order(f"{n:032}", Router("router-1", 1), 1, 1)
         assert not (await store.reserve("acme", order, rows)).violations
-    assert not (await store.take("acme", edge)).admitted
+    assert not any(taken.room for taken in await store.take("acme", edge_rows(tenant, 1)))
 
 
 def test_no_limit_is_no_row() -> None:
-    assert edge_row(TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500), 1) is None
+    assert edge_rows(TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500), 1) == ()
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    history=st.lists(st.tuples(st.integers(-500, 40_000), st.integers(0, 7), st.sampled_from([5, 5, 3])), max_size=20)
+    history=st.lists(
+        st.tuples(
+            st.integers(-500, 1_500) | st.integers(0, 40_000),
+            st.integers(0, 7),
+            st.sampled_from([5, 5, 3]),
+            st.booleans(),
+        ),
+        max_size=20,
+    )
 )
 async def test_the_script_equals_the_specification(redis_counters: RedisCounters, history: list[Any]) -> None:
     now_ms, tenant = 1_700_000_000_000, f"edge-{next(subjects)}"
-    specification = InMemoryCounters(Terms(), lambda: now_ms)
+    specification = InMemoryCounters(Terms(), lambda: now_ms, all_new=False)
     redis_counters._now = lambda: now_ms
-    for after_ms, amount, value in history:
+    for store in (specification, redis_counters):
+        await store.begin(tenant, lost=False)
+    for after_ms, amount, value, both in history:
         now_ms += after_ms
-        taken = await specification.take(tenant, row(amount, value))
-        assert await redis_counters.take(tenant, row(amount, value)) == taken
+        rows = [second(amount, value), minute(amount, 2 * value)][: 1 + both]
+        assert await redis_counters.take(tenant, rows) == await specification.take(tenant, rows)
 
 
-def some_tenant(tenant_id: str, limit: int | None = 3, **fields: Any) -> TenantPolicy:
-    limits = Limits(requests_per_minute=limit)
-    return TenantPolicy(tenant_id, "basic", ServiceClass.BRONZE, 500, limits=limits, **fields)
+def some_tenant(tenant_id: str, a_minute: int | None = 3, a_second: int | None = None) -> TenantPolicy:
+    limits = Limits(requests_per_minute=a_minute, requests_per_second=a_second)
+    return TenantPolicy(tenant_id, "basic", ServiceClass.BRONZE, 500, limits=limits)
 
 
 class Keys:
@@ -113,7 +149,8 @@ def keys(clock: FakeClock) -> Keys:
 
 @pytest.fixture
 async def edge(keys: Keys, clock: FakeClock) -> AsyncIterator[Any]:
-    tenants = {tenant.tenant_id: tenant for tenant in (some_tenant("acme"), some_tenant("free", None))}
+    some = (some_tenant("acme"), some_tenant("free", None), some_tenant("quick", 3, 2))
+    tenants = {tenant.tenant_id: tenant for tenant in some}
     feed = PolicyFeed(Policies(tenants, keys.policies, {}), clock)
     counters = InMemoryCounters(Terms(), lambda: int(clock.now() * 1000))
     server = RpcServer("127.0.0.1:0")
@@ -156,6 +193,36 @@ async def test_a_key_is_held_to_its_tenants_requests_per_minute(edge: Any, keys:
     assert status.duration_until_reset.seconds == 61
     clock.advance(61)
     assert (await edge.ShouldRateLimit(mine)).overall_code == OK
+
+
+async def test_a_tenant_is_held_to_its_requests_per_second_too(edge: Any, clock: FakeClock) -> None:
+    units = rls_pb2.RateLimitResponse.RateLimit
+
+    async def ask(hits: int = 1) -> tuple[Any, ...]:
+        answer = await edge.ShouldRateLimit(asked(descriptor(("tenant", "quick")), hits_addend=hits))
+        (status,) = answer.statuses
+        limit = status.current_limit
+        told = (limit.name, limit.requests_per_unit, limit.unit, status.limit_remaining)
+        return (answer.overall_code, *told, status.duration_until_reset.seconds)
+
+    rate, window = ("envoy_requests_per_second", 2, units.SECOND), ("envoy_requests_per_minute", 3, units.MINUTE)
+    assert await ask() == (OK, *rate, 1, 1)
+    assert await ask() == (OK, *rate, 0, 1)
+    assert await ask() == (OVER_LIMIT, *rate, 0, 1)
+    clock.advance(0.5)
+    assert await ask() == (OK, *rate, 0, 1)
+    assert await ask() == (OVER_LIMIT, *window, 0, 61)  # both refuse, and the minute does so for longer
+    clock.advance(61)
+    assert await ask(2) == (OK, *rate, 0, 1)
+
+
+async def test_a_refusal_names_every_limit_as_a_router_does(edge: Any) -> None:
+    for _ in range(2):
+        answer = await edge.ShouldRateLimit(asked(descriptor(("tenant", "quick")), hits_addend=4))
+    (header,) = answer.response_headers_to_add
+    error = from_status(status_pb2.Status.FromString(base64.b64decode(header.value + "==")))
+    assert error.reason == "REQUESTS_PER_SECOND"
+    assert [violation.limit for violation in error.quota_violations] == ["requests_per_second", "requests_per_minute"]
 
 
 async def test_hits_count_as_so_many_requests(edge: Any) -> None:

@@ -15,7 +15,7 @@ from forebay.quota.domain.limits import Kind, Row, Usage, amounts_of, rows_of
 from forebay.quota.domain.periods import calendar
 from forebay.quota.domain.policies import Policies
 from forebay.quota.domain.prices import Price, PriceTable
-from forebay.quota.domain.reservations import Decision, Order, Outcome, Router
+from forebay.quota.domain.reservations import Decision, Lease, Order, Outcome, Router
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
 from forebay.quota.service import Quota
@@ -92,7 +92,9 @@ async def test_tokens_of_a_day_come_back_at_midnight_of_the_tenant(store: Counte
     assert await desk.refusal(10, 10) == ("tenant:acme", "tokens_per_day", 100, 90, 1_800.0)
     clock.advance(1_800)
     await desk.ask(10, 60)
-    assert await desk.quota.settle("acme", request_id, Usage(1, 10, 5))  # of yesterday: today has nothing to do with it
+    assert await desk.quota.settle(
+        Lease("acme", request_id), Usage(1, 10, 5)
+    )  # of yesterday: today has nothing to do with it
     assert await desk.used() == {"tokens_per_day": 70}
 
 
@@ -104,8 +106,8 @@ async def test_a_budget_holds_the_most_and_keeps_what_it_did_cost(store: Counter
     assert (subject, limit, value) == ("tenant:acme", "daily_budget_nano_usd", USD // 10)
     assert used == pytest.approx(90 * USD / 1000, rel=1e-6)
     assert retry_after == pytest.approx(86_400 - clock.now() % 86_400)
-    await desk.quota.settle("acme", request_id, Usage(1, 10, 5), "m")
-    assert not await desk.quota.settle("acme", request_id, Usage(1, 10, 80), "m")
+    await desk.quota.settle(Lease("acme", request_id), Usage(1, 10, 5), "m")
+    assert not await desk.quota.settle(Lease("acme", request_id), Usage(1, 10, 80), "m")
     assert await desk.used() == {
         "daily_budget_nano_usd": 15 * USD // 1000,
         "monthly_budget_nano_usd": 15 * USD // 1000,
@@ -120,7 +122,7 @@ async def test_streams_are_stopped_above_a_budget_for_those_who_want_it(
 ) -> None:
     before = Desk(store, clock, Limits(daily_budget_nano_usd=USD))
     request_id = await before.ask(10, 80)
-    lease = ("acme", request_id)
+    lease = Lease("acme", request_id)
     lowered = Desk(store, clock, Limits(daily_budget_nano_usd=USD // 100), stop_on_budget=stop_on_budget)
     assert await before.quota.over_budget([lease]) == []
     assert await lowered.quota.over_budget([lease]) == ([request_id] if stop_on_budget else [])
@@ -160,9 +162,9 @@ async def test_a_keys_place_is_given_back_and_taken_again_with_the_lease(store: 
     clock.advance(30)
     await store.sweep("acme", 10)
     second = await desk.ask()
-    assert await desk.quota.renew(ROUTER, [("acme", first), ("acme", second)]) == [first]
-    await desk.quota.settle("acme", second, Usage(1, 1, 1))
-    assert await desk.quota.renew(ROUTER, [("acme", first)]) == []
+    assert await desk.quota.renew(ROUTER, [Lease("acme", first), Lease("acme", second)]) == [first]
+    await desk.quota.settle(Lease("acme", second), Usage(1, 1, 1))
+    assert await desk.quota.renew(ROUTER, [Lease("acme", first)]) == []
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ class Ledger(metering_pb2_grpc.MeteringServiceServicer):
         self.entries: list[pb.LedgerEntry] = []
         self.requests: list[pb.StreamUsageRequest] = []
         self.more = asyncio.Event()
-        self.cut = False
+        self.cut = self.away = False
 
     def add(self, request_id: str, tenant_id: str = "acme", **fields: Any) -> None:
         values = {"attempt": 1, "prompt_tokens": 10, "outcome": pb.OUTCOME_COMPLETED, **fields}
@@ -42,6 +42,12 @@ class Ledger(metering_pb2_grpc.MeteringServiceServicer):
         at = int(request.cursor or "0")
         if at > len(self.entries):
             raise MeshError(Code.INVALID_ARGUMENT, "BAD_CURSOR", "of another ledger")
+        if self.away:
+            raise MeshError(Code.UNAVAILABLE, "AWAY", "away")
+        if not request.follow:
+            chosen = [each for each in self.entries if each.event.request_id in request.filter.request_ids]
+            yield pb.StreamUsageResponse(entries=chosen, cursor="whatever")
+            return
         while not self.cut:
             self.more.clear()  # before the look, so that what comes meanwhile is not missed
             if at < len(self.entries):
@@ -84,19 +90,24 @@ async def ledger() -> Ledger:
 
 
 @pytest.fixture
-async def follow(ledger: Ledger, counters: Counters, clock: FakeClock) -> AsyncIterator[Callable[[], None]]:
-    """Begins to follow; what is in ledger and counters by then was there before quota started."""
+async def link(ledger: Ledger, counters: Counters, clock: FakeClock) -> AsyncIterator[MeteringLink]:
     server = RpcServer("127.0.0.1:0")
     name = "forebay.api.metering.v1.MeteringService"
     server.add(metering_pb2_grpc.add_MeteringServiceServicer_to_server, ledger, name)
     await server.start()
-    running: list[asyncio.Task[None]] = []
     async with connect(server.address, caller="test") as channel:
-        yield lambda: running.append(asyncio.create_task(MeteringLink(channel, counters, clock, Prices()).run()))
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        yield MeteringLink(channel, counters, clock, Prices())
     await server.drain(0)
+
+
+@pytest.fixture
+async def follow(link: MeteringLink) -> AsyncIterator[Callable[[], None]]:
+    """Begins to follow; what is in ledger and counters by then was there before quota started."""
+    running: list[asyncio.Task[None]] = []
+    yield lambda: running.append(asyncio.create_task(link.run()))
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
 
 
 async def hold(counters: Counters, name: str, tenant_id: str = "acme") -> None:
@@ -202,3 +213,23 @@ async def test_another_ledger_is_read_from_its_beginning(
     await counters.move()
     assert [request.cursor for request in ledger.requests] == ["17", ""]
     assert await counters.usage_cursor() == "1"
+
+
+async def test_what_came_by_before_its_reservation_was_there_is_looked_up(
+    link: MeteringLink, ledger: Ledger, counters: Counters, clock: FakeClock
+) -> None:
+    for name in "ab":
+        ledger.add(name * 32)
+        await hold(counters, name)
+    await link.look_up("a" * 32)
+    clock.advance(30)
+    assert await counters.sweep("acme", 10) == Swept(expired=2)
+    assert await counters.sweep("acme", 10) == Swept(settled=1)
+    assert await counters.usage_cursor() == "", "the place in the ledger is that of who follows it"
+
+
+async def test_who_looks_up_hears_that_metering_is_away(link: MeteringLink, ledger: Ledger) -> None:
+    ledger.away = True
+    with pytest.raises(MeshError) as caught:
+        await link.look_up("a" * 32)
+    assert caught.value.code is Code.UNAVAILABLE

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import pytest
-import redis
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -18,13 +18,15 @@ from forebay.quota.domain.policies import Policies
 from forebay.quota.domain.reservations import Order, Outcome, Router, Terms
 from forebay.quota.domain.safety import LEASE_MS, Ask, Chunk, Grants, Share
 from forebay.quota.policies import PolicyFeed
-from forebay.quota.redis_safety import KEY, RedisSafety
+from forebay.quota.redis_safety import RedisSafety
 from forebay.quota.safety import InMemorySafety, SafetyStore
 from forebay.quota.safety_gate import SafetyGate
 from forebay.quota.service import Quota
 from forebay.testing.clock import FakeClock
+from forebay.testing.valkey import ValkeyCluster
 
 START_MS = 1_700_000_000_000
+hours = itertools.count()
 
 
 def most_in_a_second(times_ms: Sequence[float]) -> int:
@@ -100,18 +102,30 @@ def test_what_is_not_spent_in_time_is_given_back() -> None:
 
 
 @pytest.fixture
-async def server(empty_redis_url: str, clock: FakeClock) -> AsyncIterator[RedisSafety]:
-    store = RedisSafety(empty_redis_url, lambda: int(clock.now() * 1000))
+def cluster_url(cluster: ValkeyCluster) -> str:
+    """A real cluster's address, with nothing stored."""
+    cluster.flush()
+    return cluster.url
+
+
+URLS = ["empty_redis_url", pytest.param("cluster_url", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(params=URLS)
+def url(request: pytest.FixtureRequest) -> str:
+    """The address of a real server, and of a real cluster."""
+    return str(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(params=["memory", *URLS])
+async def store(request: pytest.FixtureRequest, clock: FakeClock) -> AsyncIterator[SafetyStore]:
+    """Every implementation of the port in turn, at the time of `clock`."""
+    if request.param == "memory":
+        yield InMemorySafety(lambda: int(clock.now() * 1000))
+        return
+    store = RedisSafety(request.getfixturevalue(request.param), lambda: int(clock.now() * 1000))
     yield store
     await store.close()
-
-
-@pytest.fixture(params=["memory", "server"])
-def store(request: pytest.FixtureRequest, clock: FakeClock) -> SafetyStore:
-    if request.param == "memory":
-        return InMemorySafety(lambda: int(clock.now() * 1000))
-    store: SafetyStore = request.getfixturevalue("server")
-    return store
 
 
 async def test_a_store_grants_what_fits(store: SafetyStore, clock: FakeClock) -> None:
@@ -137,11 +151,9 @@ async def test_a_store_grants_what_fits(store: SafetyStore, clock: FakeClock) ->
         max_size=12,
     )
 )
-async def test_the_script_equals_the_specification(redis_url: str, history: list) -> None:
-    now_ms = START_MS
-    with redis.Redis.from_url(redis_url) as client:
-        client.delete(KEY)
-    specification, server = InMemorySafety(lambda: now_ms), RedisSafety(redis_url, lambda: now_ms)
+async def test_the_script_equals_the_specification(url: str, history: list) -> None:
+    now_ms = START_MS + next(hours) * 3_600_000  # by when nothing counts of the history before
+    specification, server = InMemorySafety(lambda: now_ms), RedisSafety(url, lambda: now_ms)
     for after_ms, limit, permits, returned, ago in history:
         now_ms += after_ms
         ask = Ask(permits, returned, now_ms // 10 - ago)
@@ -149,8 +161,8 @@ async def test_the_script_equals_the_specification(redis_url: str, history: list
     await server.close()
 
 
-async def test_replicas_on_one_server_stay_within_the_limit_together(empty_redis_url: str, clock: FakeClock) -> None:
-    stores = [RedisSafety(empty_redis_url, lambda: int(clock.now() * 1000)) for _ in range(3)]
+async def test_replicas_stay_within_the_limit_together(url: str, clock: FakeClock) -> None:
+    stores = [RedisSafety(url, lambda: int(clock.now() * 1000)) for _ in range(3)]
     gates = [SafetyGate(store, clock, 50) for store in stores]
     passed: list[float] = []
     refused: list[MeshError] = []

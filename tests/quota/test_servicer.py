@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -18,6 +20,7 @@ from forebay.api.common.v1 import common_pb2
 from forebay.api.quota.v1 import quota_pb2 as pb
 from forebay.api.quota.v1 import quota_pb2_grpc
 from forebay.errors import Code, MeshError, QuotaViolation
+from forebay.lifecycle import background
 from forebay.policy.model import KeyPolicy, Limits, ServiceClass, TenantPolicy, Thresholds
 from forebay.policy.watcher import PolicyCache, PolicyWatcher
 from forebay.quota.counters import InMemoryCounters
@@ -25,8 +28,10 @@ from forebay.quota.domain.plans import Plan
 from forebay.quota.domain.policies import Policies
 from forebay.quota.domain.reservations import Terms
 from forebay.quota.domain.safety import Ask
+from forebay.quota.local_shares import LocalShares
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.policy_servicer import PAGE, PolicyServicer
+from forebay.quota.prices import Prices
 from forebay.quota.safety import InMemorySafety
 from forebay.quota.safety_gate import SafetyGate
 from forebay.quota.service import Quota
@@ -109,12 +114,36 @@ def feed(clock: FakeClock) -> PolicyFeed:
 
 
 @pytest.fixture
+def looked_up() -> list[str]:
+    return []
+
+
+@pytest.fixture
+async def shares(feed: PolicyFeed, counters: Counters, clock: FakeClock, tmp_path: Path) -> AsyncIterator[LocalShares]:
+    shares = LocalShares(
+        feed, counters, Prices(), clock, replicas=1, lease_s=60.0, global_limit=0, file=tmp_path / "shares"
+    )
+    async with background(shares.run(), "shares"):
+        yield shares
+
+
+@pytest.fixture
 async def channel(
-    feed: PolicyFeed, counters: Counters, safety: InMemorySafety, clock: FakeClock
+    feed: PolicyFeed,
+    counters: Counters,
+    safety: InMemorySafety,
+    clock: FakeClock,
+    looked_up: list[str],
+    shares: LocalShares,
 ) -> AsyncIterator[grpc.aio.Channel]:
     server = RpcServer("127.0.0.1:0")
     package = "forebay.api.quota.v1."
-    quota = QuotaServicer(Quota(feed, counters, gate=SafetyGate(safety, clock, GLOBAL_LIMIT)), clock, 30.0)
+
+    async def look_up(request_id: str) -> None:
+        looked_up.append(request_id)
+
+    gate = SafetyGate(safety, clock, GLOBAL_LIMIT)
+    quota = QuotaServicer(Quota(feed, counters, now=clock.now, gate=gate, look_up=look_up), clock, 30.0, shares=shares)
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, package + "QuotaService")
     policy = PolicyServicer(feed)
     server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, policy, package + "PolicyService")
@@ -356,6 +385,29 @@ async def test_a_session_carries_many_calls(talk: Talk) -> None:
     assert sorted(talk.lost) == ["a" * 32, "f" * 32]
 
 
+async def test_what_a_router_admitted_by_itself_is_charged_without_room_and_once(
+    talk: Talk, looked_up: list[str]
+) -> None:
+    await talk.say(reserves=[(seq, reserve(name)) for seq, name in enumerate("ab")])
+    while len(talk.reserves) < 2:
+        await talk.hear()
+    admitted_at = Timestamp(seconds=1_700_000_000)
+    for seq, (name, incarnation) in enumerate([("c", 7), ("d", 6), ("d", 6)], start=2):
+        router = common_pb2.Peer(id="router-1", incarnation=incarnation)
+        await talk.say(reserves=[(seq, reserve(name, router=router, admitted_at=admitted_at))])
+    other = common_pb2.Peer(id="router-2", incarnation=1)
+    await talk.say(reserves=[(5, reserve("e", router=other, admitted_at=admitted_at))])
+    while len(talk.reserves) < 6:
+        await talk.hear()
+    assert [talk.reserves[seq].WhichOneof("result") for seq in range(6)] == ["reservation"] * 5 + ["error"]
+    assert from_pb_error(talk.reserves[5].error).code is Code.INVALID_ARGUMENT
+    await talk.say(settles=[(1, settle("d"))])
+    while not talk.settles:
+        await talk.hear()
+    assert talk.settles[1].settled.applied
+    assert looked_up == ["d" * 32] * 2, "nobody else may know how it ended"
+
+
 async def test_reserves_of_a_message_are_taken_before_its_settles(talk: Talk) -> None:
     await talk.say(reserves=[(1, reserve("a"))], settles=[(2, settle("a"))])
     while not (talk.reserves and talk.settles):
@@ -398,6 +450,24 @@ async def test_a_session_with_enough_calls_under_way_is_not_read_from(
     while not (talk.reserves and len(talk.settles) == 10):
         await talk.hear()
     talk.call.cancel()
+
+
+async def test_a_router_that_asks_for_it_is_told_its_part(quota: Any, talk: Talk) -> None:
+    async def half(router: Talk, name: str) -> None:
+        """Joins and acknowledges until it has a half."""
+        hello = pb.SessionRequest.SessionHello(router=common_pb2.Peer(id=name, incarnation=1))
+        await router.say(hello=hello, local_share_held=pb.LocalShareHeld())
+        parts = 0
+        while parts != 2:
+            answer = await router.hear()
+            if answer.HasField("local_share"):
+                parts = answer.local_share.parts
+                await router.say(local_share_held=pb.LocalShareHeld(number=answer.local_share.number, parts=parts))
+
+    routers = Talk(quota), Talk(quota)
+    await asyncio.gather(half(routers[0], "router-2"), half(routers[1], "router-3"))
+    for router in routers:
+        router.call.cancel()
 
 
 async def test_a_session_begins_with_a_hello(quota: Any) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from forebay.errors import Code, MeshError
+from forebay.journal import Journal
 from forebay.policy.model import Limits, ServiceClass, TenantPolicy
 from forebay.quota.counters import InMemoryCounters
 from forebay.quota.domain.limits import Usage, amounts_of, rows_of
@@ -44,7 +47,14 @@ def server(clock: FakeClock) -> Server:
 
 
 def survivor(server: Server, clock: FakeClock, folder: Path) -> SurvivingCounters:
-    return SurvivingCounters(server, clock, Terms(), "open".__eq__, 2, 60.0, folder / "journal")
+    return around(Journal(folder / "journal"), server, clock)
+
+
+def around(journal: Journal, server: Server, clock: FakeClock) -> SurvivingCounters:
+    async def claim() -> Fraction:
+        return Fraction(1)
+
+    return SurvivingCounters(server, clock, Terms(), "open".__eq__, 2, 60.0, journal, claim, lambda row: 40)
 
 
 async def ask(counters: Any, number: int, tenant_id: str = "open") -> Outcome:
@@ -80,7 +90,8 @@ async def test_an_outage_admits_nobody_for_ever(server: Server, clock: FakeClock
 async def test_what_was_admitted_is_charged_once_before_anything_else(
     server: Server, clock: FakeClock, tmp_path: Path, dies: bool
 ) -> None:
-    counters = survivor(server, clock, tmp_path)
+    journal = Journal(tmp_path / "journal")
+    counters = around(journal, server, clock)
     for number in range(5):
         await ask(counters, number)
     server.calls_left = 0
@@ -92,14 +103,16 @@ async def test_what_was_admitted_is_charged_once_before_anything_else(
     with pytest.raises(MeshError):  # one from before: its router asks again
         await counters.settle("open", f"{1:032x}", nothing)
     if dies:
-        counters = survivor(server, clock, tmp_path)
+        journal = Journal(tmp_path / "journal")
+        counters = around(journal, server, clock)
     server.calls_left = 2  # away again in the middle of the replay
     await ask(counters, 8)
     server.calls_left = 10**9
     assert await ask(counters, 9) is Outcome.REFUSED
     assert await used(server) >= 7
     assert await counters.settle("open", f"{6:032x}", nothing)
-    assert (tmp_path / "journal").read_text() == ""
+    await journal.synced()
+    assert Journal(tmp_path / "journal").left == []
 
 
 async def test_a_server_that_comes_and_goes_admits_no_more(server: Server, clock: FakeClock, tmp_path: Path) -> None:
@@ -127,3 +140,12 @@ async def test_a_line_cut_short_was_never_answered(server: Server, clock: FakeCl
     server.calls_left = 10**9
     assert await ask(survivor(server, clock, tmp_path), 3) is Outcome.ADMITTED
     assert await used(server) == 3
+
+
+async def test_of_a_day_there_is_a_share_of_what_was_left(server: Server, clock: FakeClock, tmp_path: Path) -> None:
+    counters = survivor(server, clock, tmp_path)
+    daily = replace(TENANT, limits=Limits(tokens_per_day=1_000_000))
+    rows = rows_of(daily, Usage(1, 5, 5), clock.now())
+    server.calls_left = 0
+    decisions = [await counters.reserve("open", Order(f"{number:032x}", ROUTER, 5, 5), rows) for number in range(3)]
+    assert [each.outcome for each in decisions] == [Outcome.ADMITTED] * 2 + [Outcome.REFUSED], "20 of the 40 left"

@@ -11,7 +11,8 @@ from forebay.errors import Code, MeshError
 from forebay.policy.model import ServiceClass, TenantPolicy
 from forebay.quota.counters import InMemoryCounters
 from forebay.quota.domain.limits import Usage, rows_of
-from forebay.quota.domain.reservations import Observation, Order, Router, State, Terms
+from forebay.quota.domain.rebuild import CountersUnknownError
+from forebay.quota.domain.reservations import Observation, Order, Router, State, Swept, Terms
 from forebay.quota.sweeper import MOST_AT_ONCE, Sweeper
 from forebay.testing.clock import FakeClock
 
@@ -24,11 +25,17 @@ class Counters(InMemoryCounters):
 
     away = False
     life = "first"
+    unknown = ""
 
     async def ping(self) -> str:
         if self.away:
             raise MeshError(Code.UNAVAILABLE, "QUOTA_STORE_UNAVAILABLE", "away")
         return self.life
+
+    async def sweep(self, tenant_id: str, most: int) -> Swept:
+        if tenant_id == self.unknown:
+            raise CountersUnknownError(tenant_id)
+        return await super().sweep(tenant_id, most)
 
 
 @pytest.fixture
@@ -94,6 +101,17 @@ async def test_after_an_outage_nothing_expires_for_one_lease(
     assert await states(counters) == {State.HELD}
     await pass_time(clock, 6)
     assert await states(counters) == {State.EXPIRED}
+
+
+async def test_a_tenant_that_cannot_be_rebuilt_holds_up_nobody_else(
+    counters: Counters, clock: FakeClock, reachable: list[bool]
+) -> None:
+    await hold(counters)
+    counters.unknown = "lost"
+    await counters.begin("lost", lost=True)
+    await pass_time(clock, 36)
+    assert await states(counters) == {State.EXPIRED}
+    assert set(reachable) == {True}
 
 
 async def test_an_absence_between_two_looks_is_noticed(

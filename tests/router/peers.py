@@ -58,7 +58,7 @@ class FakeQuota(quota_pb2_grpc.QuotaServiceServicer, quota_pb2_grpc.PolicyServic
 
     Attributes:
         changes: of policies, to be sent.
-        reserves, settles, renewals: what has come.
+        reserves, settles, renewals, held: what has come.
     """
 
     def __init__(self, tenants: list[TenantPolicy] | None = None, keys: list[KeyPolicy] | None = None) -> None:
@@ -72,6 +72,7 @@ class FakeQuota(quota_pb2_grpc.QuotaServiceServicer, quota_pb2_grpc.PolicyServic
         self.reserves: asyncio.Queue[quota_pb2.ReserveRequest] = asyncio.Queue()
         self.settles: asyncio.Queue[quota_pb2.SettleRequest] = asyncio.Queue()
         self.renewals: asyncio.Queue[quota_pb2.RenewRequest.Lease] = asyncio.Queue()
+        self.held: asyncio.Queue[quota_pb2.LocalShareHeld] = asyncio.Queue()
         self.outbox: Outbox[quota_pb2.SessionResponse] | None = None
         name = "forebay.api.quota.v1."
         self.server = Server(
@@ -85,6 +86,8 @@ class FakeQuota(quota_pb2_grpc.QuotaServiceServicer, quota_pb2_grpc.PolicyServic
             session.outbox.message.welcome.lease.CopyFrom(to_pb_duration(30))
             session.outbox.flush()
             async for request in session:
+                if request.HasField("local_share_held"):
+                    self.held.put_nowait(request.local_share_held)
                 for reserve in request.reserves:
                     self.reserves.put_nowait(reserve.request)
                     if not self.silent:

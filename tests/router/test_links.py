@@ -83,6 +83,23 @@ async def test_all_leases_are_renewed_every_ten_seconds(quota: QuotaWorld, clock
     assert {(lease.tenant_id, lease.completion_tokens) for lease in leases} == {("acme", 2)}
 
 
+async def test_leases_and_settlements_say_what_is_held(quota: QuotaWorld, clock: FakeClock) -> None:
+    live = request(now=clock.monotonic())
+    reserved_at = clock.now()
+    quota.live[live.id] = live
+    clock.advance(7)
+    await quota.start()
+    await quota.connect()
+    lease = await soon(quota.fake.renewals.get())  # as the session begins
+    quota.link.settle(live, SETTLEMENT)
+    settle = await soon(quota.fake.settles.get())
+    assert lease.hold == settle.hold
+    hold, payload = lease.hold, live.payload
+    assert (hold.key_id, hold.model) == (live.caller.key.key_id, payload.model)
+    assert (hold.prompt_tokens, hold.max_completion_tokens) == (len(payload.prompt_token_ids), payload.max_tokens)
+    assert hold.reserved_at.ToMilliseconds() == reserved_at * 1000
+
+
 async def test_a_lost_lease_and_a_spent_budget_end_their_requests(quota: QuotaWorld) -> None:
     await quota.start()
     await quota.connect()

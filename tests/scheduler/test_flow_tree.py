@@ -218,6 +218,31 @@ def test_the_tag_orders_flows_of_all_classes_as_they_are_owed_service() -> None:
     assert tree.tag(ahead) == 1000
 
 
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.sampled_from(("gold", "silver")), st.integers(1, 4000)), min_size=1, max_size=6),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5000)), max_size=30),
+)
+def test_no_tag_is_smaller_than_that_of_the_flow_that_is_owed_most(
+    tenants: list[tuple[str, int]], charges: list[tuple[int, int]]
+) -> None:
+    tree: Tree = FlowTree()
+    flows = [leaf(tree, f"t{n}", weight, service_class=name) for n, (name, weight) in enumerate(tenants)]
+    for flow in flows:
+        wait(tree, flow)
+    least = 0
+    for number, tenths in charges:
+        flow = flows[number % len(flows)]
+        before = tree.tag(flow)
+        tree.charge(flow, tenths)
+        assert tree.tag(flow) >= before
+        neediest = tree.neediest()
+        assert neediest is not None
+        # Over time, too: what is drawn later has no smaller tag.
+        assert least <= tree.tag(neediest) == min(map(tree.tag, flows))
+        least = tree.tag(neediest)
+
+
 def test_of_many_idle_flows_the_longest_idle_is_forgotten_and_the_level_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow_tree, "MAX_IDLE_FLOWS", 2)
     tree: Tree = FlowTree()

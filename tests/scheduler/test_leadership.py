@@ -186,6 +186,8 @@ async def test_a_new_leader_waits_for_the_silent_for_two_seconds(pair: Pair, clo
     clock.advance(WAIT_S - 0.01)
     second.look()
     await router.say(scheduler_pb2.ScheduleRequest(submissions=[submission(2)]))
+    while sum(pool.queued for pool in second.leadership.leading().core.pools) < 2:
+        await asyncio.sleep(0)
     clock.advance(0.01)
     second.look()
     assert len((await router.hear()).grants) == 2

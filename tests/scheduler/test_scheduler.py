@@ -128,7 +128,8 @@ def test_the_newest_that_may_be_gives_way_to_a_tenant_that_has_nothing(pinned: s
     assert len(granted(core.tick(0.0))) == 4
     core.submit(request("globex", prompt_tokens=20, max_tokens=4), "r", 0.0)
     assert core.tick(0.0).evictions == ()
-    core.progress("w1", held[0].key, 1, prefilled=True)
+    for each in held:
+        core.progress("w1", each.key, 1, prefilled=True)
     assert [eviction.key for eviction in core.tick(1.0).evictions] == (
         [] if evicted is None else [held[evicted - 1].key]
     )

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from forebay.scheduler.domain.decisions import Grant
+from forebay.scheduler.domain.eviction import EvictionRules
 from forebay.scheduler.domain.limits import Limits
 from forebay.scheduler.domain.pool import MAX_PASSED
 from forebay.scheduler.domain.pressure import PressureRules
 from forebay.scheduler.domain.request import AttemptKey
-from forebay.scheduler.domain.worker import RunningAttempt
+from forebay.scheduler.domain.worker import RunningAttempt, Worker
 
 from .builders import WHOLE, grants, info, request, scheduler
 
-WORKERS = {"w1": info("w1", 150, block_tokens=16, max_num_seqs=4), "w2": info("w2", 100, max_num_batched_tokens=20)}
+WORKERS = {
+    "w1": info("w1", 150, block_tokens=16, max_num_seqs=6),
+    "w2": info("w2", 100, max_num_batched_tokens=20),
+    "w3": info("w3", 120, pool="vip"),
+}
 
+EVICTING = replace(WHOLE, eviction=EvictionRules(after_s=0.0, more_s=0.1, margin=1.2))
 LIMITS = Limits(
-    max_queued=12, max_queued_per_tenant=6, queue_timeout_s=5.0, pool=WHOLE, pressure=PressureRules(pace_from=1.0)
+    max_queued=12,
+    max_queued_per_tenant=6,
+    queue_timeout_s=5.0,
+    pool=EVICTING,
+    pools={"vip": replace(EVICTING, lends=True)},
+    pressure=PressureRules(pace_from=0.3, shorten_from=0.4),
 )
 
 index = st.integers(0, 1 << 20)
@@ -35,20 +50,32 @@ class Histories(RuleBasedStateMachine):
         self.tenants: dict[AttemptKey, str] = {}
         self.running: dict[AttemptKey, Grant] = {}  # what the workers hold
         self.away: set[str] = set()
+        self.pools: dict[AttemptKey, str] = {}
+        self.starts_at: dict[AttemptKey, float] = {}
+        self.evicted: set[AttemptKey] = set()  # of what runs
+        self.generated: Counter[AttemptKey] = Counter()
 
     def tick(self) -> None:
         decisions = self.core.tick(self.now)
         for grant in grants(decisions):
             assert grant.worker_id not in self.away
+            assert self.starts_at[grant.request.key] <= self.now
             self.endings[grant.request.key].append("grant")
             self.running[grant.request.key] = grant
-            (pool,) = self.core.pools
-            worker = pool.workers[grant.worker_id]
+            worker = self.workers()[grant.worker_id]
             assert len(worker.in_flight) == 1 or worker.peak.tokens <= worker.info.capacity.kv_tokens
         for rejection in decisions.rejections:
             self.endings[rejection.key].append("rejection")
+        for eviction in decisions.evictions:
+            assert self.running[eviction.key].worker_id == eviction.worker_id
+            assert eviction.key not in self.evicted
+            self.evicted.add(eviction.key)
         for withdrawal in decisions.withdrawals:
             self.running.pop(withdrawal.key, None)
+        self.evicted &= set(self.running)
+
+    def workers(self) -> dict[str, Worker]:
+        return {name: worker for pool in self.core.pools for name, worker in pool.workers.items()}
 
     def pick(self, number: int) -> Grant:
         here = [grant for grant in self.running.values() if grant.worker_id not in self.away]
@@ -58,23 +85,42 @@ class Histories(RuleBasedStateMachine):
         return any(grant.worker_id not in self.away for grant in self.running.values())
 
     @rule(
+        count=st.integers(1, 6),
         tenant=st.sampled_from("abc"),
-        prompt=st.integers(1, 60),
-        output=st.integers(1, 60),
-        excluded=st.sampled_from([(), ("w1",), ("w1", "w2")]),
+        prompt=st.integers(1, 30),
+        output=st.integers(1, 30),
+        excluded=st.sampled_from([(), (), (), ("w1",), ("w1", "w2")]),
         remaining=st.none() | st.floats(0, 8),
+        start_after=st.sampled_from((0.0, 0.0, 2.0)),
+        pool=st.sampled_from(("", "", "vip")),
     )
-    def submit(self, tenant: str, prompt: int, output: int, excluded: tuple[str, ...], remaining: float | None) -> None:
-        asked = request(
-            tenant,
-            prompt_tokens=prompt,
-            max_tokens=output,
-            excluded_workers=frozenset(excluded),
-            remaining_s=remaining,
-        )
-        self.endings[asked.key] = []
-        self.tenants[asked.key] = tenant
-        self.core.submit(asked, f"r/{tenant}", self.now)
+    def submit(
+        self,
+        count: int,
+        tenant: str,
+        prompt: int,
+        output: int,
+        excluded: tuple[str, ...],
+        remaining: float | None,
+        start_after: float,
+        pool: str,
+    ) -> None:
+        for _ in range(count):
+            asked = request(
+                tenant,
+                prompt_tokens=prompt,
+                max_tokens=output,
+                excluded_workers=frozenset(excluded),
+                remaining_s=remaining,
+                start_after_s=start_after,
+                least_max_tokens=output // 2,
+                pool=pool,
+            )
+            self.pools[asked.key] = pool
+            self.starts_at[asked.key] = self.now + start_after
+            self.endings[asked.key] = []
+            self.tenants[asked.key] = tenant
+            self.core.submit(asked, f"r/{tenant}", self.now)
         self.tick()
 
     @precondition(lambda self: any(not ends for ends in self.endings.values()))
@@ -96,6 +142,7 @@ class Histories(RuleBasedStateMachine):
     @rule(number=index, generated=st.integers(0, 70))
     def progress(self, number: int, generated: int) -> None:
         grant = self.pick(number)
+        self.generated[grant.request.key] = max(generated, self.generated[grant.request.key])
         self.core.progress(grant.worker_id, grant.request.key, generated, prefilled=generated > 0)
         self.tick()
 
@@ -107,6 +154,30 @@ class Histories(RuleBasedStateMachine):
         self.core.departure(
             grant.worker_id, grant.request.key, generated_tokens=generated, cached_tokens=cached, started=started
         )
+        self.tick()
+
+    @precondition(lambda self: any(self.running[key].worker_id not in self.away for key in self.evicted))
+    @rule(number=index)
+    def hand_over(self, number: int) -> None:
+        """A worker does as it was told, and the router submits the rest."""
+        here = sorted((key for key in self.evicted if self.running[key].worker_id not in self.away), key=str)
+        key = here[number % len(here)]
+        grant = self.running.pop(key)
+        done = min(self.generated[key], grant.request.max_tokens - 1)
+        self.core.departure(grant.worker_id, key, generated_tokens=done, cached_tokens=0, started=done > 0)
+        rest = replace(
+            grant.request,
+            key=AttemptKey(key.request_id, key.attempt + 1),
+            prompt_tokens=grant.request.prompt_tokens + done,
+            max_tokens=grant.request.max_tokens - done,
+            delivered_tokens=grant.request.delivered_tokens + done,
+            start_after_s=0.0,
+        )
+        self.endings[rest.key] = []
+        self.tenants[rest.key] = rest.tenant_id
+        self.pools[rest.key] = rest.pool
+        self.starts_at[rest.key] = self.now
+        self.core.submit(rest, f"r/{rest.tenant_id}", self.now)
         self.tick()
 
     @rule(tenant=st.sampled_from("abc"))
@@ -121,11 +192,11 @@ class Histories(RuleBasedStateMachine):
     def waiting_of(self, tenant: str) -> list[AttemptKey]:
         return [attempt for attempt in self.endings if not self.endings[attempt] and self.tenants[attempt] == tenant]
 
+    @precondition(lambda self: not self.away)
     @rule(worker_id=st.sampled_from(sorted(WORKERS)))
     def lose_worker(self, worker_id: str) -> None:
-        if worker_id not in self.away:
-            self.away.add(worker_id)
-            self.core.worker_lost(worker_id, self.now)
+        self.away.add(worker_id)
+        self.core.worker_lost(worker_id, self.now)
         self.tick()
 
     @precondition(lambda self: bool(self.away))
@@ -150,17 +221,18 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def no_worker_is_promised_more_than_it_holds(self) -> None:
-        for worker in (worker for pool in self.core.pools for worker in pool.workers.values()):
+        for worker in self.workers().values():
             capacity, entries = worker.info.capacity, worker.in_flight.values()
             assert worker.promised == sum(entry.kv_tokens for entry in entries)
             assert worker.unprefilled == sum(entry.unprefilled for entry in entries)
-            assert len(entries) <= capacity.max_num_seqs
-            prompts = [entry.unprefilled for entry in entries if entry.unprefilled]
+            staying = [entry for entry in entries if not entry.evicted]
+            assert len(staying) <= capacity.max_num_seqs
+            prompts = [entry.unprefilled for entry in staying if entry.unprefilled]
             assert len(prompts) <= 1 or sum(prompts) <= 2 * capacity.max_num_batched_tokens
 
     @invariant()
     def what_is_in_flight_is_what_the_workers_hold(self) -> None:
-        known = {key for pool in self.core.pools for worker in pool.workers.values() for key in worker.in_flight}
+        known = {key for worker in self.workers().values() for key in worker.in_flight}
         assert known == set(self.running)
 
     @invariant()
@@ -175,8 +247,10 @@ class Histories(RuleBasedStateMachine):
     def counts_agree(self) -> None:
         for pool in self.core.pools:
             flows = pool.flows.flows()
-            assert pool.queued == sum(flow.queued for flow in flows)
-            assert sum(flow.in_flight for flow in flows) == sum(len(w.in_flight) for w in pool.workers.values())
+            waiting = [key for key, ends in self.endings.items() if not ends and self.pools[key] == pool.name]
+            assert pool.queued == len(waiting) >= sum(flow.queued for flow in flows)
+            running = [key for key in self.running if self.pools[key] == pool.name]
+            assert pool.flows.root.in_flight == sum(flow.in_flight for flow in flows) == len(running)
             assert all(flow.service_tenths >= 0 for flow in flows)
 
     @invariant()
@@ -191,3 +265,11 @@ class Histories(RuleBasedStateMachine):
 
 Histories.TestCase.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
 TestHistories = Histories.TestCase
+
+
+class LongHistories(Histories):
+    """The same, longer and more of them."""
+
+
+LongHistories.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestLongHistories = pytest.mark.slow(LongHistories.TestCase)

@@ -70,6 +70,37 @@ async def show_tenant(operator: Operator, tenant_id: str, as_json: bool) -> None
     )
 
 
+async def show_limits(operator: Operator, tenant_id: str, as_json: bool) -> None:
+    """Prints what of each limit is used, and by how much days and months differ from the ledger.
+
+    Raises:
+        MeshError: quota or its counters cannot be reached, or quota refuses.
+    """
+    async with operator.channel("quota") as channel:
+        stub = quota_pb2_grpc.QuotaServiceStub(channel)
+        with mesh_errors():
+            response = await stub.Peek(quota_pb2.PeekRequest(tenant_id=tenant_id), timeout=CALL_WITHIN_S)
+    print_limits(response, as_json)
+
+
+def print_limits(response: quota_pb2.PeekResponse, as_json: bool) -> None:
+    """Prints the state of limits, a line for each; money in nano-USD, as limits are set."""
+    if as_json:
+        for state in response.limits:
+            print_json(state)
+        return
+    rows = table("limit", "value", "used", "free again in", "against the ledger")
+    for state in response.limits:
+        resets_in = figures.duration(state.resets_in.ToMilliseconds() / 1000) if state.HasField("resets_in") else ""
+        ledger = ""
+        if state.HasField("comparison"):
+            difference = state.comparison.difference
+            ledger = f"[red]{difference:+,}[/]" if difference else "equal"
+            ledger += f" at {_moment(state.comparison.as_of)}"
+        rows.add_row(state.limit, f"{state.value:,}", f"{state.used:,}", resets_in, ledger)
+    terminal().print(rows)
+
+
 def print_tenant(tenant: quota_pb2.Tenant, as_json: bool) -> None:
     """Prints a tenant, a line for each field that is set."""
     if as_json:

@@ -44,6 +44,12 @@ def tenants_show(tenant: TenantId, as_json: Json = False, data: Data = DEFAULT_D
     _run(administration.show_tenant(_operator(data), tenant, as_json))
 
 
+@tenants.command("limits")
+def tenants_limits(tenant: TenantId, as_json: Json = False, data: Data = DEFAULT_DATA) -> None:
+    """Shows what of a tenant's limits is used, and whether its budgets agree with the ledger."""
+    _run(administration.show_limits(_operator(data), tenant, as_json))
+
+
 @tenants.command("create")
 def tenants_create(
     tenant: TenantId,

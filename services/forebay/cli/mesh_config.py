@@ -151,6 +151,8 @@ def plan_processes(data: DataDir, plan: MeshPlan, take_port: Callable[[str], int
         if service == "worker":
             common["spool_dir"] = str(data.folder("spool") / name)
             common["pool"] = workers[name]
+        if service == "router":
+            common["journal_file"] = str(data.folder("router") / f"{name}.journal")
         if plan.otlp_endpoint:
             common["otlp_endpoint"] = plan.otlp_endpoint
         else:

@@ -128,6 +128,7 @@ def from_pb_filter(message: metering_pb2.UsageFilter) -> UsageFilter:
         key_ids=frozenset(message.key_ids),
         models=frozenset(message.models),
         request_ids=frozenset(message.request_ids),
+        except_request_ids=frozenset(message.except_request_ids),
         outcomes=frozenset(_OUTCOMES[number] for number in message.outcomes),
         finished_from_ns=_ns(message.finished_from) if message.HasField("finished_from") else None,
         finished_before_ns=_ns(message.finished_before) if message.HasField("finished_before") else None,

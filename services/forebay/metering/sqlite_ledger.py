@@ -298,6 +298,8 @@ def _where(selection: UsageFilter, *, paging: bool) -> tuple[str, list[object]]:
             add(column, "= ?", next(iter(wanted)))
         elif wanted:
             add(column, _IN, _json(wanted))
+    if selection.except_request_ids:
+        add("+request_id", f"NOT {_IN}", _json(selection.except_request_ids))
     # Totals have no times; where they are asked the bounds are whole days, and days sort as text.
     column, of = ("day", day) if selection.whole_days and not paging else ("finished_at_ns", int)
     if selection.finished_from_ns is not None:

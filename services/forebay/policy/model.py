@@ -16,7 +16,7 @@ class ServiceClass(enum.Enum):
 
 
 class LossPolicy(enum.Enum):
-    """What admission does while the counters cannot be reached; the numbers are the contract's."""
+    """What admission does while the counters, or quota itself, cannot be reached; the numbers are the contract's."""
 
     FAIL_CLOSED = 1
     FAIL_OPEN = 2

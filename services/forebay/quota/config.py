@@ -54,19 +54,22 @@ class QuotaConfig(PepperConfig):
         description="requests in any second over all tenants and quota replicas; 0 for no limit",
     )
     metering_address: Address | None = Field(
-        None, description="host:port of metering, whose ledger tells what was used where a router did not settle"
+        None,
+        description="host:port of metering, whose ledger tells what was used where a router did not settle, or the counters "
+        "were lost; without it every tenant that they do not have is taken for a lost one, and waits for a minute",
     )
 
     replicas: int = Field(1, ge=1, le=1_000, description="how many processes of quota share the counters")
     journal_file: Path | None = Field(
         None,
-        description="file of what was admitted while the counters were away, for tenants that fail open; without it nobody does",
+        description="file of what was admitted while the counters were away, for tenants that fail open; without it nobody does; "
+        "beside it, what routers may admit while quota is away",
     )
     fail_open_seconds: float = Field(
         300.0,
         ge=0,
         le=86_400,
-        description="for how long tenants that fail open are admitted while the counters are away",
+        description="for how long tenants that fail open are admitted while the counters, or quota itself, are away",
     )
 
     @model_validator(mode="after")

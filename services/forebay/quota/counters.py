@@ -14,6 +14,7 @@ from typing import Protocol
 from forebay.quota.domain.counters import TenantCounters
 from forebay.quota.domain.edge import Taken
 from forebay.quota.domain.limits import Row
+from forebay.quota.domain.rebuild import Gathered, Totals
 from forebay.quota.domain.reservations import (
     Decision,
     LimitState,
@@ -32,11 +33,20 @@ class CounterStore(Protocol):
     Beside them it keeps how far the ledger has been read, so that the place is never ahead of what was observed.
     """
 
+    async def restore(self, tenant_id: str, order: Order, reserved_at_ms: int, rows: Sequence[Row]) -> bool:
+        """Takes in what a router holds of a lost tenant; returns whether it is held now."""
+
+    async def totals(self, tenant_id: str, rows: Sequence[Row]) -> Totals | None:
+        """Returns what is used of days and months; None unless the tenant is ready."""
+
     async def reserve(self, tenant_id: str, order: Order, rows: Sequence[Row]) -> Decision:
         """Takes every row's amount, or nothing."""
 
-    async def take(self, tenant_id: str, row: Row) -> Taken:
-        """Takes a window's amount if it has room, without a reservation. The row has a value. A repeat takes again."""
+    async def take(self, tenant_id: str, rows: Sequence[Row]) -> Sequence[Taken]:
+        """Takes every row's amount, or nothing, without a reservation; says of each what came of it. A repeat takes again.
+
+        The rows are of rates and windows, and have values.
+        """
 
     async def settle(self, tenant_id: str, request_id: str, amounts: Mapping[str, int]) -> bool:
         """Replaces what a reservation took by what was used; True for the one settlement that counts."""
@@ -71,21 +81,76 @@ class CounterStore(Protocol):
         """Returns the name of the store's present life, another after each of its starts, if it can be reached."""
 
 
-class InMemoryCounters:
-    """The specification itself as a store, for tests; `now` returns ms since the epoch."""
+class LosableStore(CounterStore, Protocol):
+    """A store that may forget a tenant, and what it takes to rebuild one.
 
-    def __init__(self, terms: Terms, now: Callable[[], int]) -> None:
-        self._tenants: defaultdict[str, TenantCounters] = defaultdict(lambda: TenantCounters(terms))
+    What depends on a tenant's state raises NeedsRebuildError where that is not there, which `forebay.quota.rebuilding_counters`
+    sees to.
+    """
+
+    async def begin(self, tenant_id: str, *, lost: bool) -> bool:
+        """Puts an absent tenant's counters there, as a new one's or to gather what a lost one's were; False if they are."""
+
+    async def gathered(self, tenant_id: str) -> Gathered | None:
+        """Returns what is to be completed; None while the tenant is absent, gathers or is ready."""
+
+    async def complete(self, tenant_id: str, gathered: Gathered, rows: Sequence[Row]) -> bool:
+        """Adds the ledger's sums, and makes the tenant ready; False if it was not for this to do."""
+
+
+class InMemoryCounters:
+    """The specification itself as a store, for tests and for what a process counts by itself."""
+
+    def __init__(self, terms: Terms, now: Callable[[], int], *, all_new: bool = True) -> None:
+        """Begins empty.
+
+        Args:
+            terms: how long what lasts.
+            now: returns the present in ms since the epoch.
+            all_new: a tenant that was never named is new; else it is absent, as it is on a server.
+        """
+
+        def absent() -> TenantCounters:
+            tenant = TenantCounters(terms)
+            if all_new:
+                tenant.begin(now(), lost=False)
+            return tenant
+
+        self._tenants: defaultdict[str, TenantCounters] = defaultdict(absent)
         self._now = now
         self._usage_cursor = ""
+
+    async def lose(self, tenant_id: str) -> None:
+        """Forgets a tenant, as a server may."""
+        self._tenants.pop(tenant_id, None)
+
+    async def begin(self, tenant_id: str, *, lost: bool) -> bool:
+        """Puts an absent tenant's counters there; False if they are."""
+        return self._tenants[tenant_id].begin(self._now(), lost=lost)
+
+    async def restore(self, tenant_id: str, order: Order, reserved_at_ms: int, rows: Sequence[Row]) -> bool:
+        """Takes in what a router holds of a lost tenant; returns whether it is held now."""
+        return self._tenants[tenant_id].restore(self._now(), order, reserved_at_ms, rows)
+
+    async def gathered(self, tenant_id: str) -> Gathered | None:
+        """Returns what is to be completed, if anything is."""
+        return self._tenants[tenant_id].gathered(self._now())
+
+    async def complete(self, tenant_id: str, gathered: Gathered, rows: Sequence[Row]) -> bool:
+        """Adds the ledger's sums, and makes the tenant ready; False if it was not for this to do."""
+        return self._tenants[tenant_id].complete(self._now(), gathered, rows)
+
+    async def totals(self, tenant_id: str, rows: Sequence[Row]) -> Totals | None:
+        """Returns what is used of days and months; None unless the tenant is ready."""
+        return self._tenants[tenant_id].totals(self._now(), rows)
 
     async def reserve(self, tenant_id: str, order: Order, rows: Sequence[Row]) -> Decision:
         """Takes every row's amount, or nothing."""
         return self._tenants[tenant_id].reserve(self._now(), order, rows)
 
-    async def take(self, tenant_id: str, row: Row) -> Taken:
-        """Takes a window's amount if it has room."""
-        return self._tenants[tenant_id].take(self._now(), row)
+    async def take(self, tenant_id: str, rows: Sequence[Row]) -> Sequence[Taken]:
+        """Takes every row's amount, or nothing, without a reservation."""
+        return self._tenants[tenant_id].take(self._now(), rows)
 
     async def settle(self, tenant_id: str, request_id: str, amounts: Mapping[str, int]) -> bool:
         """Replaces what a reservation took by what was used."""

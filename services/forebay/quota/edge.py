@@ -7,6 +7,7 @@ for a key that is unknown, or a tenant that is suspended: the router says so bet
 from __future__ import annotations
 
 import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from forebay.clock import Clock
@@ -14,7 +15,7 @@ from forebay.errors import Code, MeshError
 from forebay.policy.keys import hash_key, parse_key_id
 from forebay.policy.model import TenantPolicy
 from forebay.quota.counters import CounterStore
-from forebay.quota.domain.edge import ENFORCED, Taken, edge_row
+from forebay.quota.domain.edge import COUNTED_AS, Taken, edge_rows
 from forebay.quota.domain.limits import Row
 from forebay.quota.policies import PolicyFeed
 
@@ -23,15 +24,16 @@ _NO_HASH = bytes(32)
 
 @dataclass(frozen=True, slots=True)
 class EdgeDecision:
-    """What came of a tenant's requests, and the limit that they met.
+    """What came of a tenant's requests, and the limit of which the client is told.
 
     Attributes:
-        limit: requests in any minute.
-        taken: whether there was room.
-        refusal: what the client is told when there was none.
+        row: the limit, as counted here; where several refuse, the one that does so for the longest, and else the one of which the
+            least is left.
+        taken: what came of taking from it.
+        refusal: what the client is told when there was no room.
     """
 
-    limit: int
+    row: Row
     taken: Taken
     refusal: MeshError | None = None
 
@@ -46,17 +48,20 @@ class Edge:
         self._clock = clock
 
     async def count(self, tenant_id: str, hits: int) -> EdgeDecision | None:
-        """Counts a tenant's requests if there is room for them; None where nothing is limited.
+        """Counts a tenant's requests if all limits have room for them; None where nothing is limited.
 
         Raises:
             MeshError: UNAVAILABLE, without the store.
         """
         tenant: TenantPolicy | None = self._feed.policies.tenants.get(tenant_id)
-        row = edge_row(tenant, hits) if tenant is not None else None
-        if row is None or row.value is None:
+        rows = edge_rows(tenant, hits) if tenant is not None else ()
+        if not rows:
             return None
-        taken = await self._counters.take(tenant_id, row)
-        return EdgeDecision(row.value, taken, None if taken.admitted else _refused(row, taken))
+        met = list(zip(rows, await self._counters.take(tenant_id, rows), strict=True))
+        full = [(row, taken) for row, taken in met if not taken.room]
+        if full:
+            return EdgeDecision(*max(full, key=lambda each: each[1].resets_in_ms), _refused(full))
+        return EdgeDecision(*min(met, key=lambda each: (each[0].value or 0) - each[1].used))
 
     def tenant_of(self, authorization: str) -> str | None:
         """Returns whose key `Bearer fb_...` is; None for one that a router will refuse."""
@@ -72,13 +77,14 @@ class Edge:
         return key.tenant_id
 
 
-def _refused(row: Row, taken: Taken) -> MeshError:
-    violation = replace(row, limit=ENFORCED).violation(taken.used)
-    wait = taken.resets_in_ms / 1000
+def _refused(full: Sequence[tuple[Row, Taken]]) -> MeshError:
+    """Returns what a router would say: by its names of the limits, of all that have no room."""
+    violations = [replace(row, limit=row.limit.removeprefix(COUNTED_AS)).violation(taken.used) for row, taken in full]
+    wait = max(taken.resets_in_ms for _, taken in full) / 1000
     return MeshError(
         Code.RESOURCE_EXHAUSTED,
-        ENFORCED.upper(),
-        f"{violation.sentence()}; try again in {wait:g} s",
+        violations[0].limit.upper(),
+        f"{'; '.join(violation.sentence() for violation in violations)}; try again in {wait:g} s",
         retry_after=wait,
-        quota_violations=[violation],
+        quota_violations=violations,
     )

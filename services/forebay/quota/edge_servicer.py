@@ -11,12 +11,13 @@ Any other, and any other domain, is let through.
 from __future__ import annotations
 
 import base64
+import math
 
 from envoy.extensions.common.ratelimit.v3.ratelimit_pb2 import RateLimitDescriptor as Descriptor
 from envoy.service.ratelimit.v3 import rls_pb2
 
 from forebay.errors import Code, MeshError
-from forebay.quota.domain.edge import COUNTED_AS
+from forebay.quota.domain.limits import Kind
 from forebay.quota.edge import Edge, EdgeDecision
 from forebay.quota.messages import require
 from forebay.rpc.allowlist import ADMIN
@@ -93,13 +94,16 @@ def _refuse(response: rls_pb2.RateLimitResponse, refusal: MeshError) -> None:
 def _to_pb_status(decision: EdgeDecision | None) -> rls_pb2.RateLimitResponse.DescriptorStatus:
     if decision is None:
         return rls_pb2.RateLimitResponse.DescriptorStatus(code=_OK)
-    taken = decision.taken
-    minute = rls_pb2.RateLimitResponse.RateLimit.MINUTE
+    row, taken, value = decision.row, decision.taken, decision.row.value or 0
+    units = rls_pb2.RateLimitResponse.RateLimit
     return rls_pb2.RateLimitResponse.DescriptorStatus(
-        code=_OK if taken.admitted else _OVER_LIMIT,
+        code=_OK if taken.room else _OVER_LIMIT,
         current_limit=rls_pb2.RateLimitResponse.RateLimit(
-            name=COUNTED_AS, requests_per_unit=min(decision.limit, 2**32 - 1), unit=minute
+            name=row.limit,
+            requests_per_unit=min(value, 2**32 - 1),
+            unit=units.SECOND if row.kind is Kind.RATE else units.MINUTE,
         ),
-        limit_remaining=min(max(0, decision.limit - taken.used), 2**32 - 1),
-        duration_until_reset=to_pb_duration(taken.resets_in_ms / 1000),
+        limit_remaining=min(max(0, value - taken.used), 2**32 - 1),
+        # The proxy tells whole seconds and drops what is left of one, after which it would be too early.
+        duration_until_reset=to_pb_duration(math.ceil(taken.resets_in_ms / 1000)),
     )

@@ -12,10 +12,20 @@ from forebay.api.quota.v1 import quota_pb2
 from forebay.errors import Code, FieldViolation, MeshError
 from forebay.policy.messages import to_pb_limits
 from forebay.policy.model import ServiceClass, TenantPolicy
+from forebay.quota.domain.comparison import Comparison
 from forebay.quota.domain.limits import Usage, amounts_of
 from forebay.quota.domain.plans import Plan
 from forebay.quota.domain.prices import Price
-from forebay.quota.domain.reservations import LimitState, Observation, Order, Reservation, Router, State
+from forebay.quota.domain.reservations import (
+    Hold,
+    Lease,
+    LimitState,
+    Observation,
+    Order,
+    Reservation,
+    Router,
+    State,
+)
 from forebay.quota.prices import Prices
 from forebay.rpc.status import to_pb_duration
 
@@ -26,6 +36,7 @@ DEFAULT_PAGE = 100
 MAX_TOKENS = 10**9
 
 MAX_GPU_TIME_S = 10**9
+MAX_TIME_S = 9_223_372_036
 
 _ID = re.compile("[a-z0-9-]{1,63}")
 _REQUEST_ID = re.compile("[0-9a-f]{32}")
@@ -51,7 +62,11 @@ def from_pb_router(peer: common_pb2.Peer) -> Router:
 
 
 def from_pb_reserve(request: quota_pb2.ReserveRequest, router: Router) -> Order:
-    """Returns what is to be reserved."""
+    """Returns what is to be reserved, for a router or, if one has admitted it by itself, for that life of the router."""
+    if request.HasField("admitted_at"):
+        life = from_pb_router(request.router)
+        require((life.id == router.id, "router.id", "must be the caller's"))
+        router = life
     require(
         (_REQUEST_ID.fullmatch(request.request_id), "request_id", _REQUEST_ID_RULE),
         (_ID.fullmatch(request.tenant_id), "tenant_id", _ID_RULE),
@@ -78,15 +93,35 @@ def from_pb_settle(request: quota_pb2.SettleRequest) -> Usage:
     )
 
 
-def from_pb_leases(leases: Sequence[quota_pb2.RenewRequest.Lease]) -> list[tuple[str, str]]:
-    """Returns the leases as tenant and request id."""
+def from_pb_hold(hold: quota_pb2.Hold, request_id: str, router: Router, field: str) -> Hold:
+    """Returns what a router holds; `field` names it in an error."""
+    require(
+        (0 <= hold.prompt_tokens <= MAX_TOKENS, f"{field}.prompt_tokens", _TOKENS_RULE),
+        (0 <= hold.max_completion_tokens <= MAX_TOKENS, f"{field}.max_completion_tokens", _TOKENS_RULE),
+        (0 < hold.reserved_at.seconds <= MAX_TIME_S, f"{field}.reserved_at", "must be a time from 1970 to 2262"),
+    )
+    order = Order(request_id, router, hold.prompt_tokens, hold.max_completion_tokens)
+    return Hold(order, hold.key_id, hold.model, hold.reserved_at.ToMilliseconds() / 1000)
+
+
+def from_pb_leases(leases: Sequence[quota_pb2.RenewRequest.Lease], router: Router) -> list[Lease]:
+    """Returns the leases that a router renews."""
     require((len(leases) <= MAX_LEASES, "leases", f"must be at most {MAX_LEASES}"))
     for number, lease in enumerate(leases):
         require(
             (_REQUEST_ID.fullmatch(lease.request_id), f"leases[{number}].request_id", _REQUEST_ID_RULE),
             (_ID.fullmatch(lease.tenant_id), f"leases[{number}].tenant_id", _ID_RULE),
         )
-    return [(lease.tenant_id, lease.request_id) for lease in leases]
+    return [
+        Lease(
+            lease.tenant_id,
+            lease.request_id,
+            from_pb_hold(lease.hold, lease.request_id, router, f"leases[{number}].hold")
+            if lease.HasField("hold")
+            else None,
+        )
+        for number, lease in enumerate(leases)
+    ]
 
 
 def from_pb_entry(entry: metering_pb2.LedgerEntry, prices: Prices) -> Observation:
@@ -117,15 +152,21 @@ def from_pb_page_size(page_size: int) -> int:
     return page_size or DEFAULT_PAGE
 
 
-def to_pb_limit_state(state: LimitState) -> quota_pb2.LimitState:
+def to_pb_limit_state(state: LimitState, comparison: Comparison | None = None) -> quota_pb2.LimitState:
     """Returns the state of a limit as a message."""
-    return quota_pb2.LimitState(
+    message = quota_pb2.LimitState(
         subject=state.subject,
         limit=state.limit,
         value=state.value,
         used=state.used,
         resets_in=to_pb_duration(state.resets_in_ms / 1000) if state.resets_in_ms else None,
     )
+    if comparison is not None:
+        message.comparison.as_of.FromMilliseconds(comparison.as_of_ms)
+        message.comparison.counted = comparison.counted
+        message.comparison.recorded = comparison.recorded
+        message.comparison.difference = comparison.difference
+    return message
 
 
 def to_pb_reservation_state(reservation: Reservation) -> quota_pb2.ReservationState:

@@ -24,6 +24,8 @@ from forebay.telemetry.logs import get_logger
 # Longer than any reservation waits for its usage: older rows are of no use, and no long ledger is read from its beginning.
 LOOK_BACK_S = 7_200
 RETRY_S = 0.5
+LOOK_UP_WITHIN_S = 5.0
+LOOK_UPS_AT_ONCE = 16
 
 log = get_logger("metering_link")
 
@@ -37,6 +39,22 @@ class MeteringLink:
         self._clock = clock
         self._prices = prices
         self._trouble = ""
+        self._looking_up = asyncio.Semaphore(LOOK_UPS_AT_ONCE)
+
+    async def look_up(self, request_id: str) -> None:
+        """Observes what the ledger has of one request, whose reservation was not there when its rows came by.
+
+        Raises:
+            MeshError: metering cannot be reached.
+        """
+        request = metering_pb2.StreamUsageRequest()
+        request.filter.request_ids.append(request_id)
+        async with self._looking_up:
+            try:
+                async for page in self._stub.StreamUsage(request, timeout=LOOK_UP_WITHIN_S):
+                    await self._observe(page)
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc_error(error) from None
 
     async def run(self) -> None:
         """Follows the ledger, and goes on from where it was after each end, until cancelled."""
@@ -56,6 +74,7 @@ class MeteringLink:
         try:
             async for page in call:
                 await self._observe(page)
+                await self._counters.keep_usage_cursor(page.cursor)
                 self._trouble = ""
         except grpc.aio.AioRpcError as error:
             ended = from_rpc_error(error)
@@ -70,4 +89,3 @@ class MeteringLink:
         for entry in page.entries:
             by_tenant[entry.event.tenant_id].append(from_pb_entry(entry, self._prices))
         await asyncio.gather(*(self._counters.observe(*of_tenant) for of_tenant in by_tenant.items()))
-        await self._counters.keep_usage_cursor(page.cursor)

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from redis.exceptions import RedisError
-
-from forebay.errors import Code, MeshError
 from forebay.quota.domain.safety import BUCKET_MS, SPAN, Ask, Chunk
+from forebay.quota.redis_failures import reaching_the_store
 from forebay.redis_client import redis_client
 
 # Belongs to no tenant, so it has no tag: in a cluster it is wherever it falls.
 KEY = "forebay:safety"
-RETRY_AFTER_S = 1.0
 
 
 class RedisSafety:
@@ -37,15 +34,8 @@ class RedisSafety:
     async def grant(self, limit: int, ask: Ask) -> Chunk:
         """Takes back what is returned, then grants what fits."""
         arguments = [self._now(), limit, ask.permits, ask.returned, ask.bucket, BUCKET_MS, SPAN]
-        try:
+        with reaching_the_store():
             return Chunk(*await self._script(keys=[KEY], args=arguments))
-        except (RedisError, OSError) as error:
-            raise MeshError(
-                Code.UNAVAILABLE,
-                "QUOTA_STORE_UNAVAILABLE",
-                f"the counters cannot be reached ({type(error).__name__}); try again",
-                retry_after=RETRY_AFTER_S,
-            ) from None
 
     async def close(self) -> None:
         """Closes the connections."""

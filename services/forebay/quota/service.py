@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 
 from forebay import killpoints
@@ -17,13 +17,16 @@ from forebay.errors import Code, FieldViolation, MeshError
 from forebay.policy.model import KeyPolicy, LossPolicy, TenantPolicy
 from forebay.quota.counters import CounterStore
 from forebay.quota.domain.canary import effective_limits
-from forebay.quota.domain.limits import BUDGETS, Row, Usage, amounts_of, hold_values, rows_of
-from forebay.quota.domain.reservations import Decision, LimitState, Order, Outcome, Reservation, Router
+from forebay.quota.domain.limits import BUDGETS, Row, Usage, amounts_of, charged, hold_values, rows_of
+from forebay.quota.domain.rebuild import CountersUnknownError
+from forebay.quota.domain.reservations import Decision, Lease, LimitState, Order, Outcome, Reservation, Router
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
 from forebay.quota.safety_gate import SafetyGate
 
 _NOTHING = Usage(0, 0, 0)
+# Leases of one message that are taken in again together; the others of this replica's calls go between.
+RESTORED_AT_ONCE = 256
 
 
 class Quota:
@@ -36,6 +39,7 @@ class Quota:
         prices: Prices | None = None,
         now: Callable[[], float] = time.time,
         gate: SafetyGate | None = None,
+        look_up: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         """Prepares the use cases.
 
@@ -45,12 +49,14 @@ class Quota:
             prices: what it costs; without any, tenants that have a budget are refused.
             now: the present in seconds since the epoch, which says what day it is.
             gate: the limit above all tenants; without it there is none.
+            look_up: observes what the ledger has of a request; None without a ledger.
         """
         self._feed = feed
         self._counters = counters
         self._prices = prices or Prices()
         self._now = now
         self._gate = gate
+        self._look_up = look_up
 
     async def reserve(self, tenant_id: str, order: Order, key_id: str = "", model: str = "") -> Decision:
         """Holds what a request may use at most; returns once it is held, with what the tenant is to be told.
@@ -80,36 +86,65 @@ class Quota:
         if decision.outcome is Outcome.REFUSED:
             raise _refused(decision)
         if decision.outcome is Outcome.TAKEN:
-            raise MeshError(
-                Code.ALREADY_EXISTS,
-                "REQUEST_ID_TAKEN",
-                f"request {order.request_id} was reserved by another router, or by an earlier life of this one",
-            )
+            raise _taken(order)
         killpoints.reached("quota.after_reserve")
         return decision
 
-    async def settle(self, tenant_id: str, request_id: str, used: Usage, model: str = "") -> bool:
+    async def charge(
+        self, tenant_id: str, order: Order, admitted_s: float, key_id: str, model: str, *, orphaned: bool
+    ) -> Decision:
+        """Holds what a router has admitted by itself, whether or not there is room.
+
+        Args:
+            tenant_id, order, key_id, model: as for `reserve`.
+            admitted_s: when it did, in seconds since the epoch.
+            orphaned: whether that life of the router is over, so that the ledger may say how the request ended, and has said so.
+
+        Raises:
+            MeshError: NOT_FOUND for the tenant, ALREADY_EXISTS, UNAVAILABLE.
+        """
+        tenant, key, now_s = self._tenant(tenant_id), self._key(tenant_id, key_id), min(admitted_s, self._now())
+        asked = Usage(1, order.prompt_tokens, order.max_completion_tokens)
+        most = self._prices.most(tenant, key, model, asked, now_s)
+        rows = rows_of(tenant, replace(asked, cost_nano_usd=most), now_s, key, model)
+        # A day that is over is not opened again.
+        counted = [row for row in charged(rows) if row.period is None or row.period.ends_at_ms > self._now() * 1000]
+        decision = await self._counters.reserve(tenant_id, order, counted)
+        if decision.outcome is Outcome.TAKEN:
+            raise _taken(order)
+        if orphaned and self._look_up is not None:
+            await self._look_up(order.request_id)
+        return decision
+
+    async def settle(self, lease: Lease, used: Usage, model: str = "") -> bool:
         """Replaces a reservation by what was used; returns whether this settlement was the one that counted.
 
-        The tenant may be gone by now: what it holds is settled all the same.
+        The tenant may be gone by now: what it holds is settled all the same. A reservation that the counters have lost is taken
+        in first, so that the settlement counts in them and not in the ledger's sum (`forebay.quota.domain.rebuild`).
         """
+        tenant_id, request_id = lease.tenant_id, lease.request_id
         if self._gate is not None:
             await self._gate.entered(request_id)
         tenant = self._feed.policies.tenants.get(tenant_id)
         if tenant is not None:
             used = replace(used, cost_nano_usd=self._prices.cost(tenant, model, used, self._now()))
-        applied = await self._counters.settle(tenant_id, request_id, amounts_of(used))
+        amounts = amounts_of(used)
+        applied = await self._counters.settle(tenant_id, request_id, amounts)
+        if not applied and await self._restore(lease):
+            applied = await self._counters.settle(tenant_id, request_id, amounts)
         killpoints.reached("quota.after_settle")
         return applied
 
-    async def renew(self, router: Router, leases: Iterable[tuple[str, str]]) -> list[str]:
-        """Extends leases, each given as tenant and request id; returns the request ids of those that are lost.
+    async def renew(self, router: Router, leases: Iterable[Lease]) -> list[str]:
+        """Extends leases; returns the request ids of those that are lost.
 
-        A tenant that is gone has lost its leases: nothing says any more what it may hold.
+        A tenant that is gone has lost its leases: nothing says any more what it may hold. What the counters have lost is taken
+        in again.
         """
+        by_id = {lease.request_id: lease for lease in leases}
         by_tenant: defaultdict[str, list[str]] = defaultdict(list)
-        for tenant_id, request_id in leases:
-            by_tenant[tenant_id].append(request_id)
+        for request_id, lease in by_id.items():
+            by_tenant[lease.tenant_id].append(request_id)
         keys: defaultdict[str, list[KeyPolicy]] = defaultdict(list)
         for key in self._feed.policies.keys.values():
             if key.limits.concurrent_requests is not None and key.tenant_id in by_tenant:
@@ -122,23 +157,29 @@ class Quota:
             else:
                 values = hold_values(self._tenant(tenant_id), keys[tenant_id])
                 calls.append(self._counters.renew(tenant_id, router, request_ids, values))
-        for lost_of_tenant in await asyncio.gather(*calls):
-            lost += lost_of_tenant
+        unknown = [request_id for lost_of_tenant in await asyncio.gather(*calls) for request_id in lost_of_tenant]
+        for at in range(0, len(unknown), RESTORED_AT_ONCE):
+            some = unknown[at : at + RESTORED_AT_ONCE]
+            restored = await asyncio.gather(*(self._restore(by_id[request_id]) for request_id in some))
+            lost += [request_id for request_id, held in zip(some, restored, strict=True) if not held]
         return lost
 
-    async def over_budget(self, leases: Iterable[tuple[str, str]]) -> list[str]:
-        """Returns the request ids, of leases given as tenant and request id, that are to be stopped in mid-stream.
+    async def over_budget(self, leases: Iterable[Lease]) -> list[str]:
+        """Returns the request ids, of those leases, that are to be stopped in mid-stream.
 
         They are those of tenants that want it so and are above a budget: it was lowered, or what ran cost more than was held.
         """
         by_tenant: defaultdict[str, list[str]] = defaultdict(list)
-        for tenant_id, request_id in leases:
-            by_tenant[tenant_id].append(request_id)
+        for lease in leases:
+            by_tenant[lease.tenant_id].append(lease.request_id)
         stopped: list[str] = []
         for tenant_id, request_ids in by_tenant.items():
             tenant = self._feed.policies.tenants.get(tenant_id)
             if tenant is not None and tenant.stop_on_budget:
-                states = await self.peek(tenant_id)
+                try:
+                    states = await self.peek(tenant_id)
+                except CountersUnknownError:
+                    continue  # nor is it known whether it is above: its streams go on, and nobody else's answer is held up
                 if any(state.limit in BUDGETS and state.used > state.value for state in states):
                     stopped += request_ids
         return stopped
@@ -154,6 +195,17 @@ class Quota:
         self._tenant(tenant_id)
         return await self._counters.reservations(tenant_id, after, most)
 
+    async def _restore(self, lease: Lease) -> bool:
+        """Takes in again what the counters have lost; returns whether it is held now."""
+        tenant, hold = self._feed.policies.tenants.get(lease.tenant_id), lease.hold
+        if tenant is None or hold is None:
+            return False
+        key, at_s = self._key(lease.tenant_id, hold.key_id), hold.reserved_at_s
+        asked = Usage(1, hold.order.prompt_tokens, hold.order.max_completion_tokens)
+        most = self._prices.most(tenant, key, hold.model, asked, at_s)
+        rows = rows_of(tenant, replace(asked, cost_nano_usd=most), at_s, key, hold.model)
+        return await self._counters.restore(lease.tenant_id, hold.order, round(at_s * 1000), rows)
+
     def _key(self, tenant_id: str, key_id: str) -> KeyPolicy | None:
         key = self._feed.policies.keys.get(key_id)
         return key if key is not None and key.tenant_id == tenant_id else None
@@ -168,6 +220,14 @@ class Quota:
 def tenant_not_found(tenant_id: str) -> MeshError:
     """Returns the error for a tenant that does not exist."""
     return MeshError(Code.NOT_FOUND, "TENANT_NOT_FOUND", f"there is no tenant {tenant_id!r}")
+
+
+def _taken(order: Order) -> MeshError:
+    return MeshError(
+        Code.ALREADY_EXISTS,
+        "REQUEST_ID_TAKEN",
+        f"request {order.request_id} was reserved by another router, or by an earlier life of this one",
+    )
 
 
 def _refused(decision: Decision) -> MeshError:

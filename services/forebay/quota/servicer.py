@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -12,8 +13,11 @@ import grpc
 from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc
 from forebay.clock import Clock
 from forebay.errors import MeshError
-from forebay.quota.domain.reservations import Router
+from forebay.quota.budget_check import BudgetCheck
+from forebay.quota.domain.reservations import Lease, Router
+from forebay.quota.local_shares import LocalShares, Seat
 from forebay.quota.messages import (
+    from_pb_hold,
     from_pb_leases,
     from_pb_page_size,
     from_pb_reserve,
@@ -43,8 +47,26 @@ log = get_logger("quota")
 class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
     """Takes calls apart, and puts answers together."""
 
-    def __init__(self, quota: Quota, clock: Clock, lease_s: float) -> None:
+    def __init__(
+        self,
+        quota: Quota,
+        clock: Clock,
+        lease_s: float,
+        check: BudgetCheck | None = None,
+        shares: LocalShares | None = None,
+    ) -> None:
+        """Prepares.
+
+        Args:
+            quota: the use cases.
+            clock: for spans.
+            lease_s: how long a reservation holds unless it is renewed.
+            check: what budgets were against the ledger, for those who ask for the state of limits.
+            shares: tells routers what they may admit by themselves; None for nothing.
+        """
         self._quota = quota
+        self._check = check
+        self._shares = shares
         self._clock = clock
         self._lease = to_pb_duration(lease_s)
         # Calls of sessions, which outlive them: a settlement that has come is made, whatever happens to who sent it.
@@ -57,19 +79,27 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
 
     async def Renew(self, request: quota_pb2.RenewRequest, context: object) -> quota_pb2.RenewResponse:
         """Keeps leases alive."""
-        router, leases = from_pb_router(request.router), from_pb_leases(request.leases)
+        router = from_pb_router(request.router)
+        leases = from_pb_leases(request.leases, router)
         lost, stop = await self._quota.renew(router, leases), await self._quota.over_budget(leases)
         return quota_pb2.RenewResponse(lease=self._lease, lost=lost, stop=stop)
 
     async def Settle(self, request: quota_pb2.SettleRequest, context: object) -> quota_pb2.SettleResponse:
         """Replaces a reservation by what was used."""
-        from_pb_router(request.router)
-        return await self._settle(request)
+        return await self._settle(request, from_pb_router(request.router))
 
     async def Peek(self, request: quota_pb2.PeekRequest, context: object) -> quota_pb2.PeekResponse:
         """Shows the state of a tenant's limits."""
-        states = await self._quota.peek(from_pb_tenant_id(request.tenant_id), request.key_id, request.model)
-        return quota_pb2.PeekResponse(limits=map(to_pb_limit_state, states))
+        tenant_id = from_pb_tenant_id(request.tenant_id)
+        states = await self._quota.peek(tenant_id, request.key_id, request.model)
+        compared = self._check.comparisons.get(tenant_id, {}) if self._check is not None else {}
+        own = f"tenant:{tenant_id}"
+        return quota_pb2.PeekResponse(
+            limits=[
+                to_pb_limit_state(state, compared.get(state.limit) if state.subject == own else None)
+                for state in states
+            ]
+        )
 
     async def ListReservations(
         self, request: quota_pb2.ListReservationsRequest, context: object
@@ -91,21 +121,31 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
         """Carries many calls of one router in each message."""
         async with ServerSession(request_iterator, context, quota_pb2.SessionResponse) as session:
             router: Router | None = None
+            seat: Seat | None = None
             slots, renewing = asyncio.Semaphore(MAX_CALLS), asyncio.Semaphore(MAX_RENEWALS)
-            async for request in session:
-                if router is None:
-                    require((request.HasField("hello"), "hello", "must be in the first message"))
-                    router = from_pb_router(request.hello.router)
-                    session.outbox.message.welcome.lease.CopyFrom(self._lease)
-                    session.outbox.flush()
-                # A task runs up to its first wait in the order of creation, so reserves reach the counters first.
-                for reserve in request.reserves:
-                    await self._start(slots, self._answer_reserve(session, reserve, router))
-                for settle in request.settles:
-                    await self._start(slots, self._answer_settle(session, settle))
-                if request.renewals:
-                    leases = from_pb_leases(request.renewals)
-                    await self._start(renewing, self._answer_renewals(session, leases, router))
+            try:
+                async for request in session:
+                    if router is None:
+                        require((request.HasField("hello"), "hello", "must be in the first message"))
+                        router = from_pb_router(request.hello.router)
+                        session.outbox.message.welcome.lease.CopyFrom(self._lease)
+                        session.outbox.flush()
+                    if self._shares is not None and request.HasField("local_share_held"):
+                        if seat is None:
+                            seat = self._shares.join(router.id, request.local_share_held, partial(_send_share, session))
+                        else:
+                            self._shares.held(seat, request.local_share_held)
+                    # A task runs up to its first wait in the order of creation, so reserves reach the counters first.
+                    for reserve in request.reserves:
+                        await self._start(slots, self._answer_reserve(session, reserve, router))
+                    for settle in request.settles:
+                        await self._start(slots, self._answer_settle(session, settle, router))
+                    if request.renewals:
+                        leases = from_pb_leases(request.renewals, router)
+                        await self._start(renewing, self._answer_renewals(session, leases, router))
+            finally:
+                if self._shares is not None and seat is not None:
+                    self._shares.leave(seat)
 
     async def _start(self, slots: asyncio.Semaphore, call: Coroutine[Any, Any, None]) -> None:
         await slots.acquire()
@@ -125,16 +165,18 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
         session.outbox.message.reserves.append(result)
         _flush(session)
 
-    async def _answer_settle(self, session: _Session, call: quota_pb2.SessionRequest.SettleCall) -> None:
+    async def _answer_settle(
+        self, session: _Session, call: quota_pb2.SessionRequest.SettleCall, router: Router
+    ) -> None:
         result = quota_pb2.SessionResponse.SettleResult(seq=call.seq)
         try:
-            result.settled.CopyFrom(await self._settle(call.request))
+            result.settled.CopyFrom(await self._settle(call.request, router))
         except MeshError as error:
             result.error.CopyFrom(to_pb_error(error))
         session.outbox.message.settles.append(result)
         _flush(session)
 
-    async def _answer_renewals(self, session: _Session, leases: list[tuple[str, str]], router: Router) -> None:
+    async def _answer_renewals(self, session: _Session, leases: list[Lease], router: Router) -> None:
         try:
             lost, stop = await self._quota.renew(router, leases), await self._quota.over_budget(leases)
         except MeshError as error:
@@ -149,7 +191,17 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
     async def _reserve(self, request: quota_pb2.ReserveRequest, router: Router) -> quota_pb2.Reservation:
         order = from_pb_reserve(request, router)
         with self._span("quota.reserve", request):
-            decision = await self._quota.reserve(request.tenant_id, order, request.key_id, request.model)
+            if request.HasField("admitted_at"):
+                decision = await self._quota.charge(
+                    request.tenant_id,
+                    order,
+                    request.admitted_at.ToMilliseconds() / 1000,
+                    request.key_id,
+                    request.model,
+                    orphaned=order.router != router,
+                )
+            else:
+                decision = await self._quota.reserve(request.tenant_id, order, request.key_id, request.model)
         return quota_pb2.Reservation(
             request_id=request.request_id,
             lease=self._lease,
@@ -157,10 +209,12 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
             warnings=decision.warnings,
         )
 
-    async def _settle(self, request: quota_pb2.SettleRequest) -> quota_pb2.SettleResponse:
+    async def _settle(self, request: quota_pb2.SettleRequest, router: Router) -> quota_pb2.SettleResponse:
         used = from_pb_settle(request)
+        hold = from_pb_hold(request.hold, request.request_id, router, "hold") if request.HasField("hold") else None
+        lease = Lease(request.tenant_id, request.request_id, hold)
         with self._span("quota.settle", request):
-            applied = await self._quota.settle(request.tenant_id, request.request_id, used, request.model)
+            applied = await self._quota.settle(lease, used, request.model)
         return quota_pb2.SettleResponse(applied=applied)
 
     @contextmanager
@@ -184,6 +238,11 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
                     "forebay.outcome": outcome,
                 },
             )
+
+
+def _send_share(session: _Session, share: quota_pb2.LocalShare) -> None:
+    session.outbox.message.local_share.CopyFrom(share)
+    _flush(session)
 
 
 def _flush(session: _Session) -> None:

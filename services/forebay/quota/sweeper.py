@@ -13,6 +13,7 @@ from collections.abc import Callable
 from forebay.clock import Clock
 from forebay.errors import MeshError
 from forebay.quota.counters import CounterStore
+from forebay.quota.domain.rebuild import CountersUnknownError
 from forebay.telemetry.logs import get_logger
 
 PING_S = 1.0
@@ -60,7 +61,10 @@ class Sweeper:
             await asyncio.gather(*map(self._sweep_tenant, tenants[at : at + TENANTS_AT_ONCE]))
 
     async def _sweep_tenant(self, tenant_id: str) -> None:
-        # Until nothing moves: what has just expired is due again at once if its usage is known.
-        while (swept := await self._counters.sweep(tenant_id, MOST_AT_ONCE)).total:
-            if swept.expired or swept.settled:
-                log.warning("reservations swept", tenant=tenant_id, expired=swept.expired, settled=swept.settled)
+        try:
+            # Until nothing moves: what has just expired is due again at once if its usage is known.
+            while (swept := await self._counters.sweep(tenant_id, MOST_AT_ONCE)).total:
+                if swept.expired or swept.settled:
+                    log.warning("reservations swept", tenant=tenant_id, expired=swept.expired, settled=swept.settled)
+        except CountersUnknownError:
+            pass  # the counters are there; of this one, nothing is moved on before it is rebuilt

@@ -38,7 +38,7 @@ from forebay.quota.tenant_messages import (
 from forebay.quota.tenants_import import Import, plan_import
 from forebay.quota.yaml_document import Document
 from forebay.rpc.allowlist import ADMIN
-from forebay.rpc.interceptors import caller
+from forebay.rpc.interceptors import caller, caller_name
 
 # How much of a wrong file's problems an error may hold: what a client takes as an error is bounded.
 MAX_PROBLEM_BYTES = 4_000
@@ -290,9 +290,8 @@ class TenantServicer(quota_pb2_grpc.TenantServiceServicer):
 
 def _call(request: Any, context: Any, tenant_id: str, subject: str) -> Call:
     """Returns a request as a call, of whom the certificate names; in plaintext nobody is known, which is for development."""
-    names = context.auth_context().get("x509_common_name", ())
-    name = names[0].decode(errors="replace") if names and caller.get() else "unknown"
-    return to_call(request, caller.get() or ADMIN, name, tenant_id, subject)
+    name = caller_name(context) if caller.get() else ""
+    return to_call(request, caller.get() or ADMIN, name or "unknown", tenant_id, subject)
 
 
 def _tenant_call(request: Any, context: Any, tenant_id: str) -> Call:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, model_validator
@@ -52,6 +53,11 @@ class RouterConfig(PepperConfig):
     tokenizer_threads: int = Field(2, ge=1, le=64, description="threads that tokenise long prompts")
     public_tls: PublicTlsConfig | None = Field(
         None, description="TLS for clients; none leaves it to what stands in front"
+    )
+    journal_file: Path | None = Field(
+        None,
+        description="file of what was admitted while quota was away, for tenants that fail open; without it nobody is. "
+        "For how long quota says, and no longer than policy_honour_s",
     )
     slow_client_s: float = Field(
         60.0, gt=0, le=3600, description="a client that reads nothing for this long while there is something is cut off"

@@ -10,6 +10,7 @@ from forebay.api.common.v1 import common_pb2
 from forebay.api.quota.v1 import quota_pb2
 from forebay.api.router.v1 import router_pb2_grpc
 from forebay.clock import SystemClock
+from forebay.journal import Journal
 from forebay.lifecycle import background, run_service
 from forebay.policy.watcher import PolicyWatcher
 from forebay.router import servicer, usage_servicer
@@ -18,6 +19,7 @@ from forebay.router.config import ModelConfig, RouterConfig
 from forebay.router.delivery import Delivery
 from forebay.router.domain.ask import ModelCard
 from forebay.router.hf_tokenizer import HfTokenizer
+from forebay.router.local_admission import LocalAdmission
 from forebay.router.metering_link import MeteringLink
 from forebay.router.models import Model, Models
 from forebay.router.quota_link import QuotaLink
@@ -61,7 +63,12 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
     threads = stack.enter_context(ThreadPoolExecutor(config.tokenizer_threads, thread_name_prefix="tokenizer"))
     models = Models([_model(model) for model in config.models], threads)
 
-    quota = QuotaLink(quota_channel, me, live, clock, config.dependency_wait_s)
+    local: LocalAdmission | None = None
+    if config.journal_file is not None:
+        journal = Journal(config.journal_file)
+        stack.push_async_callback(journal.close)
+        local = LocalAdmission(journal, me, clock)
+    quota = QuotaLink(quota_channel, me, live, clock, config.dependency_wait_s, local=local)
 
     schedulers = LeaderChannel(
         config.scheduler_address,

@@ -59,8 +59,10 @@ class MeteringLink:
         self._clock = clock
         self._max_reports = max_reports
         self._numbers = itertools.count(1)
-        # All that is not acknowledged, by numbers of our own; those yet to be sent on this session; those under way, in order.
+        # All that is not acknowledged, by numbers of our own; of these, those that gather; those yet to be sent on this session;
+        # those under way, in order.
         self._reports: dict[int, metering_pb2.UsageEvent] = {}
+        self._gathering: dict[int, None] = {}
         self._unsent: dict[int, None] = {}
         self._sent: deque[int] = deque()
         self._window = 0
@@ -78,30 +80,32 @@ class MeteringLink:
         if len(self._reports) >= self._max_reports:
             oldest = next(iter(self._reports))
             dropped = self._reports.pop(oldest)
+            self._gathering.pop(oldest, None)
             self._unsent.pop(oldest, None)
             self.dropped += 1
             log.error("report dropped", request_id=dropped.request_id, attempt=dropped.attempt, dropped=self.dropped)
         number = next(self._numbers)
         self._reports[number] = self._to_pb_event(request, report)
-        self._unsent[number] = None
+        self._gathering[number] = None
         self._all_recorded.clear()
         if not report.confirmed:
-            self._send()
+            self._release()
 
     async def gather(self) -> None:
         """Sends what has gathered every second, until cancelled."""
         while True:
             await self._clock.sleep(GATHER_S)
-            self._send()
+            self._release()
 
     async def all_recorded(self) -> None:
         """Returns once metering has acknowledged every report."""
-        self._send()
+        self._release()
         await self._all_recorded.wait()
 
     def opened(self, outbox: MeteringOutbox) -> None:
         """Says who reports; the welcome says how many reports at a time."""
         self._unsent = dict.fromkeys(self._reports)
+        self._gathering.clear()
         self._sent.clear()
         self._window = self._acknowledged = 0
         outbox.message.hello.reporter.CopyFrom(self._router)
@@ -122,6 +126,12 @@ class MeteringLink:
 
     def closed(self, error: MeshError) -> None:
         """Keeps what is not acknowledged for the next session."""
+
+    def _release(self) -> None:
+        """Sends what has gathered, too."""
+        self._unsent |= self._gathering
+        self._gathering.clear()
+        self._send()
 
     def _send(self) -> None:
         outbox = self.session.outbox

@@ -43,6 +43,25 @@ ABORT_WITHIN_S = 5.0
 _UNTRACED = ("/grpc.", "Session", "/Schedule", "/Attach", "/Execute", "/Record", "/Watch", "/StreamUsage")
 
 
+@dataclass(frozen=True, slots=True)
+class RefusedCall:
+    """A call that the identity interceptor refused.
+
+    Attributes:
+        method: the full name of the rpc.
+        caller: the service or role in the caller's certificate; empty when there is none.
+        name: the caller's own name in it, such as router-1; empty when there is none.
+        reason: the error's reason.
+        message: what the caller was told.
+    """
+
+    method: str
+    caller: str
+    name: str
+    reason: str
+    message: str
+
+
 @dataclass(slots=True)
 class Call:
     """One call in progress.
@@ -51,6 +70,7 @@ class Call:
         method: the full name, such as /forebay.api.router.v1.RouterService/Generate.
         mutual: whether the server's callers must show a certificate.
         metadata: the client's metadata, keys in lower case.
+        refused: is told when the call is refused; must neither wait nor raise.
         outcome: OK, or the reason of the error; set by the errors interceptor.
     """
 
@@ -58,6 +78,7 @@ class Call:
     mutual: bool
     metadata: dict[str, str]
     context: grpc.aio.ServicerContext[Any, Any]
+    refused: Callable[[RefusedCall], None] | None = None
     outcome: str = "OK"
     code: str = "OK"
 
@@ -66,6 +87,12 @@ class Call:
 caller: ContextVar[str] = ContextVar("caller", default="")
 
 Interceptor = Callable[[Call], AbstractAsyncContextManager[None]]
+
+
+def caller_name(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """Returns the name in the caller's certificate, such as alice; empty without one."""
+    names = context.auth_context().get("x509_common_name", ())
+    return next(iter(names), b"").decode(errors="replace")
 
 
 @asynccontextmanager
@@ -151,6 +178,8 @@ async def identity(call: Call) -> AsyncIterator[None]:
 
 def _refused(call: Call, service: str, reason: str, message: str) -> MeshError:
     log.warning("call refused", caller=service or "unknown", peer=call.context.peer(), rpc=call.method, reason=reason)
+    if call.refused is not None:
+        call.refused(RefusedCall(call.method, service, caller_name(call.context) if service else "", reason, message))
     return MeshError(Code.PERMISSION_DENIED, reason, message)
 
 
@@ -171,9 +200,10 @@ ORDER: tuple[Interceptor, ...] = (telemetry, errors, identity, deadline)
 class Interceptors(grpc.aio.ServerInterceptor):
     """Puts `ORDER` around every handler of a server."""
 
-    def __init__(self, *, mutual: bool) -> None:
-        """Prepares; with `mutual` the allowlist holds."""
+    def __init__(self, *, mutual: bool, refused: Callable[[RefusedCall], None] | None = None) -> None:
+        """Prepares; with `mutual` the allowlist holds, and `refused` is told of each call that it stops."""
         self._mutual = mutual
+        self._refused = refused
 
     async def intercept_service(
         self,
@@ -187,7 +217,12 @@ class Interceptors(grpc.aio.ServerInterceptor):
         method: str = handler_call_details.method
         kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
         (kind,) = (kind for kind in kinds if getattr(handler, kind))
-        wrapped = _wrap(getattr(handler, kind), method, self._mutual, kind)
+
+        def call_of(context: grpc.aio.ServicerContext[Any, Any]) -> Call:
+            metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+            return Call(method, self._mutual, metadata, context, self._refused)
+
+        wrapped = _wrap(getattr(handler, kind), call_of, kind)
         return getattr(grpc, f"{kind}_rpc_method_handler")(  # type: ignore[no-any-return]
             wrapped, _forgiving(handler.request_deserializer), handler.response_serializer
         )
@@ -220,14 +255,13 @@ async def _all_well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield _well_formed(request)
 
 
-def _wrap(behaviour: Any, method: str, mutual: bool, kind: str) -> Any:
+def _wrap(behaviour: Any, call_of: Callable[[grpc.aio.ServicerContext[Any, Any]], Call], kind: str) -> Any:
     """Puts the interceptors around a handler of one of gRPC's four kinds, and makes sure that it gets well-formed messages."""
     many = kind.startswith("stream")
 
     @asynccontextmanager
     async def around(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        call = Call(method, mutual, metadata, context)
+        call = call_of(context)
         async with AsyncExitStack() as stack:
             for interceptor in ORDER:
                 await stack.enter_async_context(interceptor(call))

@@ -12,7 +12,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from forebay.config import ConfigError, PublicTlsConfig, TlsConfig
-from forebay.rpc.interceptors import Interceptors
+from forebay.rpc.interceptors import Interceptors, RefusedCall
 from forebay.rpc.tls import server_credentials
 
 MAX_MESSAGE_BYTES = 16 << 20
@@ -50,6 +50,7 @@ class RpcServer:
         tls: TlsConfig | PublicTlsConfig | None = None,
         max_connections: int = 1_024,
         channelz: bool = False,
+        refused: Callable[[RefusedCall], None] | None = None,
     ) -> None:
         """Binds `listen` (host:port, port 0 for a free one).
 
@@ -59,12 +60,13 @@ class RpcServer:
                 `PublicTlsConfig` they check the server's alone; without one the connection is in plaintext.
             max_connections: further ones are closed at once, which their clients see as UNAVAILABLE.
             channelz: whether to offer grpc.channelz.v1.
+            refused: is told of each call that is stopped before its handler; must neither wait nor raise.
 
         Raises:
             ConfigError: the address cannot be bound; the message says what to change.
         """
         self._server = grpc.aio.server(
-            interceptors=[Interceptors(mutual=isinstance(tls, TlsConfig))],
+            interceptors=[Interceptors(mutual=isinstance(tls, TlsConfig), refused=refused)],
             options=[*OPTIONS, ("grpc.max_allowed_incoming_connections", max_connections)],
             compression=grpc.Compression.NoCompression,
         )

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from redis.exceptions import RedisClusterException, RedisError
-
 from forebay.errors import Code, MeshError
-from forebay.redis_client import redis_client
+from forebay.redis_client import FAILURES, redis_client
 from forebay.scheduler.domain.lease import RENEW_S, TTL_S, Answer, Bid
 
 # An answer that comes later would come when the leader's own view of its lease is about to end.
@@ -55,7 +53,7 @@ class RedisLeaseStore:
     async def _run(self, script: Any, arguments: list[Any]) -> Any:
         try:
             return await script(keys=[self._key], args=arguments)
-        except (RedisError, RedisClusterException, OSError) as error:
+        except FAILURES as error:
             raise MeshError(
                 Code.UNAVAILABLE,
                 "LEASE_STORE_UNAVAILABLE",

@@ -19,7 +19,7 @@ class QuotaAdmission:
 
     def __init__(self, policies: Mapping[str, TenantPolicy]) -> None:
         self._policies = policies
-        self._counters: defaultdict[str, TenantCounters] = defaultdict(lambda: TenantCounters(TERMS))
+        self._counters: defaultdict[str, TenantCounters] = defaultdict(_new_tenant)
 
     def refusal(self, id: int, arrival: Arrival, asked: int, now: float) -> str:
         """See `Admission`; the reason is the name of the first limit without room."""
@@ -36,6 +36,12 @@ class QuotaAdmission:
         if arrival.client in self._policies:
             usage = Usage(1, arrival.prompt, generated) if generated else Usage(0, 0, 0)
             self._counters[arrival.client].settle(_ms(now), _name(id), amounts_of(usage))
+
+
+def _new_tenant() -> TenantCounters:
+    counters = TenantCounters(TERMS)
+    counters.begin(0, lost=False)
+    return counters
 
 
 def _name(id: int) -> str:

@@ -21,6 +21,18 @@ ERRORS = Counter("forebay_errors_total", "Errors that a server answered with.", 
 
 SESSION_RECONNECTS = Counter("forebay_session_reconnects_total", "Sessions that had to be opened again.", ["session"])
 
+# Of three limits: tokens_per_day, daily_budget_nano_usd, monthly_budget_nano_usd.
+BUDGETS_DIFFERING = Gauge(
+    "forebay_quota_budgets_differing",
+    "Tenants whose use of a limit, as counted, is not what the ledger has.",
+    ["limit"],
+)
+BUDGET_DIFFERENCE = Gauge(
+    "forebay_quota_budget_difference",
+    "By how much those differ from the ledger, added up over tenants, in the limit's unit.",
+    ["limit"],
+)
+
 
 # The scheduler's, of the one that leads. Service is in weighted tokens: input counts 1, cached input 0.1, output 2.
 TENANT_SERVICE = Gauge("forebay_tenant_service_tokens", "Service received since this scheduler leads.", ["tenant"])

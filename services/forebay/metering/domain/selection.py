@@ -12,6 +12,7 @@ from forebay.metering.domain.entry import day
 from forebay.metering.domain.event import MAX_TEXT_BYTES, MAX_TIME_NS, NANO, Outcome, UsageEvent
 
 MAX_VALUES = 1_000
+MAX_EXCEPTIONS = 100_000
 MAX_TOTALS = 10_000
 DAY_NS = 86_400 * NANO
 
@@ -24,6 +25,7 @@ class UsageFilter:
     """Selects rows; an empty field does not select.
 
     Attributes:
+        except_request_ids: rows of these are not selected.
         finished_from_ns: attempts that ended at or after it. finished_before_ns: before it. None for no bound.
     """
 
@@ -31,6 +33,7 @@ class UsageFilter:
     key_ids: frozenset[str] = frozenset()
     models: frozenset[str] = frozenset()
     request_ids: frozenset[str] = frozenset()
+    except_request_ids: frozenset[str] = frozenset()
     outcomes: frozenset[Outcome] = frozenset()
     finished_from_ns: int | None = None
     finished_before_ns: int | None = None
@@ -42,6 +45,7 @@ class UsageFilter:
             and (not self.key_ids or event.key_id in self.key_ids)
             and (not self.models or event.model in self.models)
             and (not self.request_ids or event.request_id in self.request_ids)
+            and event.request_id not in self.except_request_ids
             and (not self.outcomes or event.outcome in self.outcomes)
             and (self.finished_from_ns is None or event.finished_at_ns >= self.finished_from_ns)
             and (self.finished_before_ns is None or event.finished_at_ns < self.finished_before_ns)
@@ -51,7 +55,8 @@ class UsageFilter:
     def whole_days(self) -> bool:
         """Whether it selects whole groups of the daily totals."""
         bounds = (self.finished_from_ns or 0, self.finished_before_ns or 0)
-        return not self.request_ids and all(bound % DAY_NS == 0 for bound in bounds)
+        by_request = self.request_ids or self.except_request_ids
+        return not by_request and all(bound % DAY_NS == 0 for bound in bounds)
 
 
 def check_filter(selection: UsageFilter) -> None:
@@ -64,10 +69,11 @@ def check_filter(selection: UsageFilter) -> None:
     for name in ("finished_from", "finished_before"):
         if not 0 <= (getattr(selection, f"{name}_ns") or 0) <= MAX_TIME_NS:
             violations.append(FieldViolation(f"filter.{name}", "a time from 1970 to 2262"))
-    for name in ("tenant_ids", "key_ids", "models", "request_ids"):
+    for name in ("tenant_ids", "key_ids", "models", "request_ids", "except_request_ids"):
         values: frozenset[str] = getattr(selection, name)
-        if len(values) > MAX_VALUES or any(len(value.encode()) > MAX_TEXT_BYTES for value in values):
-            right = f"at most {MAX_VALUES}, each of at most {MAX_TEXT_BYTES} bytes"
+        most = MAX_EXCEPTIONS if name == "except_request_ids" else MAX_VALUES
+        if len(values) > most or any(len(value.encode()) > MAX_TEXT_BYTES for value in values):
+            right = f"at most {most}, each of at most {MAX_TEXT_BYTES} bytes"
             violations.append(FieldViolation(f"filter.{name}", right))
     if violations:
         raise MeshError(Code.INVALID_ARGUMENT, "BAD_FILTER", "the filter is out of bounds", field_violations=violations)

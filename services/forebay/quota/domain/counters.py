@@ -6,6 +6,9 @@ tenant's clock to the latest time it was told, and an earlier time counts as tha
 Charges of a window stay in the second in which the request was admitted: a settlement corrects that second, so the minute is held
 to what was *admitted* in it, and a request that runs for longer than a minute no longer counts when it ends. So do charges of a
 day or a month, which is how a budget is a hold of the most that a request can cost, replaced by what it did cost.
+
+A tenant whose state is not there, new or lost, is absent: what depends on that state raises NeedsRebuildError until `begin`, and
+once more when its gathering has ended, until `complete` (`forebay.quota.domain.rebuild`).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from forebay.quota.domain.edge import Taken
 from forebay.quota.domain.limits import Kind, Row
 from forebay.quota.domain.periods import PeriodTotal
 from forebay.quota.domain.rates import WEIGHT, Rate, whole
+from forebay.quota.domain.rebuild import Gathered, NeedsRebuildError, Standing, Totals
 from forebay.quota.domain.reservations import (
     Decision,
     LimitState,
@@ -53,6 +57,7 @@ class TenantCounters:
     def __init__(self, terms: Terms) -> None:
         self._terms = terms
         self._now_ms = 0
+        self._standing: Standing | None = None
         self._windows: defaultdict[str, Window] = defaultdict(Window)
         self._rates: defaultdict[str, Rate] = defaultdict(Rate)
         self._periods: defaultdict[str, PeriodTotal] = defaultdict(PeriodTotal)
@@ -60,12 +65,82 @@ class TenantCounters:
         self._live: dict[str, _Entry] = {}
         self._settled: dict[str, tuple[Router, int]] = {}
 
+    def begin(self, now_ms: int, *, lost: bool) -> bool:
+        """Puts an absent tenant's counters there, as a new one's or to gather what a lost one's were; False if they are."""
+        if self._standing is not None:
+            return False
+        now_ms = self._advance(now_ms)
+        self._standing = Standing(now_ms, now_ms + self._terms.lease_ms, lost, ready=not lost)
+        return True
+
+    def restore(self, now_ms: int, order: Order, reserved_at_ms: int, rows: Sequence[Row]) -> bool:
+        """Takes in what a router holds of a lost tenant, whether there is room or not; returns whether it is held now.
+
+        Of a reservation that is known nothing is taken again. Only holds and periods are: its minutes begin full. A day that is
+        over is not opened again. Once gathering would have ended it is too late: the ledger's sum may have the request.
+        """
+        now_ms = max(now_ms, self._now_ms)
+        if self._standing is None:
+            raise NeedsRebuildError
+        known = self._live.get(order.request_id)
+        if known is not None or order.request_id in self._settled:
+            held = known is not None and known.reservation.state is State.HELD
+            return held and self._owner(order.request_id) == order.router
+        if now_ms >= self._standing.gathers_until_ms:
+            return False
+        self._advance(now_ms)
+        periods = {}
+        for row in rows:
+            if row.period is not None and self._periods[row.name].add(row.period.name, row.amount):
+                periods[row.name] = (row.amount, row.period.name)
+        holds = {row.name: row.amount for row in rows if row.kind is Kind.HOLD}
+        for name, amount in holds.items():
+            self._held[name] += amount
+        reservation = Reservation(order, State.HELD, reserved_at_ms, now_ms + self._terms.lease_ms)
+        self._live[order.request_id] = _Entry(reservation, {}, periods, holds)
+        return True
+
+    def gathered(self, now_ms: int) -> Gathered | None:
+        """Returns what is to be completed; None while the tenant is absent, gathers or is ready."""
+        standing = self._standing
+        if standing is None or standing.ready or max(now_ms, self._now_ms) < standing.gathers_until_ms:
+            return None
+        return Gathered(standing.began_ms, tuple(sorted([*self._live, *self._settled])))
+
+    def complete(self, now_ms: int, gathered: Gathered, rows: Sequence[Row]) -> bool:
+        """Adds the ledger's sums to days and months, each row's amount, and makes the tenant ready.
+
+        False if somebody else did, or if there are other requests in the books now than those that the sums have left out.
+        """
+        standing, known = self._standing, len(self._live) + len(self._settled)
+        left_out = (gathered.began_ms, len(gathered.request_ids))
+        if standing is None or standing.ready or (standing.began_ms, known) != left_out:
+            return False
+        self._advance(now_ms)
+        for row in rows:
+            assert row.period is not None
+            self._periods[row.name].add(row.period.name, row.amount)
+        self._standing = replace(standing, ready=True)
+        return True
+
+    def totals(self, now_ms: int, rows: Sequence[Row]) -> Totals | None:
+        """Returns what is used of days and months; None unless the tenant is ready."""
+        if self._standing is None or not self._standing.ready:
+            return None
+        counted = {}
+        for row in rows:
+            if row.period is not None and self._periods[row.name].name == row.period.name:
+                taken = [entry.periods.get(row.name, (0, "")) for entry in self._live.values()]
+                held = sum(amount for amount, period in taken if period == row.period.name)
+                counted[row.name] = self._periods[row.name].used(row.period.name) - held
+        return Totals(max(now_ms, self._now_ms), tuple(sorted(self._live)), counted)
+
     def reserve(self, now_ms: int, order: Order, rows: Sequence[Row]) -> Decision:
         """Takes every row's amount if all of them have room, and nothing otherwise.
 
         A repeat by the router that made the reservation is admitted again without taking anything, whatever became of it.
         """
-        now_ms = self._advance(now_ms)
+        now_ms = self._advance(self._believed(now_ms))
         owner = self._owner(order.request_id)
         if owner is not None:
             return Decision(Outcome.ADMITTED if owner == order.router else Outcome.TAKEN)
@@ -96,17 +171,27 @@ class TenantCounters:
         self._live[order.request_id] = _Entry(reservation, windows, periods, holds)
         return Decision.admitted(noticed)
 
-    def take(self, now_ms: int, row: Row) -> Taken:
-        """Takes a window's amount if it has room. No reservation is made: it counts for its minute, whatever comes."""
-        now_ms = self._advance(now_ms)
-        assert row.value is not None
-        window, second = self._windows[row.name], now_ms // 1000
-        over = window.used(second) + row.amount - row.value
-        if over <= 0:
-            window.take(second, row.amount)
-        used = window.used(second)
-        resets_at = window.free_at(second, max(1, min(over, used)))
-        return Taken(over <= 0, used, resets_at * 1000 - now_ms if used else 0)
+    def take(self, now_ms: int, rows: Sequence[Row]) -> list[Taken]:
+        """Takes the amounts of rates and windows if all of them have room, and nothing otherwise.
+
+        No reservation is made: what was taken counts for its time, whatever comes.
+        """
+        now_ms = self._advance(self._believed(now_ms))
+        over = [self._over(row, now_ms) for row in rows]
+        if all(each <= 0 for each in over):
+            for row in rows:
+                if row.kind is Kind.RATE:
+                    self._rates[row.name].take(now_ms, row.drain, row.amount)
+                else:
+                    self._windows[row.name].take(now_ms // 1000, row.amount)
+        return [
+            Taken(
+                each <= 0,
+                self._used(row, now_ms),
+                self._freed_in_ms(row, now_ms, each) if each > 0 else self._resets_in_ms(row, now_ms),
+            )
+            for row, each in zip(rows, over, strict=True)
+        ]
 
     def settle(self, now_ms: int, request_id: str, amounts: Mapping[str, int]) -> bool:
         """Replaces what a reservation took by what was used; returns whether this settlement is the one that counts.
@@ -116,6 +201,8 @@ class TenantCounters:
             request_id: the reservation.
             amounts: what was used, by limit; a limit that is not named was not used.
         """
+        if self._standing is None:
+            raise NeedsRebuildError
         now_ms = self._advance(now_ms)
         entry = self._live.get(request_id)
         if entry is None:
@@ -145,6 +232,8 @@ class TenantCounters:
 
         An expired one is revived if what it held still has room. What it took by the minute was never given back.
         """
+        if self._standing is None:
+            raise NeedsRebuildError
         now_ms = self._advance(now_ms)
         values = {row.name: row.value for row in rows}
         lost = []
@@ -163,8 +252,11 @@ class TenantCounters:
         return lost
 
     def sweep(self, now_ms: int, most: int) -> Swept:
-        """Moves on what is due, oldest first: held to expired, expired to settled by what was observed, settled to forgotten."""
-        now_ms = max(now_ms, self._now_ms)
+        """Moves on what is due, oldest first: held to expired, expired to settled by what was observed, settled to forgotten.
+
+        Nothing is forgotten before `complete`, which counts on that: nothing is due before gathering ends, and then this raises.
+        """
+        now_ms = self._believed(now_ms)
         live = [(entry.reservation.due_ms, request_id) for request_id, entry in self._live.items()]
         remembered = [(forget_at, request_id) for request_id, (_, forget_at) in self._settled.items()]
         due = sorted(item for item in live + remembered if item[0] <= now_ms)[:most]
@@ -189,7 +281,7 @@ class TenantCounters:
 
     def peek(self, now_ms: int, rows: Sequence[Row]) -> list[LimitState]:
         """Returns the state of the limits that exist; changes nothing."""
-        now_ms = max(now_ms, self._now_ms)
+        now_ms = self._believed(now_ms)
         return [
             LimitState(row.subject, row.limit, row.value, self._used(row, now_ms), self._resets_in_ms(row, now_ms))
             for row in rows
@@ -205,12 +297,28 @@ class TenantCounters:
         self._now_ms = max(self._now_ms, now_ms)
         return self._now_ms
 
+    def _believed(self, now_ms: int) -> int:
+        """Returns the present, if the counters can be believed in it."""
+        now_ms, standing = max(now_ms, self._now_ms), self._standing
+        if standing is None or (not standing.ready and now_ms >= standing.gathers_until_ms):
+            raise NeedsRebuildError
+        return now_ms
+
+    def _full_until(self, row: Row, now_ms: int) -> int:
+        """Returns until when a row counts as used up because of a loss; 0 if it does not now."""
+        until = self._standing.full_until_ms(row) if self._standing is not None else 0
+        return until if until > now_ms else 0
+
     def _owner(self, request_id: str) -> Router | None:
         if request_id in self._live:
             return self._live[request_id].reservation.order.router
         return self._settled[request_id][0] if request_id in self._settled else None
 
     def _used(self, row: Row, now_ms: int) -> int:
+        taken = self._taken(row, now_ms)
+        return max(taken, row.value or 0) if self._full_until(row, now_ms) else taken
+
+    def _taken(self, row: Row, now_ms: int) -> int:
         match row.kind:
             case Kind.RATE:
                 return whole(self._rates[row.name].level(now_ms, row.drain))
@@ -227,16 +335,26 @@ class TenantCounters:
         if row.value is None:
             return 0
         if row.kind is Kind.RATE:
-            return self._rates[row.name].level(now_ms, row.drain) + WEIGHT * (row.amount - row.value)
+            least = WEIGHT * row.value if self._full_until(row, now_ms) else 0
+            level = max(self._rates[row.name].level(now_ms, row.drain), least)
+            return level + WEIGHT * (row.amount - row.value)
         return self._used(row, now_ms) + row.amount - row.value
 
+    def _freed_in_ms(self, row: Row, now_ms: int, over: int) -> int:
+        """Returns how long it takes until so much of a rate or a window is free, or all of it when that is less."""
+        if full_until := self._full_until(row, now_ms):
+            return full_until - now_ms
+        if row.kind is Kind.RATE:
+            return -(-min(over, self._rates[row.name].level(now_ms, row.drain)) // row.drain)
+        used = self._used(row, now_ms)
+        return self._windows[row.name].free_at(now_ms // 1000, min(over, used)) * 1000 - now_ms if used else 0
+
     def _wait_ms(self, row: Row, now_ms: int) -> int:
-        over = self._over(row, now_ms)
+        if full_until := self._full_until(row, now_ms):
+            return full_until - now_ms
         match row.kind:
-            case Kind.RATE:
-                return -(-over // row.drain)
-            case Kind.WINDOW:
-                return self._windows[row.name].free_at(now_ms // 1000, over) * 1000 - now_ms
+            case Kind.RATE | Kind.WINDOW:
+                return self._freed_in_ms(row, now_ms, self._over(row, now_ms))
             case Kind.PERIOD:
                 assert row.period is not None
                 return max(HOLD_RETRY_MS, row.period.ends_at_ms - now_ms)
@@ -244,7 +362,9 @@ class TenantCounters:
                 return HOLD_RETRY_MS
 
     def _resets_in_ms(self, row: Row, now_ms: int) -> int:
-        used = self._used(row, now_ms)
+        used, full_until = self._used(row, now_ms), self._full_until(row, now_ms)
+        if full_until:
+            return full_until - now_ms
         if row.kind is Kind.HOLD or used == 0:
             return 0
         if row.kind is Kind.RATE:

@@ -6,11 +6,13 @@ more limit, or the same limits for a key or for a tenant on one model, is one mo
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from forebay.errors import QuotaViolation
+from forebay.policy.limits import LIMITS
+from forebay.policy.limits import Kind as Kind
+from forebay.policy.limits import Usage as Usage
 from forebay.policy.model import KeyPolicy, Limits, TenantPolicy, Thresholds
 from forebay.quota.domain.periods import Period, calendar
 
@@ -18,36 +20,6 @@ from forebay.quota.domain.periods import Period, calendar
 MOST = 2**53 - 1
 # However far a tenant is above its threshold, a request is not held back for longer.
 MAX_START_AFTER_MS = 60_000
-
-
-class Kind(enum.Enum):
-    """For how long what was taken counts."""
-
-    RATE = "rate"  # until it has drained, at the limit in a second
-    WINDOW = "window"  # for a minute from when it was taken
-    PERIOD = "period"  # until the day or the month is over
-    HOLD = "hold"  # until the reservation ends
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a request takes: at most, when it is reserved; truly, when it is settled.
-
-    Attributes:
-        requests: 1, or 0 for a request that never started.
-        prompt_tokens: tokens of the prompt.
-        completion_tokens: tokens generated.
-        cached_tokens: those of the prompt that came from the prefix cache.
-        gpu_time_ns: GPU time.
-        cost_nano_usd: the price of it all.
-    """
-
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int = 0
-    gpu_time_ns: int = 0
-    cost_nano_usd: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,32 +91,11 @@ class Row:
         return min(MAX_START_AFTER_MS, -(-excess * per_ms // (self.base or 1))) if excess > 0 else 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Limit:
-    """One limit of the contract: what it counts, for how long, and whether a settlement corrects it."""
-
-    name: str
-    kind: Kind
-    amount: Callable[[Usage], int]
-    monthly: bool = False
-
-
-_ENFORCED = (
-    _Limit("requests_per_second", Kind.RATE, lambda usage: usage.requests),
-    _Limit("requests_per_minute", Kind.WINDOW, lambda usage: usage.requests),
-    _Limit("tokens_per_minute", Kind.WINDOW, lambda usage: usage.prompt_tokens + usage.completion_tokens),
-    _Limit("input_tokens_per_minute", Kind.WINDOW, lambda usage: usage.prompt_tokens),
-    _Limit("output_tokens_per_minute", Kind.WINDOW, lambda usage: usage.completion_tokens),
-    _Limit("concurrent_requests", Kind.HOLD, lambda usage: usage.requests),
-    _Limit("tokens_per_day", Kind.PERIOD, lambda usage: usage.prompt_tokens + usage.completion_tokens),
-    _Limit("daily_budget_nano_usd", Kind.PERIOD, lambda usage: usage.cost_nano_usd),
-    _Limit("monthly_budget_nano_usd", Kind.PERIOD, lambda usage: usage.cost_nano_usd, monthly=True),
-)
 # Those in money.
 BUDGETS = ("daily_budget_nano_usd", "monthly_budget_nano_usd")
 # What a limit that is set later must not forget: it lasts longer than anybody would wait for it to fill.
 _ALWAYS_COUNTED = {
-    limit.name for limit in _ENFORCED if limit.kind is not Kind.RATE and not limit.name.startswith(("input", "output"))
+    limit.name for limit in LIMITS if limit.kind is not Kind.RATE and not limit.name.startswith(("input", "output"))
 }
 
 
@@ -188,12 +139,15 @@ def hold_values(tenant: TenantPolicy, keys: Iterable[KeyPolicy]) -> tuple[Row, .
     )
 
 
+def charged(rows: Iterable[Row]) -> list[Row]:
+    """Returns rows as what was admitted without the counters meets them: there is always room, and a rate has drained by now."""
+    return [replace(row, value=None) for row in rows if row.kind is not Kind.RATE]
+
+
 def amounts_of(usage: Usage) -> dict[str, int]:
     """Returns what a settled request used of each limit that goes on counting after it."""
     return {
-        limit.name: min(limit.amount(usage), MOST + 1)
-        for limit in _ENFORCED
-        if limit.kind in (Kind.WINDOW, Kind.PERIOD)
+        limit.name: min(limit.amount(usage), MOST + 1) for limit in LIMITS if limit.kind in (Kind.WINDOW, Kind.PERIOD)
     }
 
 
@@ -202,7 +156,7 @@ def _rows(
 ) -> Iterator[Row]:
     thresholds = tenant.thresholds
     now = calendar(now_s, tenant.time_zone)
-    for limit in _ENFORCED:
+    for limit in LIMITS:
         base: int | None = getattr(limits, limit.name)
         if base is None and limit.name not in always:
             continue

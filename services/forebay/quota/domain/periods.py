@@ -33,6 +33,11 @@ class PeriodTotal:
         self._name = ""
         self._total = 0
 
+    @property
+    def name(self) -> str:
+        """The present period; empty before the first."""
+        return self._name
+
     def used(self, name: str) -> int:
         """Returns what counts in a period."""
         return self._total if name <= self._name else 0
@@ -43,6 +48,10 @@ class PeriodTotal:
             self._name, self._total = name, 0
         self._total += amount
         return self._name
+
+    def add(self, name: str, amount: int) -> bool:
+        """Adds to a period, or does nothing if it is over; returns whether it was added."""
+        return name >= self._name and self.take(name, amount) == name
 
     def correct(self, name: str, difference: int) -> None:
         """Changes what was taken in a period, if it is still the present one."""

@@ -28,6 +28,15 @@ class Price:
     model: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Dearest:
+    """The highest prices that a tenant's requests can have, in nano-USD."""
+
+    nano_usd_per_request: int = 0
+    nano_usd_per_million_prompt_tokens: int = 0
+    nano_usd_per_million_completion_tokens: int = 0
+
+
 class PriceTable:
     """Prices, indexed; immutable. An item without any price costs nothing."""
 
@@ -35,39 +44,55 @@ class PriceTable:
         self._dated: defaultdict[tuple[str, str, str], list[Price]] = defaultdict(list)
         for price in sorted(prices, key=lambda price: price.effective_from_s):
             self._dated[price.subject, price.model, price.item].append(price)
+        self._priced = {(subject, model) for subject, model, _ in self._dated}
 
     def cost(self, tenant: TenantPolicy, model: str, used: Usage, now_s: float) -> int:
         """Returns what was used costs, in nano-USD."""
-        quantities = {
-            "requests": used.requests,
-            "prompt_tokens": used.prompt_tokens - used.cached_tokens,
-            "cached_tokens": used.cached_tokens,
-            "completion_tokens": used.completion_tokens,
-        }
-        total = sum(
-            _rounded(quantity * self._price(tenant, model, item, now_s), _MILLION)
-            for item, quantity in quantities.items()
+        billed = (
+            ("requests", used.requests, _MILLION),
+            ("prompt_tokens", used.prompt_tokens - used.cached_tokens, _MILLION),
+            ("cached_tokens", used.cached_tokens, _MILLION),
+            ("completion_tokens", used.completion_tokens, _MILLION),
+            ("gpu_seconds", used.gpu_time_ns, _MILLION * 10**9),
         )
-        return total + _rounded(used.gpu_time_ns * self._price(tenant, model, "gpu_seconds", now_s), _MILLION * 10**9)
+        lists = self._lists(tenant, model)
+        return sum(_rounded(each * self._price(lists, item, now_s), per) for item, each, per in billed if each)
 
     def most(self, tenant: TenantPolicy, model: str, asked: Usage, now_s: float) -> int:
         """Returns what a request costs at most, in nano-USD, cached or not; but for GPU time, which nobody knows before."""
-        prompt = max(self._price(tenant, model, item, now_s) for item in ("prompt_tokens", "cached_tokens"))
-        completion = self._price(tenant, model, "completion_tokens", now_s)
-        request = self._price(tenant, model, "requests", now_s)
+        lists = self._lists(tenant, model)
+        prompt = max(self._price(lists, item, now_s) for item in ("prompt_tokens", "cached_tokens"))
+        completion = self._price(lists, "completion_tokens", now_s)
+        request = self._price(lists, "requests", now_s)
         lines = (asked.prompt_tokens * prompt, asked.completion_tokens * completion, asked.requests * request)
         return sum(-(-line // _MILLION) for line in lines) + (1 if asked.prompt_tokens else 0)
 
-    def _price(self, tenant: TenantPolicy, model: str, item: str, now_s: float) -> int:
+    def dearest(self, tenant: TenantPolicy, now_s: float) -> Dearest:
+        """Returns the highest prices over all models, for whoever must decide without the table."""
+        models = {"", *(model for _, model in self._priced)}
+        models |= {subject.removeprefix("model:") for subject, _ in self._priced if subject.startswith("model:")}
+        lists = [self._lists(tenant, model) for model in models]
+
+        def highest(*items: str) -> int:
+            return max(self._price(of_model, item, now_s) for of_model in lists for item in items)
+
+        request = -(-highest("requests") // _MILLION)
+        return Dearest(request, highest("prompt_tokens", "cached_tokens"), highest("completion_tokens"))
+
+    def _lists(self, tenant: TenantPolicy, model: str) -> list[tuple[str, str]]:
+        """Returns subject and model of the price lists that hold for a tenant on a model, the most specific first."""
         subjects = [f"tenant:{tenant.tenant_id}", f"model:{model}", "default"]
         if tenant.priced_by_plan:
             subjects.insert(1, f"plan:{tenant.plan}")
-        for subject in subjects:
-            for of_model in (model, ""):
-                dated = self._dated.get((subject, of_model, item), [])
-                in_force = bisect_right(dated, now_s, key=lambda price: price.effective_from_s)
-                if in_force:
-                    return dated[in_force - 1].nano_usd_per_million
+        candidates = ((subject, of_model) for subject in subjects for of_model in (model, ""))
+        return [candidate for candidate in candidates if candidate in self._priced]
+
+    def _price(self, lists: Iterable[tuple[str, str]], item: str, now_s: float) -> int:
+        for subject, model in lists:
+            dated = self._dated.get((subject, model, item), [])
+            in_force = bisect_right(dated, now_s, key=lambda price: price.effective_from_s)
+            if in_force:
+                return dated[in_force - 1].nano_usd_per_million
         return 0
 
 

@@ -69,6 +69,30 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """What a router knows of a reservation that it was given, with which a lost one is taken in again.
+
+    Attributes:
+        key_id, model: by which key and on which model.
+        reserved_at_s: when it was asked for, in seconds since the epoch by the router's clock.
+    """
+
+    order: Order
+    key_id: str
+    model: str
+    reserved_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A reservation as a router renews it."""
+
+    tenant_id: str
+    request_id: str
+    hold: Hold | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Reservation:
     """A hold as stored; times in ms since the epoch, `due_ms` being when its state ends by itself."""
 

@@ -1,13 +1,16 @@
 -- Shows how much of each row is used; changes nothing.
 --
--- ARGV from 2, for each row: name, kind (rate | window | period | hold), what drains of a rate in a second or the name of a
---     period, when the period ends in ms
+-- ARGV from 2, for each row: name, kind (rate | window | period | hold), value, what drains of a rate in a second or the name
+--     of a period, when the period ends in ms
 -- Returns for each row: used, ms until some of it is free again (0 where that is not known).
 
 local now = present()
+if not believed(now) then
+  return NEEDS_REBUILD
+end
 local answer = {}
-for at = 2, #ARGV, 4 do
-  local row, kind, detail, ends_at = unpack(ARGV, at, at + 3)
+for at = 2, #ARGV, 5 do
+  local row, kind, value, detail, ends_at = unpack(ARGV, at, at + 4)
   local used, resets_in = 0, 0
   if kind == 'window' then
     for _, amount in ipairs(window_buckets(row, second_of(now))) do
@@ -23,6 +26,10 @@ for at = 2, #ARGV, 4 do
     resets_in = used > 0 and math.max(0, ends_at - now) or 0
   else
     used = held(row)
+  end
+  local full = value ~= '' and full_for(now, kind, value, detail) or 0
+  if full > 0 then
+    used, resets_in = math.max(used, value), full
   end
   answer[#answer + 1] = used
   answer[#answer + 1] = resets_in

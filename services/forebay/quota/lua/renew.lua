@@ -4,6 +4,9 @@
 --     then for each row: name, value (empty for none); then the request ids
 -- Returns the request ids whose lease is lost.
 
+if not BEGAN then
+  return NEEDS_REBUILD
+end
 local now = present()
 local due, router, incarnation, rows = now + ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local values = {}

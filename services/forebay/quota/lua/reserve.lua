@@ -5,10 +5,13 @@
 --     then for each row: name, kind (rate | window | period | hold), value (empty for none), amount,
 --         what drains of a rate in a second or the name of a period, when the period ends in ms,
 --         from how much on its use is told (empty for never)
--- Returns {'taken'}; or {'admitted', 0, row number, used, row number, used, ...} with the rows whose use is to be told;
+-- Returns NEEDS_REBUILD; or {'taken'}; or {'admitted', 0, row number, used, row number, used, ...} with the rows whose use is to be told;
 -- or {'refused', ms to wait, row number, used, row number, used, ...} with the rows without room.
 
 local now = present()
+if not believed(now) then
+  return NEEDS_REBUILD
+end
 local lease, id, router, incarnation, prompt, max, hold_wait = unpack(ARGV, 2, 8)
 local FIRST_ROW, FIELDS = 9, 7
 
@@ -32,6 +35,7 @@ local function used_of(kind, row, detail)
   return held(row)
 end
 
+-- In how many ms there is room again, or may be.
 local function wait_of(kind, row, over, detail, ends_at)
   if kind == 'window' then
     return window_wait(row, now, over)
@@ -45,24 +49,28 @@ end
 
 -- Returns the refusal, or the admission with what is to be told.
 local function decide()
-  local full, told, wait = {}, {}, 0
+  local without_room, told, wait = {}, {}, 0
   for at = FIRST_ROW, #ARGV, FIELDS do
     local row, kind, value, amount, detail, ends_at, tell_from = unpack(ARGV, at, at + FIELDS - 1)
     local weight = kind == 'rate' and WEIGHT or 1
     local used = used_of(kind, row, detail)
+    local full = value ~= '' and full_for(now, kind, value, detail) or 0
+    if full > 0 then
+      used = math.max(used, value * weight)
+    end
     local number, shown = (at - FIRST_ROW) / FIELDS, math.ceil(used / weight)
     local over = value ~= '' and used + (amount - value) * weight or 0
     if over > 0 then
-      full[#full + 1] = number
-      full[#full + 1] = shown
-      wait = math.max(wait, wait_of(kind, row, over, detail, ends_at))
+      without_room[#without_room + 1] = number
+      without_room[#without_room + 1] = shown
+      wait = math.max(wait, full > 0 and full or wait_of(kind, row, over, detail, ends_at))
     elseif tell_from ~= '' and shown + amount >= tonumber(tell_from) then
       told[#told + 1] = number
       told[#told + 1] = shown
     end
   end
-  if #full > 0 then
-    return { 'refused', wait, unpack(full) }
+  if #without_room > 0 then
+    return { 'refused', wait, unpack(without_room) }
   end
   return { 'admitted', 0, unpack(told) }
 end

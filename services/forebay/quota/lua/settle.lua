@@ -3,6 +3,9 @@
 -- ARGV[2] request id   [3] how long it is remembered, ms   then for each limit: name, amount used
 -- Returns 1 if this settlement counts, else 0.
 
+if not BEGAN then
+  return NEEDS_REBUILD
+end
 local now = present()
 local id, remembered = ARGV[2], ARGV[3]
 local amounts = {}

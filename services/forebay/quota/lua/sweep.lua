@@ -5,6 +5,9 @@
 -- Returns how many expired, were settled, were forgotten.
 
 local now = present()
+if not believed(now) then
+  return NEEDS_REBUILD
+end
 local lease, provisional, remembered, most = unpack(ARGV, 2, 5)
 local expired, settled, forgotten = 0, 0, 0
 

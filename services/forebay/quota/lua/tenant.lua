@@ -3,6 +3,10 @@
 --
 -- KEYS, all with the tag {tenant}:
 --   KEYS[1] counters      hash  now                latest time seen, ms; it never goes back
+--                               began              ms: since when these counters are there; without it the tenant is absent
+--                               gathers            ms: until when routers bring what they hold
+--                               lost               1 if there was something before, so that every limit begins full
+--                               ready              1 once the ledger's sums are in
 --                               <row>              integer: what counts now of a window or a period, is held of a hold,
 --                                                  or has not drained of a rate, in thousandths of a request
 --                               <row>:at           ms: when that of a rate was so
@@ -29,13 +33,24 @@ local WEIGHT = 1000 -- of one request in a rate
 -- Longer than any state lasts without being touched, so that a tenant that is gone leaves nothing behind; counters outlive a month.
 local KEEP_S, KEEP_COUNTERS_S = 7200, 32 * 86400
 
+-- The answer of a script that cannot say anything before the tenant's counters are rebuilt.
+local NEEDS_REBUILD = 'NEEDS_REBUILD'
+
+local LATEST, BEGAN, GATHERS, LOST, READY =
+  unpack(redis.call('HMGET', COUNTERS, 'now', 'began', 'gathers', 'lost', 'ready'))
+
 local function present()
   local now = tonumber(ARGV[1])
   if now == 0 then
     local time = redis.call('TIME')
     now = time[1] * 1000 + math.floor(time[2] / 1000)
   end
-  return math.max(now, tonumber(redis.call('HGET', COUNTERS, 'now')) or 0)
+  return math.max(now, tonumber(LATEST) or 0)
+end
+
+-- Whether the counters can be believed: they are there, and what was lost is in them or still being gathered.
+local function believed(now)
+  return BEGAN and (READY or now < tonumber(GATHERS))
 end
 
 -- Called last by every script that changes something.
@@ -48,6 +63,18 @@ end
 
 local function second_of(ms)
   return math.floor(ms / 1000)
+end
+
+-- For how many ms from now a row with a value counts as used up because of a loss; 0 or less if it does not.
+local function full_for(now, kind, value, detail)
+  if not LOST then
+    return 0
+  elseif kind == 'rate' then
+    return BEGAN + math.ceil(value * WEIGHT / detail) - now
+  elseif kind == 'window' then
+    return (second_of(BEGAN) + WINDOW_S + 1) * 1000 - now
+  end
+  return READY and 0 or GATHERS - now
 end
 
 -- What counts of a window, without the seconds that have left it since the last call: each is dropped once.
@@ -113,6 +140,16 @@ local function take_period(row, period, amount)
   end
   redis.call('HINCRBY', COUNTERS, row, amount)
   return present_one
+end
+
+-- Adds to a period, or does nothing if it is over; returns whether it was added.
+local function add_to_period(row, period, amount)
+  local present_one = redis.call('HGET', COUNTERS, row .. ':period')
+  if present_one and period < present_one then
+    return false
+  end
+  take_period(row, period, amount)
+  return true
 end
 
 local function held(row)

@@ -13,6 +13,7 @@ ask, and whom:
 - Who gives way must be above its share even without the request, and still `margin` times as full as the one that asks would
   be. So two tenants never evict each other in turn.
 - A guest in a lent pool gives way to its owner at once.
+- Nobody gives way whose worker has not spoken of it yet: its payload may be on its way, and there is nothing to hand over.
 - What could not be continued (`pinned`) never gives way.
 
 What it costs is bounded by a budget: the tokens to be computed again may not exceed `budget` times those that the pool computes,
@@ -110,6 +111,8 @@ def recomputed(entries: Iterable[InFlight]) -> int:
 def _victims_on(worker: Worker, queued: Queued, least_fill: float | None, most: int, now: float) -> list[InFlight]:
     if any(entry.evicted for entry in worker.in_flight.values()):
         return []  # one at a time: the room of the last ones is not free yet
+    if not worker.has_prefill_room(queued.request.prompt_tokens):
+        return []  # what it waits for is a step or two, not cache
     future, bound = worker.future(queued), worker.bound(now, favoured=True)
     staying = list(worker.in_flight.values())
     found: list[InFlight] = []
@@ -130,7 +133,7 @@ def _next_victim(
     """Returns the newest guest, or the newest request of whoever is fullest without it, with `gone` tokens taken from each."""
     worst, worst_fill = None, least_fill
     for entry in reversed(staying):
-        if entry.flow is None or entry.pinned:
+        if entry.flow is None or entry.pinned or not entry.started:
             continue
         if entry.pool is not queued.pool:
             if entry.pool is not entry.worker.pool:

@@ -318,14 +318,14 @@ class FlowTree(Generic[Item]):
 
     def begin(self, flow: Flow[Item], kv_tokens: int) -> None:
         """Notes that one more of the flow's items runs, and the KV tokens that it is expected to come to."""
-        for node in self._up(flow):
+        for node in (*self._up(flow), self.root):
             node.in_flight += 1
             node.kv_tokens += kv_tokens
         self._note_business(flow)
 
     def end(self, flow: Flow[Item], kv_tokens: int) -> None:
         """Notes that one of the flow's running items has ended."""
-        for node in self._up(flow):
+        for node in (*self._up(flow), self.root):
             node.in_flight -= 1
             node.kv_tokens -= kv_tokens
         self._note_business(flow)

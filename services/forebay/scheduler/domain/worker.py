@@ -210,7 +210,7 @@ class Worker:
         need = self.expected_tokens(queued)
         if queued.pool is not self.pool and self.lent + need > self.rules.lent_share * self.info.capacity.kv_tokens:
             return False
-        if not self._has_prefill_room(queued.request.prompt_tokens):
+        if not self.has_prefill_room(queued.request.prompt_tokens):
             return False
         # The peak is at most the sum of what each will come to, and that is known without looking at each.
         if self.expected + need <= self.bound(now, favoured=False):
@@ -237,7 +237,7 @@ class Worker:
         saved = request.prefix_block_tokens * self.prefixes.hit_blocks(request.prefix_hashes)
         return saved + (ADAPTER_LOAD_TOKENS if request.adapter and request.adapter in self.engine.adapters else 0)
 
-    def _has_prefill_room(self, tokens: int) -> bool:
+    def has_prefill_room(self, tokens: int) -> bool:
         # A prompt longer than the bound goes alone, or it would never go.
         bound = self.rules.prefill_steps * self.info.capacity.max_num_batched_tokens
         return self.unprefilled == 0 or self.unprefilled + tokens <= bound

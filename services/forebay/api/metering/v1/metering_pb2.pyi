@@ -569,6 +569,7 @@ class UsageFilter(_message.Message):
     FINISHED_FROM_FIELD_NUMBER: _builtins.int
     FINISHED_BEFORE_FIELD_NUMBER: _builtins.int
     OUTCOMES_FIELD_NUMBER: _builtins.int
+    EXCEPT_REQUEST_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tenant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Any of these tenants."""
@@ -597,6 +598,10 @@ class UsageFilter(_message.Message):
     def outcomes(self) -> _containers.RepeatedScalarFieldContainer[Global___Outcome.ValueType]:
         """Any of these outcomes."""
 
+    @_builtins.property
+    def except_request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """None of these requests; at most 100,000."""
+
     def __init__(
         self,
         *,
@@ -607,10 +612,11 @@ class UsageFilter(_message.Message):
         finished_from: _timestamp_pb2.Timestamp | None = ...,
         finished_before: _timestamp_pb2.Timestamp | None = ...,
         outcomes: _abc.Iterable[Global___Outcome.ValueType] | None = ...,
+        except_request_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["finished_before", b"finished_before", "finished_from", b"finished_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished_before", b"finished_before", "finished_from", b"finished_from", "key_ids", b"key_ids", "models", b"models", "outcomes", b"outcomes", "request_ids", b"request_ids", "tenant_ids", b"tenant_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["except_request_ids", b"except_request_ids", "finished_before", b"finished_before", "finished_from", b"finished_from", "key_ids", b"key_ids", "models", b"models", "outcomes", b"outcomes", "request_ids", b"request_ids", "tenant_ids", b"tenant_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

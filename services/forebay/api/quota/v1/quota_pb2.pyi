@@ -62,17 +62,17 @@ class _LossPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LossPolicy
     LOSS_POLICY_FAIL_CLOSED: _LossPolicy.ValueType  # 1
     """Refuse."""
     LOSS_POLICY_FAIL_OPEN: _LossPolicy.ValueType  # 2
-    """Admit up to a bounded local allowance."""
+    """Admit up to a bounded local allowance: quota's while the counters are away, each router's (LocalShare) while quota is."""
 
 class LossPolicy(_LossPolicy, metaclass=_LossPolicyEnumTypeWrapper):
-    """LossPolicy says what admission does while the counters cannot be reached."""
+    """LossPolicy says what admission does while the counters, or quota itself, cannot be reached."""
 
 LOSS_POLICY_UNSPECIFIED: LossPolicy.ValueType  # 0
 """As FAIL_CLOSED."""
 LOSS_POLICY_FAIL_CLOSED: LossPolicy.ValueType  # 1
 """Refuse."""
 LOSS_POLICY_FAIL_OPEN: LossPolicy.ValueType  # 2
-"""Admit up to a bounded local allowance."""
+"""Admit up to a bounded local allowance: quota's while the counters are away, each router's (LocalShare) while quota is."""
 Global___LossPolicy: _TypeAlias = LossPolicy  # noqa: Y015
 
 class _WatcherKind:
@@ -538,6 +538,7 @@ class ReserveRequest(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    ADMITTED_AT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names the request and the reservation."""
     tenant_id: _builtins.str
@@ -560,6 +561,13 @@ class ReserveRequest(_message.Message):
     def trace(self) -> _common_pb2.TraceContext:
         """The request's trace."""
 
+    @_builtins.property
+    def admitted_at(self) -> _timestamp_pb2.Timestamp:
+        """When the router admitted the request by itself because it could not reach quota; unset otherwise. Such a request has run:
+        it is charged whether or not it fits, in the day and the month of this time. `router` then names the life of the router
+        that admitted it, in a session, too.
+        """
+
     def __init__(
         self,
         *,
@@ -572,10 +580,11 @@ class ReserveRequest(_message.Message):
         prompt_tokens: _builtins.int = ...,
         max_completion_tokens: _builtins.int = ...,
         trace: _common_pb2.TraceContext | None = ...,
+        admitted_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["router", b"router", "trace", b"trace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admitted_at", b"admitted_at", "router", b"router", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "key_id", b"key_id", "max_completion_tokens", b"max_completion_tokens", "model", b"model", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "router", b"router", "tenant_id", b"tenant_id", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "admitted_at", b"admitted_at", "key_id", b"key_id", "max_completion_tokens", b"max_completion_tokens", "model", b"model", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "router", b"router", "tenant_id", b"tenant_id", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -660,22 +669,28 @@ class RenewRequest(_message.Message):
         REQUEST_ID_FIELD_NUMBER: _builtins.int
         TENANT_ID_FIELD_NUMBER: _builtins.int
         COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+        HOLD_FIELD_NUMBER: _builtins.int
         request_id: _builtins.str
         """The reservation."""
         tenant_id: _builtins.str
         """Whose."""
         completion_tokens: _builtins.int
         """Completion tokens delivered until now, for budgets that can stop a stream."""
+        @_builtins.property
+        def hold(self) -> Global___Hold:
+            """What is held; takes it in again after the counters have lost it. Unset, the lease is lost with them."""
+
         def __init__(
             self,
             *,
             request_id: _builtins.str = ...,
             tenant_id: _builtins.str = ...,
             completion_tokens: _builtins.int = ...,
+            hold: Global___Hold | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "request_id", b"request_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "hold", b"hold", "request_id", b"request_id", "tenant_id", b"tenant_id"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -702,6 +717,46 @@ class RenewRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenewRequest: _TypeAlias = RenewRequest  # noqa: Y015
+
+@_typing.final
+class Hold(_message.Message):
+    """Hold is what a router knows of a reservation that it was given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    RESERVED_AT_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """By which key."""
+    model: _builtins.str
+    """On which model."""
+    prompt_tokens: _builtins.int
+    """Prompt tokens held."""
+    max_completion_tokens: _builtins.int
+    """Completion tokens held."""
+    @_builtins.property
+    def reserved_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for; says in which day and month it counts."""
+
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        prompt_tokens: _builtins.int = ...,
+        max_completion_tokens: _builtins.int = ...,
+        reserved_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reserved_at", b"reserved_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "max_completion_tokens", b"max_completion_tokens", "model", b"model", "prompt_tokens", b"prompt_tokens", "reserved_at", b"reserved_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hold: _TypeAlias = Hold  # noqa: Y015
 
 @_typing.final
 class RenewResponse(_message.Message):
@@ -755,6 +810,7 @@ class SettleRequest(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The reservation."""
     tenant_id: _builtins.str
@@ -781,6 +837,10 @@ class SettleRequest(_message.Message):
     def trace(self) -> _common_pb2.TraceContext:
         """The request's trace."""
 
+    @_builtins.property
+    def hold(self) -> Global___Hold:
+        """What was held; lets the settlement count after the counters have lost the reservation. Unset, it does not count then."""
+
     def __init__(
         self,
         *,
@@ -794,10 +854,11 @@ class SettleRequest(_message.Message):
         started: _builtins.bool = ...,
         trace: _common_pb2.TraceContext | None = ...,
         model: _builtins.str = ...,
+        hold: Global___Hold | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gpu_time", b"gpu_time", "router", b"router", "trace", b"trace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gpu_time", b"gpu_time", "hold", b"hold", "router", b"router", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "gpu_time", b"gpu_time", "model", b"model", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "router", b"router", "started", b"started", "tenant_id", b"tenant_id", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "gpu_time", b"gpu_time", "hold", b"hold", "model", b"model", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "router", b"router", "started", b"started", "tenant_id", b"tenant_id", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -890,6 +951,7 @@ class LimitState(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     USED_FIELD_NUMBER: _builtins.int
     RESETS_IN_FIELD_NUMBER: _builtins.int
+    COMPARISON_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     """Whose limit, as in QuotaViolation."""
     limit: _builtins.str
@@ -902,6 +964,10 @@ class LimitState(_message.Message):
     def resets_in(self) -> _duration_pb2.Duration:
         """Until some of it is free again; unset when nothing is used."""
 
+    @_builtins.property
+    def comparison(self) -> Global___Comparison:
+        """How it stood against the ledger; only of a tenant's own limits by the day and the month, from a minute after quota's start."""
+
     def __init__(
         self,
         *,
@@ -910,14 +976,51 @@ class LimitState(_message.Message):
         value: _builtins.int = ...,
         used: _builtins.int = ...,
         resets_in: _duration_pb2.Duration | None = ...,
+        comparison: Global___Comparison | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["resets_in", b"resets_in"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["comparison", b"comparison", "resets_in", b"resets_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "resets_in", b"resets_in", "subject", b"subject", "used", b"used", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comparison", b"comparison", "limit", b"limit", "resets_in", b"resets_in", "subject", b"subject", "used", b"used", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LimitState: _TypeAlias = LimitState  # noqa: Y015
+
+@_typing.final
+class Comparison(_message.Message):
+    """Comparison sets what the counters have of a limit against the ledger. Nothing is corrected by it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AS_OF_FIELD_NUMBER: _builtins.int
+    COUNTED_FIELD_NUMBER: _builtins.int
+    RECORDED_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    counted: _builtins.int
+    """What the counters had then, without what reservations held."""
+    recorded: _builtins.int
+    """What the ledger has of requests that had ended by then and were settled."""
+    difference: _builtins.int
+    """counted less recorded, as far as rounding and requests that ran across the beginning of the period do not explain it."""
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp:
+        """The instant that is compared; the ledger had a minute since to take in what had ended by then."""
+
+    def __init__(
+        self,
+        *,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+        counted: _builtins.int = ...,
+        recorded: _builtins.int = ...,
+        difference: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "counted", b"counted", "difference", b"difference", "recorded", b"recorded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Comparison: _TypeAlias = Comparison  # noqa: Y015
 
 @_typing.final
 class ListReservationsRequest(_message.Message):
@@ -1031,7 +1134,10 @@ Global___ReservationState: _TypeAlias = ReservationState  # noqa: Y015
 
 @_typing.final
 class SessionRequest(_message.Message):
-    """SessionRequest is a batch of calls of one router. Reserves are taken before settles and renewals."""
+    """SessionRequest is a batch of calls of one router. Reserves are taken before settles and renewals. A session begins with the
+    renewal of all that the router holds and the charge of what it has admitted by itself, which is how quota learns what it has
+    not seen itself.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1069,7 +1175,7 @@ class SessionRequest(_message.Message):
         """Matches the result; unique in this session."""
         @_builtins.property
         def request(self) -> Global___ReserveRequest:
-            """As in the unary call; `router` is left empty."""
+            """As in the unary call; `router` is left empty unless `admitted_at` is set."""
 
         def __init__(
             self,
@@ -1113,6 +1219,7 @@ class SessionRequest(_message.Message):
     RESERVES_FIELD_NUMBER: _builtins.int
     SETTLES_FIELD_NUMBER: _builtins.int
     RENEWALS_FIELD_NUMBER: _builtins.int
+    LOCAL_SHARE_HELD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___SessionRequest.SessionHello:
         """In the first message only, and there always."""
@@ -1129,6 +1236,12 @@ class SessionRequest(_message.Message):
     def renewals(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenewRequest.Lease]:
         """Leases to renew."""
 
+    @_builtins.property
+    def local_share_held(self) -> Global___LocalShareHeld:
+        """What the router holds of its LocalShare: with the hello, and in answer to each LocalShare. A router that never says is told
+        of none.
+        """
+
     def __init__(
         self,
         *,
@@ -1136,10 +1249,11 @@ class SessionRequest(_message.Message):
         reserves: _abc.Iterable[Global___SessionRequest.ReserveCall] | None = ...,
         settles: _abc.Iterable[Global___SessionRequest.SettleCall] | None = ...,
         renewals: _abc.Iterable[Global___RenewRequest.Lease] | None = ...,
+        local_share_held: Global___LocalShareHeld | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "local_share_held", b"local_share_held"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "renewals", b"renewals", "reserves", b"reserves", "settles", b"settles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "local_share_held", b"local_share_held", "renewals", b"renewals", "reserves", b"reserves", "settles", b"settles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1245,6 +1359,7 @@ class SessionResponse(_message.Message):
     RESERVES_FIELD_NUMBER: _builtins.int
     SETTLES_FIELD_NUMBER: _builtins.int
     RENEWALS_FIELD_NUMBER: _builtins.int
+    LOCAL_SHARE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___SessionResponse.SessionWelcome:
         """In the first message only, and there always."""
@@ -1261,6 +1376,10 @@ class SessionResponse(_message.Message):
     def renewals(self) -> Global___RenewResponse:
         """Leases that were lost or are to be stopped."""
 
+    @_builtins.property
+    def local_share(self) -> Global___LocalShare:
+        """What the router may admit by itself while it cannot reach quota; replaces the one before."""
+
     def __init__(
         self,
         *,
@@ -1268,14 +1387,158 @@ class SessionResponse(_message.Message):
         reserves: _abc.Iterable[Global___SessionResponse.ReserveResult] | None = ...,
         settles: _abc.Iterable[Global___SessionResponse.SettleResult] | None = ...,
         renewals: Global___RenewResponse | None = ...,
+        local_share: Global___LocalShare | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["renewals", b"renewals", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["local_share", b"local_share", "renewals", b"renewals", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["renewals", b"renewals", "reserves", b"reserves", "settles", b"settles", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["local_share", b"local_share", "renewals", b"renewals", "reserves", b"reserves", "settles", b"settles", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SessionResponse: _TypeAlias = SessionResponse  # noqa: Y015
+
+@_typing.final
+class LocalShare(_message.Message):
+    """LocalShare is a router's part of the limits of tenants that fail open, for when it cannot reach quota. The parts of all routers
+    and what quota itself admits while its counters are away never make more than the whole: a part that was given out counts until
+    the router has acknowledged a smaller one, or its time is over.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    HOLDS_FOR_FIELD_NUMBER: _builtins.int
+    ALLOWANCES_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Counts up in a session; the router acknowledges each, and the next one is sent after that at the earliest."""
+    parts: _builtins.int
+    """The router has one of so many equal parts; 0 for none."""
+    @_builtins.property
+    def holds_for(self) -> _duration_pb2.Duration:
+        """For how long it holds, from when the router sent the acknowledgement before, or its hello."""
+
+    @_builtins.property
+    def allowances(self) -> _containers.RepeatedCompositeFieldContainer[Global___LocalAllowance]:
+        """What each tenant may use of it. A tenant that is not named is refused."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        parts: _builtins.int = ...,
+        holds_for: _duration_pb2.Duration | None = ...,
+        allowances: _abc.Iterable[Global___LocalAllowance] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["holds_for", b"holds_for"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowances", b"allowances", "holds_for", b"holds_for", "number", b"number", "parts", b"parts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocalShare: _TypeAlias = LocalShare  # noqa: Y015
+
+@_typing.final
+class LocalAllowance(_message.Message):
+    """LocalAllowance is what one router may admit of one tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    NANO_USD_PER_REQUEST_FIELD_NUMBER: _builtins.int
+    NANO_USD_PER_MILLION_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    NANO_USD_PER_MILLION_COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Whose."""
+    nano_usd_per_request: _builtins.int
+    """The highest price of a request, in nano-USD."""
+    nano_usd_per_million_prompt_tokens: _builtins.int
+    """The highest price of a million prompt tokens, in nano-USD."""
+    nano_usd_per_million_completion_tokens: _builtins.int
+    """The highest price of a million completion tokens, in nano-USD."""
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___LocalLimit]:
+        """Every limit that exists, of the tenant, its keys and its models, and the one above all tenants."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        limits: _abc.Iterable[Global___LocalLimit] | None = ...,
+        nano_usd_per_request: _builtins.int = ...,
+        nano_usd_per_million_prompt_tokens: _builtins.int = ...,
+        nano_usd_per_million_completion_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "nano_usd_per_million_completion_tokens", b"nano_usd_per_million_completion_tokens", "nano_usd_per_million_prompt_tokens", b"nano_usd_per_million_prompt_tokens", "nano_usd_per_request", b"nano_usd_per_request", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocalAllowance: _TypeAlias = LocalAllowance  # noqa: Y015
+
+@_typing.final
+class LocalLimit(_message.Message):
+    """LocalLimit is a router's part of one limit. Of a day's or a month's limit it is a part of what was left of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    subject: _builtins.str
+    """Whose limit, as in QuotaViolation: such as tenant:acme, tenant:acme/model:small, key:01hx, or mesh for all tenants."""
+    limit: _builtins.str
+    """Which, by the name of a field of Limits. A router that does not know it refuses the tenant."""
+    value: _builtins.int
+    """What may be used of it."""
+    def __init__(
+        self,
+        *,
+        subject: _builtins.str = ...,
+        limit: _builtins.str = ...,
+        value: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "subject", b"subject", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocalLimit: _TypeAlias = LocalLimit  # noqa: Y015
+
+@_typing.final
+class LocalShareHeld(_message.Message):
+    """LocalShareHeld says what a router holds and has made of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    ADMITTED_AGO_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """The number of the LocalShare that it acknowledges; 0 with the hello."""
+    parts: _builtins.int
+    """That share's parts; with the hello, those of the one that it holds since an earlier session. 0 for none."""
+    @_builtins.property
+    def admitted_ago(self) -> _duration_pb2.Duration:
+        """How long ago it admitted a request by itself, in this life or an earlier one; unset for never, or longer than it remembers."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        parts: _builtins.int = ...,
+        admitted_ago: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admitted_ago", b"admitted_ago"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted_ago", b"admitted_ago", "number", b"number", "parts", b"parts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocalShareHeld: _TypeAlias = LocalShareHeld  # noqa: Y015
 
 @_typing.final
 class WatchPoliciesRequest(_message.Message):

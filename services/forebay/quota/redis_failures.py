@@ -1,0 +1,30 @@
+"""What callers are told when Redis or Valkey cannot be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from forebay.errors import Code, MeshError
+from forebay.redis_client import FAILURES
+
+RETRY_AFTER_S = 1.0
+
+
+@contextmanager
+def reaching_the_store() -> Iterator[None]:
+    """Turns what a client raises into QUOTA_STORE_UNAVAILABLE."""
+    try:
+        yield
+    except FAILURES as error:
+        raise unavailable(error) from None
+
+
+def unavailable(error: Exception) -> MeshError:
+    """Returns what callers are told of a failure."""
+    return MeshError(
+        Code.UNAVAILABLE,
+        "QUOTA_STORE_UNAVAILABLE",
+        f"the counters cannot be reached ({type(error).__name__}); try again",
+        retry_after=RETRY_AFTER_S,
+    )
