@@ -102,12 +102,12 @@ async def test_a_tenant_above_its_soft_limit_waits_and_is_served(tmp_path: Path,
         "thresholds": {"warn_percent": 1, "throttle_percent": 1, "hard_percent": 100},
     }
     async with (
-        Mesh(tmp_path, redis_url, SimulatedEngine(SMALL, speed=20), {"acme": tenant}) as mesh,
-        ForebayClient(mesh.address, mesh.keys["acme"]) as acme,
+        Mesh(tmp_path, redis_url, SimulatedEngine(SMALL, speed=20), {"paced": tenant}) as mesh,
+        ForebayClient(mesh.address, mesh.keys["paced"]) as paced,
     ):
         waits = []
         for _ in range(6):
-            stream = acme.stream("Quick!", max_tokens=2)
+            stream = paced.stream("Quick!", max_tokens=2)
             await told(stream)
             assert stream.finished is not None
             waits.append(stream.finished.queue_time)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from prometheus_client import REGISTRY
 
+from forebay.lifecycle import background
 from forebay.scheduler.domain.limits import Limits
 from forebay.scheduler.domain.overview import fairness, waiting
 from forebay.scheduler.domain.pool import PoolRules
 from forebay.scheduler.domain.request import ServiceClass
 from forebay.scheduler.domain.room import RoomRules
 from forebay.scheduler.domain.worker import EngineState
-from forebay.scheduler.metrics import count, observe
+from forebay.scheduler.metrics import OBSERVE_EVERY_S, count, observe, watch
 from forebay.telemetry.metrics import MAX_TENANTS, OTHERS
+from forebay.testing.clock import FakeClock
 
 from .builders import WHOLE, grants, info, request, scheduler
 
@@ -72,6 +76,18 @@ def test_it_tells_how_full_workers_are_and_what_preemptions_cost() -> None:
     assert value("worker_alpha", worker="w1") == pytest.approx(0.7)
     observe(None, 2.0)
     assert value("worker_alpha", worker="w1") is None, "a follower has nothing to tell"
+
+
+async def test_it_is_looked_at_each_second(clock: FakeClock) -> None:
+    core = scheduler(info("w1"))
+    async with background(watch(lambda: core, clock), "metrics"):
+        await asyncio.sleep(0)
+        core.submit(request(model="nobody's"), "r", 0.0)
+        clock.advance(OBSERVE_EVERY_S)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert value("queue_requests", service_class="silver") == 1
+    observe(None, 0.0)
 
 
 def test_decisions_are_counted_and_refusals_by_reason() -> None:

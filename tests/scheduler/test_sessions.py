@@ -104,13 +104,14 @@ class World:
         return peer
 
     async def worker(
-        self, id: str = "worker-1", *, kv_tokens: int = 1000, incarnation: int = 1, **first: Any
+        self, id: str = "worker-1", *, kv_tokens: int = 1000, incarnation: int = 1, pool: str = "", **first: Any
     ) -> FakePeer:
         peer = FakePeer(self.stub.Attach())
         register = scheduler_pb2.AttachRequest.Register(
             worker=common_pb2.Peer(id=id, incarnation=incarnation),
             address="127.0.0.1:9",
             model="m",
+            pool=pool,
             capacity=scheduler_pb2.Capacity(
                 kv_tokens=kv_tokens, block_tokens=1, max_num_seqs=8, max_num_batched_tokens=512, max_model_len=512
             ),
@@ -419,6 +420,11 @@ async def test_operators_see_pools_workers_and_flows(world: World) -> None:
     (shown,) = pool.workers
     assert (shown.worker.id, shown.address) == ("worker-1", "127.0.0.1:9")
     assert (shown.kv_tokens_promised, shown.in_flight, shown.draining) == (40, 2, False)
+    # Four preemptions at 0.05 each; both attempts end at once and come to 20 tokens each.
+    assert (shown.alpha, shown.alpha_lowered) == pytest.approx((0.77, 0.2))
+    assert (shown.kv_tokens_expected, shown.kv_tokens_lent) == (40, 0)
+    assert [(each.service_class, each.queued) for each in pool.waiting] == [(quota_pb2.SERVICE_CLASS_SILVER, 1)]
+    assert (pool.queued, pool.service_tenths, pool.fairness, pool.lends) == (1, 200, 1.0, False)
     assert [(flow.tenant_id, flow.queued, flow.in_flight, flow.service_tenths) for flow in pool.flows] == [
         ("acme", 1, 1, 100),
         ("globex", 0, 1, 100),
@@ -431,6 +437,22 @@ async def test_operators_see_pools_workers_and_flows(world: World) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await world.pools(page_size=1_001)
     assert from_rpc_error(caught.value).reason == "BAD_PAGE_SIZE"
+
+
+async def test_operators_see_who_lends_to_whom_and_how_long_the_oldest_waits(world: World) -> None:
+    await world.start(pools=[{"name": "gold", "lends": True}], class_weights={"gold": 3, "silver": 1})
+    worker = await world.worker(kv_tokens=20, pool="gold")
+    router = await world.router(submissions=[submission(1), submission(2, start_after=to_pb_duration(9))])
+    assert (await worker.hear()).batches
+    await world.until_waiting(0)
+    await world.pass_time(3)
+    shared, gold = (await world.pools()).pools
+    assert (shared.name, list(shared.lenders), shared.lends) == ("", ["gold"], False)
+    assert (gold.name, list(gold.lenders), gold.lends) == ("gold", [], True)
+    assert gold.workers[0].kv_tokens_lent == 20
+    (waits,) = shared.waiting
+    assert (waits.queued, from_pb_duration(waits.oldest)) == (1, 3.0), "what is held back waits, too"
+    router.leave()
 
 
 async def test_the_wait_is_a_span_of_the_requests_trace(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """The scheduler's metrics: what it decides is counted as it does, and how its pools stand is looked at each second."""
 
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+
+from prometheus_client import Gauge
 
 from forebay.clock import Clock
 from forebay.scheduler.domain.decisions import Decisions
@@ -12,18 +14,22 @@ from forebay.telemetry import metrics
 
 OBSERVE_EVERY_S = 1.0
 
-_GAUGES = (
-    metrics.TENANT_SERVICE,
-    metrics.TENANT_OWED,
-    metrics.FAIRNESS,
-    metrics.KV_USED,
-    metrics.KV_EXPECTED,
-    metrics.SLOTS_USED,
-    metrics.ALPHA,
-    metrics.PREEMPTIONS,
-    metrics.QUEUED,
-    metrics.OLDEST_SECONDS,
-)
+_shown: dict[Gauge, set[tuple[str, ...]]] = {
+    gauge: set()
+    for gauge in (
+        metrics.TENANT_SERVICE,
+        metrics.TENANT_OWED,
+        metrics.FAIRNESS,
+        metrics.KV_USED,
+        metrics.KV_EXPECTED,
+        metrics.SLOTS_USED,
+        metrics.ALPHA,
+        metrics.PREEMPTIONS,
+        metrics.QUEUED,
+        metrics.OLDEST_SECONDS,
+    )
+}
+"""The label sets that each gauge has."""
 
 
 def count(decisions: Decisions) -> None:
@@ -43,32 +49,42 @@ async def watch(core: Callable[[], Scheduler | None], clock: Clock) -> None:
 
 def observe(core: Scheduler | None, now: float) -> None:
     """Sets the gauges to what holds now; there are none of a scheduler that follows, which has no core."""
-    for gauge in _GAUGES:
-        gauge.clear()
-    if core is None:
-        return
+    found = _measure(core, now) if core is not None else {}
+    for gauge, shown in _shown.items():
+        values = found.get(gauge, {})
+        # Nothing is cleared that comes back at once: metrics are read by another thread.
+        for labels in shown - values.keys():
+            gauge.remove(*labels)
+        for labels, value in values.items():
+            gauge.labels(*labels).set(value)
+        _shown[gauge] = set(values)
+
+
+def _measure(core: Scheduler, now: float) -> Mapping[Gauge, Mapping[tuple[str, ...], float]]:
+    found: defaultdict[Gauge, dict[tuple[str, ...], float]] = defaultdict(dict)
     service: Counter[str] = Counter()
     owed: Counter[str] = Counter()
     for pool in core.pools:
-        metrics.FAIRNESS.labels(pool.model, pool.name or "shared").set(fairness(pool))
+        found[metrics.FAIRNESS][pool.model, pool.name or "shared"] = fairness(pool)
         for node in tenants(pool):
             service[node.name] += node.service_tenths
             owed[node.name] += round(node.owed_tenths())
         for worker in pool.workers.values():
-            capacity, id = worker.info.capacity, worker.info.id
-            metrics.KV_USED.labels(id).set(worker.engine.kv_tokens_used / capacity.kv_tokens)
-            metrics.KV_EXPECTED.labels(id).set(worker.peak.tokens / capacity.kv_tokens)
-            metrics.SLOTS_USED.labels(id).set(len(worker.in_flight) / capacity.max_num_seqs)
-            metrics.PREEMPTIONS.labels(id).set(worker.engine.preemptions)
-            metrics.ALPHA.labels(id).set(worker.rules.alpha - worker.lowered_by(now))
+            capacity, labels = worker.info.capacity, (worker.info.id,)
+            found[metrics.KV_USED][labels] = worker.engine.kv_tokens_used / capacity.kv_tokens
+            found[metrics.KV_EXPECTED][labels] = worker.peak.tokens / capacity.kv_tokens
+            found[metrics.SLOTS_USED][labels] = len(worker.in_flight) / capacity.max_num_seqs
+            found[metrics.PREEMPTIONS][labels] = worker.engine.preemptions
+            found[metrics.ALPHA][labels] = worker.rules.alpha - worker.lowered_by(now)
     named = {tenant for tenant, _ in service.most_common(metrics.MAX_TENANTS)}
-    for tenant in service:
-        label = tenant if tenant in named else metrics.OTHERS
-        metrics.TENANT_SERVICE.labels(label).inc(service[tenant] / 10)
-        metrics.TENANT_OWED.labels(label).inc(owed[tenant] / 10)
+    for gauge, amounts in ((metrics.TENANT_SERVICE, service), (metrics.TENANT_OWED, owed)):
+        for tenant, tenths in amounts.items():
+            labels = (tenant if tenant in named else metrics.OTHERS,)
+            found[gauge][labels] = found[gauge].get(labels, 0.0) + tenths / 10
     waits = list(waiting(core, now).values())
     for service_class in ServiceClass:
         entries = [of_pool[service_class] for of_pool in waits if service_class in of_pool]
-        label = service_class.name.lower()
-        metrics.QUEUED.labels(label).set(sum(entry.queued for entry in entries))
-        metrics.OLDEST_SECONDS.labels(label).set(max((entry.oldest_s for entry in entries), default=0.0))
+        labels = (service_class.name.lower(),)
+        found[metrics.QUEUED][labels] = sum(entry.queued for entry in entries)
+        found[metrics.OLDEST_SECONDS][labels] = max((entry.oldest_s for entry in entries), default=0.0)
+    return found

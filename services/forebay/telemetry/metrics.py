@@ -8,7 +8,7 @@ from __future__ import annotations
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 MAX_TENANTS = 100
-OTHERS = "others"
+OTHERS = "(others)"
 
 RPC_SECONDS = Histogram(
     "forebay_rpc_seconds",
