@@ -20,7 +20,7 @@ from forebay.client.model import (
     UsageEntry,
     UsageTotal,
 )
-from forebay.rpc.status import from_pb_duration
+from forebay.rpc.status import from_pb_duration, from_pb_timestamp
 
 Prompt = str | Sequence[Message]
 
@@ -113,7 +113,7 @@ def from_pb_entry(message: metering_pb2.LedgerEntry) -> UsageEntry:
         plan=event.plan,
         model=event.model,
         outcome=metering_pb2.Outcome.Name(event.outcome).removeprefix("OUTCOME_").lower(),
-        finished_at=event.finished_at.ToNanoseconds() / 1e9,
+        finished_at=from_pb_timestamp(event.finished_at),
         prompt_tokens=message.billed_prompt_tokens,
         cached_tokens=event.cached_tokens,
         completion_tokens=message.billed_completion_tokens,

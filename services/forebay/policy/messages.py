@@ -13,6 +13,7 @@ from forebay.policy.model import (
     TenantPolicy,
     Thresholds,
 )
+from forebay.rpc.status import from_pb_timestamp
 
 _LIMITS = tuple(Limits.__dataclass_fields__)
 
@@ -101,7 +102,7 @@ def to_pb_canary(canary: Canary) -> quota_pb2.Canary:
 def from_pb_canary(message: quota_pb2.Canary) -> Canary:
     """Returns a message's schedule of limits."""
     steps = tuple(CanaryStep(step.percent, step.holds_for.seconds) for step in message.steps)
-    return Canary(message.started_at.ToNanoseconds() / 1e9, steps)
+    return Canary(from_pb_timestamp(message.started_at), steps)
 
 
 def to_pb_key(key: KeyPolicy) -> quota_pb2.KeyPolicy:
@@ -126,7 +127,7 @@ def from_pb_key(message: quota_pb2.KeyPolicy) -> KeyPolicy:
         key_id=message.key_id,
         tenant_id=message.tenant_id,
         hash=message.hash,
-        expires_at=message.expires_at.ToNanoseconds() / 1e9 if message.HasField("expires_at") else None,
+        expires_at=from_pb_timestamp(message.expires_at) if message.HasField("expires_at") else None,
         revoked=message.revoked,
         models=tuple(message.models),
         limits=from_pb_limits(message.limits),

@@ -27,7 +27,7 @@ from forebay.quota.domain.reservations import (
     State,
 )
 from forebay.quota.prices import Prices
-from forebay.rpc.status import to_pb_duration
+from forebay.rpc.status import from_pb_timestamp, nanoseconds_of, to_pb_duration
 
 MAX_LEASES = 10_000
 MAX_PAGE = 1_000
@@ -89,7 +89,7 @@ def from_pb_settle(request: quota_pb2.SettleRequest) -> Usage:
     if not request.started:
         return Usage(0, 0, 0)
     return Usage(
-        1, request.prompt_tokens, request.completion_tokens, request.cached_tokens, request.gpu_time.ToNanoseconds()
+        1, request.prompt_tokens, request.completion_tokens, request.cached_tokens, nanoseconds_of(request.gpu_time)
     )
 
 
@@ -101,7 +101,7 @@ def from_pb_hold(hold: quota_pb2.Hold, request_id: str, router: Router, field: s
         (0 < hold.reserved_at.seconds <= MAX_TIME_S, f"{field}.reserved_at", "must be a time from 1970 to 2262"),
     )
     order = Order(request_id, router, hold.prompt_tokens, hold.max_completion_tokens)
-    return Hold(order, hold.key_id, hold.model, hold.reserved_at.ToMilliseconds() / 1000)
+    return Hold(order, hold.key_id, hold.model, from_pb_timestamp(hold.reserved_at))
 
 
 def from_pb_leases(leases: Sequence[quota_pb2.RenewRequest.Lease], router: Router) -> list[Lease]:
@@ -127,16 +127,16 @@ def from_pb_leases(leases: Sequence[quota_pb2.RenewRequest.Lease], router: Route
 def from_pb_entry(entry: metering_pb2.LedgerEntry, prices: Prices) -> Observation:
     """Returns what a row of the ledger says of its request, at the prices of its end."""
     event = entry.event
-    used = Usage(1, event.prompt_tokens, event.completion_to, event.cached_tokens, event.gpu_time.ToNanoseconds())
+    used = Usage(1, event.prompt_tokens, event.completion_to, event.cached_tokens, nanoseconds_of(event.gpu_time))
     payer = TenantPolicy(event.tenant_id, event.plan, ServiceClass.BRONZE, 1, priced_by_plan=event.priced_by_plan)
-    cost = prices.cost(payer, event.model, used, event.finished_at.ToMilliseconds() / 1000)
+    cost = prices.cost(payer, event.model, used, from_pb_timestamp(event.finished_at))
     amounts = amounts_of(replace(used, cost_nano_usd=cost))
     return Observation(event.request_id, event.attempt, entry.position, amounts, event.outcome in _FINAL)
 
 
 def from_pb_price(price: metering_pb2.Price) -> Price:
     """Returns one price."""
-    since_s = price.effective_from.ToMilliseconds() / 1000
+    since_s = from_pb_timestamp(price.effective_from)
     return Price(price.subject, price.item, price.nano_usd_per_million, since_s, price.model)
 
 

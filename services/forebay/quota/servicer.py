@@ -30,7 +30,7 @@ from forebay.quota.messages import (
 )
 from forebay.quota.service import Quota
 from forebay.rpc.session import ServerSession
-from forebay.rpc.status import to_pb_duration, to_pb_error
+from forebay.rpc.status import from_pb_timestamp, to_pb_duration, to_pb_error
 from forebay.telemetry.logs import get_logger
 from forebay.telemetry.tracing import from_pb_trace, record_span
 
@@ -195,7 +195,7 @@ class QuotaServicer(quota_pb2_grpc.QuotaServiceServicer):
                 decision = await self._quota.charge(
                     request.tenant_id,
                     order,
-                    request.admitted_at.ToMilliseconds() / 1000,
+                    from_pb_timestamp(request.admitted_at),
                     request.key_id,
                     request.model,
                     orphaned=order.router != router,

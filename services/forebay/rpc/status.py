@@ -7,7 +7,7 @@ protobuf itself.
 from __future__ import annotations
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
+from google.protobuf import any_pb2, duration_pb2, timestamp_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -26,8 +26,18 @@ def to_pb_duration(seconds: float) -> duration_pb2.Duration:
 
 
 def from_pb_duration(duration: duration_pb2.Duration) -> float:
-    """Returns a Duration in seconds."""
+    """Returns a Duration in seconds; like those below, without complaint about nanoseconds out of range, which harm nobody."""
     return duration.seconds + duration.nanos / 1e9
+
+
+def from_pb_timestamp(timestamp: timestamp_pb2.Timestamp) -> float:
+    """Returns a Timestamp in seconds since the epoch."""
+    return timestamp.seconds + timestamp.nanos / 1e9
+
+
+def nanoseconds_of(duration: duration_pb2.Duration) -> int:
+    """Returns a Duration in whole nanoseconds."""
+    return duration.seconds * 10**9 + duration.nanos
 
 
 def to_pb_error(error: MeshError) -> common_pb2.Error:
