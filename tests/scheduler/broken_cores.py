@@ -9,7 +9,8 @@ from types import ModuleType
 from typing import Any
 
 from forebay.scheduler.domain import pool, promises
-from forebay.scheduler.domain.flow_tree import Flow, FlowTree, Node, Step
+from forebay.scheduler.domain.flow import Flow, Node
+from forebay.scheduler.domain.flow_tree import FlowTree, Step
 from forebay.scheduler.domain.request import Queued
 
 Tree = FlowTree[Queued]

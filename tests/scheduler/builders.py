@@ -9,7 +9,7 @@ from typing import Any
 
 from forebay.scheduler.domain.decisions import Decisions, Grant
 from forebay.scheduler.domain.eviction import EvictionRules
-from forebay.scheduler.domain.flow_tree import Flow, Node
+from forebay.scheduler.domain.flow import Flow, Node
 from forebay.scheduler.domain.limits import Limits
 from forebay.scheduler.domain.pool import PoolRules
 from forebay.scheduler.domain.request import AttemptKey, Request, ServiceClass

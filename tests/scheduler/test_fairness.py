@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forebay.scheduler.domain.flow_tree import INPUT_TENTHS, OUTPUT_TENTHS
+from forebay.scheduler.domain.flow import INPUT_TENTHS, OUTPUT_TENTHS
 from forebay.scheduler.domain.limits import Limits
 from forebay.scheduler.domain.request import Request, ServiceClass
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forebay.scheduler.domain import flow_tree
-from forebay.scheduler.domain.flow_tree import RESOLUTION, Flow, FlowTree
+from forebay.scheduler.domain.flow import RESOLUTION, Flow
+from forebay.scheduler.domain.flow_tree import FlowTree
 
 Tree = FlowTree[str]
 

@@ -37,6 +37,7 @@ MAX_TOKENS = 10**9
 
 MAX_GPU_TIME_S = 10**9
 MAX_TIME_S = 9_223_372_036
+_TIME_RULE = "must be a time from 1970 to 2262"
 
 _ID = re.compile("[a-z0-9-]{1,63}")
 _REQUEST_ID = re.compile("[0-9a-f]{32}")
@@ -65,7 +66,10 @@ def from_pb_reserve(request: quota_pb2.ReserveRequest, router: Router) -> Order:
     """Returns what is to be reserved, for a router or, if one has admitted it by itself, for that life of the router."""
     if request.HasField("admitted_at"):
         life = from_pb_router(request.router)
-        require((life.id == router.id, "router.id", "must be the caller's"))
+        require(
+            (life.id == router.id, "router.id", "must be the caller's"),
+            (0 < request.admitted_at.seconds <= MAX_TIME_S, "admitted_at", _TIME_RULE),
+        )
         router = life
     require(
         (_REQUEST_ID.fullmatch(request.request_id), "request_id", _REQUEST_ID_RULE),
@@ -98,7 +102,7 @@ def from_pb_hold(hold: quota_pb2.Hold, request_id: str, router: Router, field: s
     require(
         (0 <= hold.prompt_tokens <= MAX_TOKENS, f"{field}.prompt_tokens", _TOKENS_RULE),
         (0 <= hold.max_completion_tokens <= MAX_TOKENS, f"{field}.max_completion_tokens", _TOKENS_RULE),
-        (0 < hold.reserved_at.seconds <= MAX_TIME_S, f"{field}.reserved_at", "must be a time from 1970 to 2262"),
+        (0 < hold.reserved_at.seconds <= MAX_TIME_S, f"{field}.reserved_at", _TIME_RULE),
     )
     order = Order(request_id, router, hold.prompt_tokens, hold.max_completion_tokens)
     return Hold(order, hold.key_id, hold.model, from_pb_timestamp(hold.reserved_at))

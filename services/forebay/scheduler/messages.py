@@ -9,7 +9,7 @@ from forebay.api.scheduler.v1 import scheduler_pb2
 from forebay.errors import Code, FieldViolation, MeshError
 from forebay.rpc.status import from_pb_duration, to_pb_duration, to_pb_error
 from forebay.scheduler.domain.decisions import Batch, Grant
-from forebay.scheduler.domain.flow_tree import Flow
+from forebay.scheduler.domain.flow import Flow
 from forebay.scheduler.domain.overview import Waiting, fairness
 from forebay.scheduler.domain.pool import Pool
 from forebay.scheduler.domain.request import AttemptKey, Queued, Request, ServiceClass, Trace

@@ -5,6 +5,7 @@ how a message looks on the wire. Times are seconds on one clock that never goes 
 
     request           what a router submits, and its place while it waits
     indexed_heap      the one ordered structure: flows by counter, requests by deadline, timers by time
+    flow              a class, a tenant or a key: what it was served, is owed, and has waiting
     flow_tree         who is owed the next service
     length_model      how many more tokens a request will generate
     peak              the most KV cache that running requests will hold
@@ -14,6 +15,7 @@ how a message looks on the wire. Times are seconds on one clock that never goes 
     promises          what is in flight, and what flows are charged for it
     eviction          who gives way to a request that has waited long enough
     pool              which waiting request goes to which worker next
+    pools             which pools there are, and which lends to which
     pressure          what gives way when too much waits
     limits            the bounds and rules of all of it
     queue             who may wait, in which place, and for how long

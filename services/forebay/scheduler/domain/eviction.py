@@ -28,7 +28,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from forebay.scheduler.domain.flow_tree import Node
+from forebay.scheduler.domain.flow import Node
 from forebay.scheduler.domain.peak import Peak
 from forebay.scheduler.domain.request import Queued
 from forebay.scheduler.domain.worker import InFlight, Worker

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from forebay.scheduler.domain.flow_tree import Node
+from forebay.scheduler.domain.flow import Node
 from forebay.scheduler.domain.pool import Pool
 from forebay.scheduler.domain.request import Queued, ServiceClass
 from forebay.scheduler.domain.scheduler import Scheduler

@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from forebay.scheduler.domain.eviction import Budget, EvictionRules, recomputed, victims
-from forebay.scheduler.domain.flow_tree import Flow, FlowTree, Node
+from forebay.scheduler.domain.flow import Flow, Node
+from forebay.scheduler.domain.flow_tree import FlowTree
 from forebay.scheduler.domain.length_model import LengthModel
 from forebay.scheduler.domain.request import Queued, Request
 from forebay.scheduler.domain.room import RoomRules

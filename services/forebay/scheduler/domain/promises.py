@@ -7,7 +7,7 @@ the mesh's own doing.
 """
 
 from forebay.scheduler.domain.decisions import Grant
-from forebay.scheduler.domain.flow_tree import CACHED_TENTHS, INPUT_TENTHS, OUTPUT_TENTHS, Flow
+from forebay.scheduler.domain.flow import CACHED_TENTHS, INPUT_TENTHS, OUTPUT_TENTHS, Flow
 from forebay.scheduler.domain.request import AttemptKey, Queued, Request
 from forebay.scheduler.domain.worker import InFlight, RunningAttempt, Worker
 

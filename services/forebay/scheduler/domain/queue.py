@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from forebay.scheduler.domain import refusals
-from forebay.scheduler.domain.flow_tree import Flow
+from forebay.scheduler.domain.flow import Flow
 from forebay.scheduler.domain.limits import Limits
 from forebay.scheduler.domain.pool import Pool
 from forebay.scheduler.domain.request import AttemptKey, Measure, Queued, Request

@@ -4,7 +4,7 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from forebay.scheduler.domain.flow_tree import Flow, Place
+from forebay.scheduler.domain.flow import Flow, Place
 
 if TYPE_CHECKING:
     from forebay.scheduler.domain.pool import Pool

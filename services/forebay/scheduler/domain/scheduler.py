@@ -26,10 +26,11 @@ from dataclasses import dataclass, replace
 from forebay.errors import Code, MeshError
 from forebay.scheduler.domain import refusals
 from forebay.scheduler.domain.decisions import Batch, Decisions, Eviction, Grant, Rejection, Withdrawal
-from forebay.scheduler.domain.flow_tree import Flow
+from forebay.scheduler.domain.flow import Flow
 from forebay.scheduler.domain.indexed_heap import IndexedHeap
 from forebay.scheduler.domain.limits import Limits
 from forebay.scheduler.domain.pool import Pool
+from forebay.scheduler.domain.pools import Pools
 from forebay.scheduler.domain.promises import Promises
 from forebay.scheduler.domain.queue import Queue
 from forebay.scheduler.domain.request import AttemptKey, Queued, Request
@@ -67,7 +68,7 @@ class Scheduler:
     def __init__(self, limits: Limits, epoch: int) -> None:
         self.epoch = epoch
         self._limits = limits
-        self._pools: dict[tuple[str, str], Pool] = {}
+        self._pools = Pools(limits)
         self._workers: dict[str, Worker] = {}
         self._queue = Queue(limits)
         self._promises = Promises()
@@ -85,7 +86,7 @@ class Scheduler:
     @property
     def pools(self) -> list[Pool]:
         """The pools in order of name and model; to be looked at only."""
-        return sorted(self._pools.values(), key=lambda pool: (pool.name, pool.model))
+        return list(self._pools)
 
     @property
     def waiting(self) -> Iterable[Queued]:
@@ -95,15 +96,13 @@ class Scheduler:
     def leads(self) -> dict[Path, int]:
         """Returns by how many steps of its counter each node is ahead of its neediest sibling; those at 0 are left out."""
         return {
-            (pool.model, pool.name, *path): steps
-            for pool in self._pools.values()
-            for path, steps in pool.flows.leads().items()
+            (pool.model, pool.name, *path): steps for pool in self._pools for path, steps in pool.flows.leads().items()
         }
 
     def restore(self, leads: Mapping[Path, int]) -> None:
         """Puts flows ahead by what they were under the scheduler before; call it once, before the first tick."""
         for (model, name, *path), steps in leads.items():
-            if (pool := self._pools.get((model, name))) is not None:
+            if (pool := self._pools.get(model, name)) is not None:
                 pool.flows.put_ahead(tuple(path), steps)
 
     # What routers say.
@@ -294,13 +293,13 @@ class Scheduler:
         """Decides all that is to be decided now and returns what was since the tick before."""
         while (first := self._timers.first()) is not None and first[0] <= now:
             self._time_out(first[1], now)
-        changed = self._ordered(self._changed)
+        changed = self._pools.ordered(self._changed)
         self._changed = {}
         batches = [batch for pool in changed for batch in self._draw(pool, now)]
         evictions = [entry for pool in changed for entry in pool.take_evictions()]
         for pool in changed:
             if pool.empty:
-                self._close(pool)
+                self._pools.close(pool)
         decisions = Decisions(
             batches=tuple(batches),
             repeats=tuple(self._repeats),
@@ -366,29 +365,9 @@ class Scheduler:
         return frozenset((worker.info.id, worker.info.incarnation) for worker in workers if worker is not None)
 
     def _pool(self, model: str, name: str) -> Pool:
-        pool = self._pools.get((model, name))
-        if pool is None:
-            pool = self._pools[model, name] = Pool(model, name, self._limits.pools.get(name, self._limits.pool))
-            for borrower, lender in ((pool, other) for other in self._pools.values()):
-                _lend(lender, borrower)
-            for borrower in self._pools.values():
-                _lend(pool, borrower)
+        pool = self._pools.open(model, name)
         self._changed[pool] = None
         return pool
-
-    def _close(self, pool: Pool) -> None:
-        del self._pools[pool.model, pool.name]
-        for borrower in self._pools.values():
-            if pool in borrower.lenders:
-                borrower.lenders.remove(pool)
-
-    def _ordered(self, changed: Iterable[Pool]) -> list[Pool]:
-        """Returns the pools to draw from: owners before those who borrow from them, and these whenever an owner has changed."""
-        pools = dict.fromkeys(changed)
-        for pool in list(pools):
-            if pool.rules.lends and (borrower := self._pools.get((pool.model, ""))) is not None:
-                pools[borrower] = None
-        return sorted(pools, key=lambda pool: bool(pool.lenders))
 
     def _flow(self, pool: Pool, request: Request) -> Flow[Queued]:
         service_class = request.service_class
@@ -420,7 +399,7 @@ class Scheduler:
         self._changed[entry.worker.pool] = None
 
     def _came(self, worker: Worker) -> None:
-        for pool in self._pools.values():
+        for pool in self._pools:
             if worker.pool is pool or worker.pool in pool.lenders:
                 pool.worker_came()
                 self._changed[pool] = None
@@ -436,9 +415,3 @@ class Scheduler:
         self._left(worker)
         self._timers.discard(worker)
         del self._workers[worker.info.id], worker.pool.workers[worker.info.id]
-
-
-def _lend(lender: Pool, borrower: Pool) -> None:
-    """Lets a pool's idle workers serve the model's shared pool, if they are lent."""
-    if lender.rules.lends and lender.name and not borrower.name and lender.model == borrower.model:
-        borrower.lenders = [*(pool for pool in borrower.lenders if pool is not lender), lender]

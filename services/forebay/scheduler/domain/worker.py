@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from forebay.scheduler.domain.decisions import Grant
-from forebay.scheduler.domain.flow_tree import Flow
+from forebay.scheduler.domain.flow import Flow
 from forebay.scheduler.domain.peak import Peak, Row
 from forebay.scheduler.domain.prefixes import Prefixes
 from forebay.scheduler.domain.request import AttemptKey, Queued, Request
