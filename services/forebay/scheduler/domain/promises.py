@@ -25,8 +25,8 @@ class Promises:
         """Returns an attempt's promise, if it has one."""
         return self._entries.get(key)
 
-    def grant(self, queued: Queued, worker: Worker, grant: Grant) -> None:
-        """Promises a worker's room to a request that was drawn, and charges its input."""
+    def grant(self, queued: Queued, worker: Worker, grant: Grant) -> InFlight:
+        """Promises a worker's room to a request that was drawn; `charge_input` is still to be called."""
         request = queued.request
         entry = InFlight(
             key=request.key,
@@ -45,6 +45,10 @@ class Promises:
         entry.flow = queued.flow
         entry.pool.flows.begin(entry.flow, entry.expected_tokens)
         self._add(entry)
+        return entry
+
+    def charge_input(self, entry: InFlight) -> None:
+        """Charges the input of what was granted."""
         self._charge(entry, INPUT_TENTHS * entry.charged_input)
 
     def adopt(

@@ -330,9 +330,10 @@ class Scheduler:
                 queue_depth=pool.queued,
                 measures=queued.measures,
             )
-            # In this order the flow is busy throughout.
-            self._promises.grant(queued, worker, grant)
+            # In this order the flow is busy throughout, and one that has no more to wait for is moved in no heap.
+            entry = self._promises.grant(queued, worker, grant)
             self._take_out(queued)
+            self._promises.charge_input(entry)
             self._queue.served(queued.flow, now)
             worker.prefixes.granted(queued.request.prefix_hashes)
             grants.append(grant)
