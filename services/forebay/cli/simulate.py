@@ -221,8 +221,11 @@ def _comparison(runs: Sequence[Run]) -> Table:
     table = _table(
         "scheduler", "max diff", "avg diff", "tok/s", "preempted", "evicted", "first token p50", "p99", "Jain's index"
     )
+    quietest = runs[0].report.quietest
+    table.caption = f"first tokens are those of {escape(quietest)}, which asks least often"
+    table.caption_justify = "left"
     for run in runs:
-        difference, ttft = fairness(run.outcome), quantiles(first_token_seconds(run.outcome))
+        difference, ttft = fairness(run.outcome), quantiles(first_token_seconds(run.outcome, quietest))
         table.add_row(
             run.scheduler,
             f"{difference.max_diff:,.0f}",

@@ -167,11 +167,17 @@ def _difference(outcomes: Mapping[str, Outcome], own: str) -> Figure:
 
 
 def _ttft(outcomes: Mapping[str, Outcome], own: str, report: Report) -> Figure:
-    """By scheduler where there are several, else by client."""
-    figure, axes = _canvas("Time to first token", "share of requests that had their first token within so many seconds")
+    """Of the quietest client by scheduler where there are several, else by client."""
+    several, quietest = len(outcomes) > 1, report.quietest
+    whose = f" of {quietest}, which asks least often," if several else ""
+    figure, axes = _canvas(
+        "Time to first token", f"share of requests{whose} that had their first token in so many seconds"
+    )
     curves: list[tuple[str, str, list[float]]]
-    if len(outcomes) > 1:
-        curves = [(name, colour, first_token_seconds(outcomes[name])) for name, colour in _compared(outcomes, own)]
+    if several:
+        curves = [
+            (name, colour, first_token_seconds(outcomes[name], quietest)) for name, colour in _compared(outcomes, own)
+        ]
     else:
         named = [(client, colour) for client, colour in _coloured(report) if colour != _REST]
         curves = [

@@ -43,6 +43,11 @@ class Report:
     clients: list[ClientReport]
     jain: float
 
+    @property
+    def quietest(self) -> str:
+        """The client that asks least often: on it schedulers differ most."""
+        return min(self.clients, key=lambda client: (client.attempted, client.client)).client
+
 
 def report(scenario: Scenario, outcome: Outcome) -> Report:
     """Adds a run up."""
