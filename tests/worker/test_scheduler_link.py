@@ -151,6 +151,13 @@ async def test_an_eviction_reaches_the_router_and_comes_back_as_a_departure(benc
     assert departure.reason == common_pb2.FINISH_REASON_UNSPECIFIED
 
 
+async def test_an_entry_that_is_evicted_before_its_payload_comes_frees_its_room(bench: Bench) -> None:
+    bench.batch(1)
+    bench.link.received(scheduler_pb2.AttachResponse(evictions=[ref(1), ref(2)]))
+    assert list(bench.said().expired) == [ref(1)]
+    assert not bench.service.roster.pending
+
+
 async def test_epochs_of_welcomes_and_batches_count(bench: Bench) -> None:
     bench.welcome(4)
     bench.service.start(bench.stream, start(1))

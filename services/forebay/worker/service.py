@@ -254,7 +254,8 @@ class WorkerService:
         """Hands an attempt over, or frees its entry when its payload has not come."""
         running = self._register.get(str(id))
         if running is None:
-            self.roster.withdraw(id)
+            if self.roster.withdraw(id):
+                self.scheduler.expired(id)
         else:
             self._hand_over(running, "EVICTED")
             running.stream.flush(self.steps)

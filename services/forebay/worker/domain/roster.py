@@ -90,11 +90,12 @@ class Roster:
         self._pending[entry.id] = entry
         return True
 
-    def withdraw(self, id: AttemptId) -> None:
-        """Frees the room of an entry that will not come; nothing when its payload has come."""
+    def withdraw(self, id: AttemptId) -> bool:
+        """Frees the room of an entry that will not come; False when it does not wait for its payload."""
         entry = self._pending.pop(id, None)
         if entry is not None:
             self._lapse(id, entry.draw)
+        return entry is not None
 
     def expire(self, now: float) -> list[AttemptId]:
         """Frees the room of entries whose payload did not come in time, and returns them."""
