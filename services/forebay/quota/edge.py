@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from forebay.clock import Clock
-from forebay.errors import Code, MeshError
+from forebay.errors import MeshError
 from forebay.policy.keys import hash_key, parse_key_id
 from forebay.policy.model import TenantPolicy
 from forebay.quota.counters import CounterStore
 from forebay.quota.domain.edge import COUNTED_AS, Taken, edge_rows
 from forebay.quota.domain.limits import Row
+from forebay.quota.domain.refusals import out_of_quota
 from forebay.quota.policies import PolicyFeed
 
 _NO_HASH = bytes(32)
@@ -80,11 +81,4 @@ class Edge:
 def _refused(full: Sequence[tuple[Row, Taken]]) -> MeshError:
     """Returns what a router would say: by its names of the limits, of all that have no room."""
     violations = [replace(row, limit=row.limit.removeprefix(COUNTED_AS)).violation(taken.used) for row, taken in full]
-    wait = max(taken.resets_in_ms for _, taken in full) / 1000
-    return MeshError(
-        Code.RESOURCE_EXHAUSTED,
-        violations[0].limit.upper(),
-        f"{'; '.join(violation.sentence() for violation in violations)}; try again in {wait:g} s",
-        retry_after=wait,
-        quota_violations=violations,
-    )
+    return out_of_quota(violations, max(taken.resets_in_ms for _, taken in full))

@@ -19,6 +19,7 @@ from forebay.quota.counters import CounterStore
 from forebay.quota.domain.canary import effective_limits
 from forebay.quota.domain.limits import BUDGETS, Row, Usage, amounts_of, charged, hold_values, rows_of
 from forebay.quota.domain.rebuild import CountersUnknownError
+from forebay.quota.domain.refusals import out_of_quota
 from forebay.quota.domain.reservations import Decision, Lease, LimitState, Order, Outcome, Reservation, Router
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
@@ -84,7 +85,7 @@ class Quota:
                     raise
         decision = await self._counters.reserve(tenant_id, order, rows)
         if decision.outcome is Outcome.REFUSED:
-            raise _refused(decision)
+            raise out_of_quota(decision.violations, decision.retry_after_ms)
         if decision.outcome is Outcome.TAKEN:
             raise _taken(order)
         killpoints.reached("quota.after_reserve")
@@ -227,18 +228,6 @@ def _taken(order: Order) -> MeshError:
         Code.ALREADY_EXISTS,
         "REQUEST_ID_TAKEN",
         f"request {order.request_id} was reserved by another router, or by an earlier life of this one",
-    )
-
-
-def _refused(decision: Decision) -> MeshError:
-    violations = decision.violations
-    wait = decision.retry_after_ms / 1000
-    return MeshError(
-        Code.RESOURCE_EXHAUSTED,
-        violations[0].limit.upper(),
-        f"{'; '.join(violation.sentence() for violation in violations)}; try again in {wait:g} s",
-        retry_after=wait,
-        quota_violations=violations,
     )
 
 
