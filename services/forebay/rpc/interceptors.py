@@ -141,7 +141,7 @@ async def errors(call: Call) -> AsyncIterator[None]:
         # The handler's own abort, or a connection that broke under a write.
         call.outcome = call.code = type(error).__name__
         raise
-    except NotImplementedError:  # because gRPC's own servicers raise it for what they leave out (Health/List); ours do not
+    except NotImplementedError:  # because gRPC's servicers raise it for what they leave out (Health/List); not ours
         call.outcome, call.code = "NOT_OFFERED", "UNIMPLEMENTED"
         await _abort(call, MeshError(Code.UNIMPLEMENTED, "NOT_OFFERED", "this server does not offer the rpc"))
     except Exception:
