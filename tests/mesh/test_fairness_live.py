@@ -166,12 +166,11 @@ async def test_weights_3_to_1_and_one_that_comes_late(
             lambda pools: any(f.tenant_id == "late" and f.in_flight for p in pools for f in p.flows)
         )
         waited = sum(service(came).values()) - sum(first.values())
-        # At once: before others got what fills the cache twice.
-        assert waited < 2 * 2 * CAPACITY.kv_tokens
         then = await world.until_served(round(sum(service(came).values())) + 26 * CAPACITY.kv_tokens)
         gained = {name: then[name] - began.get(name, 0.0) for name in tenants}
         record_property("measured", f"3:1:1 from then on: {shown(gained)}; the first of it after {waited:,.0f}")
-        # No credit: had idleness earned it any, it would have caught up on the other of its weight.
+        # Served at once: what it had to wait for would be missing here. No credit: had idleness earned it any, it would
+        # have caught up on the other of its weight.
         assert gained["late"] / gained["light"] == pytest.approx(1, rel=0.05)
         assert gained["heavy"] / gained["light"] == pytest.approx(3, rel=0.05)
         assert then["late"] < then["light"] / 2
@@ -222,9 +221,9 @@ async def test_a_dedicated_pool_that_lends_serves_others_and_is_given_back_at_on
         await world.begin("gold")
         back = await world.until(lambda pools: not lent(pools))
         given = sum(service(back).values()) - before
-        record_property("measured", f"all of it was given back while {given:,.0f} weighted tokens were served")
-        # At once: all guests are gone before what they hold could have been computed anew.
-        assert given < 2 * 2 * 2 * CAPACITY.kv_tokens
+        # That guests leave in the very tick in which the owner asks is shown in tests/scheduler/test_lending.py; how much
+        # is served until this test sees it says how fast the machine is.
+        record_property("measured", f"all of it was seen given back after {given:,.0f} weighted tokens were served")
         answered = world.answered["gold"]
         while world.answered["gold"] < answered + 100:
             assert not lent(await world.until(lambda _: True))
