@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Self
 
@@ -13,8 +14,11 @@ from forebay.quota.domain.directory import Overrides
 
 # So that sums stay exact in the scripts' floating-point numbers.
 MAX_COUNT = 10**12
-# A page of a thousand tenants has to fit into one message.
+# A tenant is to stay far smaller than a message of policies.
 MAX_SYSTEM_PROMPT_BYTES = 8_192
+
+# The year 9999, in which protobuf's times end.
+END_OF_TIME = 253_370_764_800.0
 
 TENANT_ID = r"^[a-z0-9-]{1,63}$"
 
@@ -23,7 +27,7 @@ def _scaled(scale: int, most: int, unit: str) -> BeforeValidator:
     """Returns what reads a number as a whole number of smaller units, at most `most` of the larger."""
 
     def read(value: object) -> int:
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
             raise ValueError("must be a number")
         exact = Decimal(str(value)) * scale  # a float's shortest text is the number that was written
         if not 0 <= exact <= most * scale or exact % 1:
@@ -57,6 +61,12 @@ def _short_enough(text: str) -> str:
     if len(text.encode()) > MAX_SYSTEM_PROMPT_BYTES:
         raise ValueError(f"must be at most {MAX_SYSTEM_PROMPT_BYTES} bytes long")
     return text
+
+
+def _sayable(moment: datetime) -> datetime:
+    if not 0 <= moment.timestamp() < END_OF_TIME:
+        raise ValueError("must be from 1970 to 9998")
+    return moment
 
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
@@ -234,7 +244,7 @@ class KeyEntry(_Entry):
     key_id: Annotated[str, Field(pattern=r"^[a-z2-7]{12}$")]
     tenant: str
     hash: Hash
-    expires_at: AwareDatetime | None = None
+    expires_at: Annotated[AwareDatetime, AfterValidator(_sayable)] | None = None
     display_name: Name = ""
 
 

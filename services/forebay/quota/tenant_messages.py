@@ -17,7 +17,7 @@ from forebay.quota.administration import Call
 from forebay.quota.domain.audit import AuditEvent
 from forebay.quota.domain.directory import Directory, Overrides, Tenant
 from forebay.quota.domain.plans import Plan
-from forebay.quota.file_schema import MAX_COUNT, MAX_SYSTEM_PROMPT_BYTES
+from forebay.quota.file_schema import END_OF_TIME, MAX_COUNT, MAX_SYSTEM_PROMPT_BYTES
 from forebay.quota.messages import require, to_pb_plan
 
 MAX_NAME = 200
@@ -38,7 +38,8 @@ Check = tuple[object, str, str]
 _ID = re.compile("[a-z0-9-]{1,63}")
 _KEY_ID = re.compile("[a-z2-7]{12}")
 _REQUEST_ID = re.compile("[0-9a-f]{32}")
-END_OF_TIME = 253_370_764_800.0  # the year 9999, in which protobuf's times end
+_SUBJECT = re.compile("tenants|(tenant|plan):[a-z0-9-]{1,63}|key:[a-z2-7]{12}")
+_PLAN_RULE = "must be the name of a plan"
 _LIMITS = frozenset(limit.name for limit in fields(Limits))
 _PATHS = {field.name for field in fields(Overrides)} | {f"limits.{limit}" for limit in _LIMITS} | {"plan"}
 _PLAN_PATHS = {field.name for field in fields(Plan)} - {"name"} | {f"limits.{limit}" for limit in _LIMITS}
@@ -47,12 +48,11 @@ _PLAN_PATHS = {field.name for field in fields(Plan)} - {"name"} | {f"limits.{lim
 def to_call(request: Any, role: str, name: str, tenant_id: str = "", subject: str = "") -> Call:
     """Returns a request as a call; what is not well formed in it is left out, for the log must hold refused ones too."""
     known = tenant_id if _ID.fullmatch(tenant_id) else ""
+    about = subject if _SUBJECT.fullmatch(subject) else ""  # not a whole key, where somebody gives that for its id
     action = type(request).__name__.removesuffix("Request")
     digest = hashlib.sha256(action.encode() + request.SerializeToString(deterministic=True)).hexdigest()
     request_id = request.request_id if _REQUEST_ID.fullmatch(request.request_id) else ""
-    return Call(
-        role, name[:64], action, request_id, digest, known, subject[:80], getattr(request, "reason", "")[:MAX_REASON]
-    )
+    return Call(role, name[:64], action, request_id, digest, known, about, getattr(request, "reason", "")[:MAX_REASON])
 
 
 def check_change(request: Any) -> None:
@@ -68,10 +68,16 @@ def from_pb_new_tenant(request: quota_pb2.CreateTenantRequest, now: float) -> Te
     message = request.tenant
     require(
         (_ID.fullmatch(message.tenant_id), "tenant.tenant_id", "must be 1 to 63 of a-z, 0-9 and -"),
-        (message.plan, "tenant.plan", "must be set"),
+        (_ID.fullmatch(message.plan), "tenant.plan", _PLAN_RULE),
     )
     overrides = overriding(message, request.overrides.paths, "overrides", now)
     return Tenant(message.tenant_id, message.plan, overrides(Overrides()))
+
+
+def from_pb_plan(name: str) -> str:
+    """Returns the plan that a tenant is to follow."""
+    require((_ID.fullmatch(name), "tenant.plan", _PLAN_RULE))
+    return name
 
 
 def overriding(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from forebay.quota.tenant_messages import (
     from_pb_new_key,
     from_pb_new_tenant,
     from_pb_overlap,
+    from_pb_plan,
     masked,
     overriding,
     to_call,
@@ -42,8 +43,9 @@ from forebay.rpc.interceptors import caller, caller_name
 
 # How much of a wrong file's problems an error may hold: what a client takes as an error is bounded.
 MAX_PROBLEM_BYTES = 4_000
+# A page ends here whatever was asked for: a thousand tenants may be more than a message can be.
+MAX_PAGE_BYTES = 8 << 20
 
-V = TypeVar("V")
 M = TypeVar("M", bound=Message)
 
 
@@ -58,8 +60,9 @@ class TenantServicer(quota_pb2_grpc.TenantServiceServicer):
 
     async def ListTenants(self, request: quota_pb2.ListTenantsRequest, context: Any) -> quota_pb2.ListTenantsResponse:
         """Lists tenants in order of their id."""
-        page, token = _page(self._feed.policies.tenants, request.page_size, request.page_token)
-        return quota_pb2.ListTenantsResponse(tenants=map(masked, page), next_page_token=token)
+        tenants = self._feed.policies.tenants
+        page, token = _page(tenants, request, lambda tenant_id: masked(tenants[tenant_id]))
+        return quota_pb2.ListTenantsResponse(tenants=page, next_page_token=token)
 
     async def GetTenant(self, request: quota_pb2.GetTenantRequest, context: Any) -> quota_pb2.GetTenantResponse:
         """Returns one tenant."""
@@ -91,8 +94,8 @@ class TenantServicer(quota_pb2_grpc.TenantServiceServicer):
         tenant_id, paths = request.tenant.tenant_id, request.update_mask.paths
 
         def decide(directory: Directory) -> Edit:
-            plan = request.tenant.plan if "plan" in paths else None
-            require((paths, "update_mask", "must name what is to change"), (plan != "", "tenant.plan", "must be set"))
+            require((paths, "update_mask", "must name what is to change"))
+            plan = from_pb_plan(request.tenant.plan) if "plan" in paths else None
             override = overriding(request.tenant, paths, "update_mask", self._clock.now())
             return edits.update_tenant(directory, from_pb_tenant_id(tenant_id), request.etag, plan, override)
 
@@ -169,10 +172,13 @@ class TenantServicer(quota_pb2_grpc.TenantServiceServicer):
 
     async def ListPlans(self, request: quota_pb2.ListPlansRequest, context: Any) -> quota_pb2.ListPlansResponse:
         """Lists the plans in order of their name."""
-        page, token = _page(self._feed.policies.plans, request.page_size, request.page_token)
-        stored = self._stored_policies
-        plans = [to_pb_plan_details(stored.directory, plan.name) if stored else to_pb_plan(plan) for plan in page]
-        return quota_pb2.ListPlansResponse(plans=plans, next_page_token=token)
+        plans, stored = self._feed.policies.plans, self._stored_policies
+
+        def to_pb(name: str) -> quota_pb2.Plan:
+            return to_pb_plan_details(stored.directory, name) if stored else to_pb_plan(plans[name])
+
+        page, token = _page(plans, request, to_pb)
+        return quota_pb2.ListPlansResponse(plans=page, next_page_token=token)
 
     async def UpdatePlan(self, request: quota_pb2.UpdatePlanRequest, context: Any) -> quota_pb2.UpdatePlanResponse:
         """Makes or changes a plan."""
@@ -193,12 +199,9 @@ class TenantServicer(quota_pb2_grpc.TenantServiceServicer):
         tenant_id = from_pb_tenant_id(request.tenant_id)
         if tenant_id not in directory.tenants:
             raise tenant_not_found(tenant_id)
-        of_tenant = {
-            key_id: key_id for key_id, entry in directory.keys.items() if entry.value.policy.tenant_id == tenant_id
-        }
-        page, token = _page(of_tenant, request.page_size, request.page_token)
-        keys = [to_pb_key_details(directory, key_id) for key_id in page]
-        return quota_pb2.ListKeysResponse(keys=keys, next_page_token=token)
+        of_tenant = [key_id for key_id, entry in directory.keys.items() if entry.value.policy.tenant_id == tenant_id]
+        page, token = _page(of_tenant, request, lambda key_id: to_pb_key_details(directory, key_id))
+        return quota_pb2.ListKeysResponse(keys=page, next_page_token=token)
 
     async def IssueKey(self, request: quota_pb2.IssueKeyRequest, context: Any) -> quota_pb2.IssueKeyResponse:
         """Makes a key."""
@@ -253,9 +256,9 @@ class TenantServicer(quota_pb2_grpc.TenantServiceServicer):
         tenant_id = from_pb_tenant_id(request.tenant_id) if request.tenant_id else ""
         store = self._needed().stored.store
         events = await store.events(int(token or 0), most + 1, tenant_id, request.refused_only)
+        page = _fitting(map(to_pb_audit_event, events[:most]))
         return quota_pb2.ListAuditEventsResponse(
-            events=map(to_pb_audit_event, events[:most]),
-            next_page_token=str(events[most - 1].number) if len(events) > most else "",
+            events=page, next_page_token=str(page[-1].number) if len(events) > len(page) else ""
         )
 
     async def _perform(
@@ -298,11 +301,24 @@ def _tenant_call(request: Any, context: Any, tenant_id: str) -> Call:
     return _call(request, context, tenant_id, f"tenant:{tenant_id}")
 
 
-def _page(items: Mapping[str, V], page_size: int, after: str) -> tuple[list[V], str]:
-    """Returns a page of items in order of their name, and the token of the next, empty on the last."""
-    most = from_pb_page_size(page_size)
-    names = sorted(name for name in items if name > after)
-    return [items[name] for name in names[:most]], names[most - 1] if len(names) > most else ""
+def _page(items: Iterable[str], request: Any, to_pb: Callable[[str], M]) -> tuple[list[M], str]:
+    """Returns the page of items that is asked for, in order of their names, and the token of the next, empty on the last."""
+    most = from_pb_page_size(request.page_size)
+    names = sorted(name for name in items if name > request.page_token)
+    page = _fitting(map(to_pb, names[:most]))
+    return page, names[len(page) - 1] if len(names) > len(page) else ""
+
+
+def _fitting(messages: Iterable[M]) -> list[M]:
+    """Returns the first messages that one response has room for, the very first in any case."""
+    page: list[M] = []
+    room = MAX_PAGE_BYTES
+    for message in messages:
+        room -= message.ByteSize()
+        if room < 0 and page:
+            break
+        page.append(message)
+    return page
 
 
 def _to_pb_import(planned: Import) -> quota_pb2.ImportTenantsResponse:

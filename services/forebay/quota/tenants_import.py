@@ -64,8 +64,11 @@ def _tenants(document: Document, directory: Directory) -> Iterator[Tenant]:
         place = ("tenants", str(tenant_id))
         if tenant_id in directory.removed:
             document.report(place, "was deleted, and its id is not given again")
-        field = "plan" if isinstance(values, Mapping) and "plan" in values else "tier"
-        named = values.get(field) if isinstance(values, Mapping) else None
+        if not isinstance(values, Mapping) or not ("plan" in values or "tier" in values):
+            document.report(place, "must say its plan, as `plan:` or, in the common shape, as `tier:`")
+            continue
+        field = "plan" if "plan" in values else "tier"
+        named = values[field]
         plan = directory.plans.get(named) if isinstance(named, str) else None
         if isinstance(named, str) and plan is None:
             known = ", ".join(directory.plans)

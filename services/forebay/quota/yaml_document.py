@@ -11,6 +11,39 @@ import yaml
 # Where in a file: the keys and numbers that lead to a value.
 Place = tuple[Any, ...]
 
+# Nobody's file is so deep, nor does it hold so much with every alias written out: a few lines of aliases make billions of values.
+MAX_DEPTH = 32
+MAX_VALUES = 1_000_000
+
+
+class _Loader(yaml.composer.Composer, yaml.CSafeLoader):
+    """Parses in C and composes here: libyaml's own composer calls itself for each level, to the end of the stack and beyond."""
+
+    def __init__(self, text: str) -> None:
+        yaml.composer.Composer.__init__(self)
+        yaml.CSafeLoader.__init__(self, text)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """See Composer."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise _refused(f"is nested more than {MAX_DEPTH} deep", self.peek_event())
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """See BaseConstructor; what a scalar cannot be, such as a 13th month, is said with its line."""
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            raise _refused(str(error), node) from None
+
+
+def _refused(problem: str, where: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=where.start_mark)
+
 
 @dataclass(slots=True)
 class Document:
@@ -26,6 +59,7 @@ class Document:
     data: Any = None
     problems: list[str] = field(default_factory=list)
     _lines: dict[Place, int] = field(default_factory=dict)
+    _values: int = 0
 
     @classmethod
     def read(cls, file: Path) -> Document:
@@ -46,7 +80,7 @@ class Document:
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             document.problems.append(f"{file}:{line}: is not YAML: {error.problem}")
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+        except yaml.YAMLError as error:
             document.problems.append(f"{file}: is not YAML: {error}")
         return document
 
@@ -57,7 +91,7 @@ class Document:
         self.problems.append(f"{self.file}:{self._lines.get(known, 1)}: {where + ': ' if where else ''}{problem}")
 
     def _parse(self, text: str) -> None:
-        loader = yaml.CSafeLoader(text)
+        loader = _Loader(text)
         try:
             root = loader.get_single_node()
             if root is not None:
@@ -67,6 +101,9 @@ class Document:
             loader.dispose()
 
     def _locate(self, node: yaml.Node, place: Place) -> None:
+        self._values += 1
+        if self._values > MAX_VALUES or len(place) > MAX_DEPTH:
+            raise _refused("holds too much once its aliases are written out", node)
         self._lines[place] = node.start_mark.line + 1
         if isinstance(node, yaml.SequenceNode):
             for number, item in enumerate(node.value):
