@@ -68,6 +68,17 @@ def test_a_snapshot_takes_effect_whole_and_changes_follow() -> None:
     assert (cache.tenants, cache.keys, cache.version) == ({}, {}, 3)
 
 
+def test_a_snapshot_that_broke_off_is_not_continued_by_the_next_watch() -> None:
+    cache = PolicyCache()
+    page = quota_pb2.WatchPoliciesResponse
+    cache.apply(page(version=1, snapshot_begin=True, snapshot_end=True))
+    cache.apply(page(version=5, snapshot_begin=True, tenants=[to_pb_tenant(ACME)]))
+    cache.begin()  # and the next replica of quota is at the version that the watcher has
+    assert cache.apply(page(version=1))
+    assert cache.apply(page(version=2, keys=[to_pb_key(KEY)]))
+    assert (cache.tenants, cache.keys, cache.version) == ({}, {"k1": KEY}, 2)
+
+
 def test_a_new_snapshot_forgets_what_is_gone() -> None:
     cache = PolicyCache()
     both = {"snapshot_begin": True, "snapshot_end": True}

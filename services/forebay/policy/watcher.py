@@ -30,6 +30,10 @@ class PolicyCache:
         self.version = 0
         self._pages: list[quota_pb2.WatchPoliciesResponse] | None = None
 
+    def begin(self) -> None:
+        """Drops the pages of a snapshot that broke off: what a new watch sends does not continue them."""
+        self._pages = None
+
     def apply(self, message: quota_pb2.WatchPoliciesResponse) -> bool:
         """Applies a page or a change; returns whether what can be read has changed.
 
@@ -110,6 +114,7 @@ class PolicyWatcher:
         await follow("policies", self._open, self._received, self._ended)
 
     def _open(self) -> grpc.aio.UnaryStreamCall[quota_pb2.WatchPoliciesRequest, quota_pb2.WatchPoliciesResponse]:
+        self.cache.begin()
         request = quota_pb2.WatchPoliciesRequest(
             watcher=self._watcher, kind=self._kind, known_version=self.cache.version
         )
