@@ -110,6 +110,15 @@ async def test_answers_are_kept_for_a_day(store: PolicyStore) -> None:
     await store.commit(Change(1, Edit(), answer=answer), 2.0 + ANSWERS_KEPT_S)  # the id may be taken again
 
 
+async def test_a_request_is_answered_once(store: PolicyStore) -> None:
+    await store.commit(Change(0, Edit(), answer=Answer("a" * 32, "d" * 64, b"first")), 1.0)
+    with pytest.raises(MeshError) as caught:
+        await store.commit(Change(1, Edit(plans=(PLAN,)), (DONE,), Answer("a" * 32, "d" * 64, b"second")), 2.0)
+    assert caught.value.reason == "STORE_CHANGED"
+    assert (await store.load()).plans == {}
+    assert (await store.answer("a" * 32, 2.0)).response == b"first"  # type: ignore[union-attr]
+
+
 async def test_the_audit_log_is_dense_and_each_event_vouches_for_those_before(store: PolicyStore) -> None:
     await store.commit(Change(0, Edit(), (DONE, replace(DONE, subject="key:a"))), 1.0)
     await store.record(REFUSED)

@@ -10,7 +10,7 @@ import pytest
 from forebay.config import ConfigError
 from forebay.errors import Code, MeshError
 from forebay.policy.keys import hash_key, new_key
-from forebay.quota.domain.directory import Edit, Overrides, Tenant
+from forebay.quota.domain.directory import Directory, Edit, Overrides, Tenant
 from forebay.quota.policy_files import POLL_S, SHIPPED_PLANS, PolicyFiles
 from forebay.quota.policy_store import Change, InMemoryPolicyStore
 from forebay.quota.stored_policies import StoredPolicies
@@ -102,12 +102,60 @@ async def test_what_another_replica_changes_is_noticed(
         await store.commit(Change(await store.version(), Edit(removed=("globex",))), 1.0)
         clock.advance(POLL_S)
         assert (await watch.next()).change.removed_tenants == ("globex",)
-        # And a change that was decided on what this replica knew before is decided again.
+        # And a change is decided on what is stored, also when the next look at it is yet to come.
         await store.commit(Change(await store.version(), Edit(removed=("acme",))), 2.0)
         seen = []
         await stored.change(lambda directory: (seen.append(directory.version), (Edit(), ()))[1], imported={"x": "y"})
-        assert len(seen) == 2
+        assert seen == [await store.version() - 1]
         assert feed.policies.tenants == {}
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_change_that_another_replica_overtakes_is_decided_again(
+    stored: StoredPolicies, files: tuple[Path, Path, Path], store: InMemoryPolicyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = await stored.start(*files)
+    commit, seen = store.commit, []
+
+    async def overtaken(change: Change, now: float) -> Directory:
+        monkeypatch.setattr(store, "commit", commit)
+        await commit(Change(await store.version(), Edit(removed=("globex",))), now)
+        return await commit(change, now)
+
+    monkeypatch.setattr(store, "commit", overtaken)
+    await stored.change(lambda directory: (seen.append(set(directory.tenants)), (Edit(removed=("acme",)), ()))[1])
+    assert seen == [{"acme", "globex"}, {"acme"}]
+    assert feed.policies.tenants == {}
+
+
+async def test_a_file_that_changes_while_the_store_is_away_is_imported_once_it_is_back(
+    stored: StoredPolicies,
+    files: tuple[Path, Path, Path],
+    store: InMemoryPolicyStore,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    feed = await stored.start(*files)
+    running = asyncio.create_task(stored.follow(*files))
+    await asyncio.sleep(0)
+    imported, asked = store.imported, asyncio.Event()
+
+    async def gone(_: str) -> str:
+        monkeypatch.setattr(store, "imported", imported)
+        asked.set()
+        raise MeshError(Code.UNAVAILABLE, "POLICY_STORE_UNAVAILABLE", "gone")
+
+    monkeypatch.setattr(store, "imported", gone)
+    files[1].write_text("tenants: {hooli: {plan: free}}")
+    with feed.watch() as watch:
+        clock.advance(POLL_S)
+        await asked.wait()
+        for _ in range(5):  # until it sleeps again
+            await asyncio.sleep(0)
+        clock.advance(POLL_S)
+        async with asyncio.timeout(5):
+            assert [tenant.tenant_id for tenant in (await watch.next()).change.tenants] == ["hooli"]
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 

@@ -89,11 +89,9 @@ class Administration:
         """
         async with self._audited(call), self._one_at_a_time:
             now = self._clock.now()
-            known = await self.stored.store.answer(call.request_id, now)
+            known = await self._answered(call)
             if known is not None:
-                if known.digest != call.digest:
-                    raise MeshError(Code.ALREADY_EXISTS, "REQUEST_ID_REUSED", "the request id was another request's")
-                return known.response, False
+                return known, False
 
             def decided(directory: Directory) -> tuple[Edit, tuple[Action, ...]]:
                 edit = decide(directory)
@@ -102,13 +100,29 @@ class Administration:
             def answer(after: Directory) -> Answer:
                 return Answer(call.request_id, call.digest, respond(after))
 
-            after = await self.stored.change(decided, answer)
+            try:
+                after = await self.stored.change(decided, answer)
+            except MeshError:
+                # Another replica may have been sent the same request, and have been faster.
+                known = await self._answered(call)
+                if known is None:
+                    raise
+                return known, False
             return respond(after), True
 
     async def preview(self, call: Call, look: Callable[[Directory], T]) -> T:
         """Returns what a change would be, to those who may make it."""
         async with self._audited(call):
-            return look(self.stored.directory)
+            return await asyncio.to_thread(look, self.stored.directory)
+
+    async def _answered(self, call: Call) -> bytes | None:
+        """Returns the response that the same request was given before."""
+        known = await self.stored.store.answer(call.request_id, self._clock.now())
+        if known is None:
+            return None
+        if known.digest != call.digest:
+            raise MeshError(Code.ALREADY_EXISTS, "REQUEST_ID_REUSED", "the request id was another request's")
+        return known.response
 
     @asynccontextmanager
     async def _audited(self, call: Call) -> AsyncIterator[None]:

@@ -58,7 +58,7 @@ class PolicyStore(Protocol):
         """Applies a change and returns what is stored then.
 
         Raises:
-            MeshError: ABORTED; the version is not the expected one any more.
+            MeshError: ABORTED; the version is not the expected one any more, or the request has been given an answer already.
         """
 
     async def record(self, action: Action) -> None:
@@ -98,10 +98,11 @@ class InMemoryPolicyStore:
 
     async def commit(self, change: Change, now: float) -> Directory:
         """See the port."""
-        if change.expected != self._directory.version:
+        self._answers = {name: kept for name, kept in self._answers.items() if now - kept[1] < ANSWERS_KEPT_S}
+        answered = change.answer is not None and change.answer.request_id in self._answers
+        if change.expected != self._directory.version or answered:
             raise store_changed()
         self._directory = self._directory.edited(change.edit, now)
-        self._answers = {name: kept for name, kept in self._answers.items() if now - kept[1] < ANSWERS_KEPT_S}
         if change.answer:
             self._answers[change.answer.request_id] = (change.answer, now)
         self._imported |= change.imported

@@ -75,15 +75,15 @@ class StoredPolicies:
         seen = [stamp(file) for file in files]
         while True:
             await self._clock.sleep(POLL_S)
+            present = [stamp(file) for file in files]
             try:
-                present = [stamp(file) for file in files]
                 if present != seen:
-                    seen = present
                     await self.import_files(plans, tenants, keys)
-                if await self.store.version() != self.directory.version:
-                    async with self._changing:
-                        self._put_in_force(await self.store.load())
+                    seen = present
+                async with self._changing:
+                    await self._catch_up()
             except ConfigError as error:
+                seen = present
                 _complain(error)
             except MeshError as error:
                 log.warning("the policy store does not answer; what is known stays in force", error=str(error))
@@ -96,12 +96,14 @@ class StoredPolicies:
     ) -> Directory:
         """Decides a change on what is stored, stores it and puts it in force; returns what is stored then.
 
-        Nothing happens when there is neither a change nor an answer nor an import to remember.
+        Nothing happens when there is neither a change nor an answer nor an import to remember. `decide` runs on a thread, for a
+        large file takes it seconds.
         """
         async with self._changing:
             for attempt in range(_ATTEMPTS):
+                await self._catch_up()
                 before, now = self.directory, self._clock.now()
-                edit, actions = decide(before)
+                edit, actions = await asyncio.to_thread(decide, before)
                 if not (edit or answer or imported):
                     return before
                 after = before.edited(edit, now)
@@ -111,7 +113,6 @@ class StoredPolicies:
                 except MeshError as error:
                     if error.code is not Code.ABORTED or attempt == _ATTEMPTS - 1:
                         raise
-                    self._put_in_force(await self.store.load())
                 else:
                     return self.directory
         raise AssertionError("unreachable")
@@ -159,6 +160,11 @@ class StoredPolicies:
         keys = keys_of(file, document, tenants).values() if file else ()
         new = [key for key in keys if key.key_id not in directory.keys and key.tenant_id not in directory.removed]
         return Edit(keys=tuple(map(Key, new)))
+
+    async def _catch_up(self) -> None:
+        """Puts in force what other replicas have changed; the caller holds the lock."""
+        if await self.store.version() != self.directory.version:
+            self._put_in_force(await self.store.load())
 
     def _put_in_force(self, directory: Directory) -> None:
         self.directory = directory
