@@ -39,12 +39,7 @@ class RefusedCalls:
         """Counts a refused call, if it was for administrators; of too many kinds within a minute, no more are kept apart."""
         if not call.method.startswith(_OURS) or ADMIN not in allowed(call.method):
             return
-        if call not in self._calls and len(self._calls) >= MAX_KINDS:
-            call = RefusedCall(
-                "several", "several", "several", call.reason, "of more callers and rpcs than are kept apart"
-            )
-        self._calls[call] += 1
-        self._wake.set()
+        self._count(call, 1)
 
     async def run(self) -> None:
         """Writes until cancelled, and then what is left."""
@@ -66,8 +61,8 @@ class RefusedCalls:
 
     async def _write(self) -> None:
         self._wake.clear()
-        calls, self._calls = self._calls, Counter()
-        for call, number in calls.items():
+        for call in list(self._calls):
+            number = self._calls.pop(call)
             try:
                 await self._store.record(self._action(call, number))
             except MeshError as error:
