@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from forebay.quota.domain.reservations import Terms
 from forebay.quota.domain.safety import Ask
 from forebay.quota.local_shares import LocalShares
 from forebay.quota.policies import PolicyFeed
-from forebay.quota.policy_servicer import PAGE, PolicyServicer
+from forebay.quota.policy_servicer import PolicyServicer
 from forebay.quota.prices import Prices
 from forebay.quota.safety import InMemorySafety
 from forebay.quota.safety_gate import SafetyGate
@@ -558,21 +559,23 @@ async def test_a_kind_has_to_be_named(policy: Any) -> None:
         assert (await error_of(watch(policy, kind).read())).code is Code.INVALID_ARGUMENT
 
 
-async def test_a_snapshot_comes_in_pages_and_so_does_a_large_change(policy: Any, feed: PolicyFeed) -> None:
+async def test_a_snapshot_comes_in_pages_and_so_does_a_large_change(
+    policy: Any, feed: PolicyFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forebay.quota.policy_servicer.PAGE_BYTES", 4_096)
     cache = PolicyCache()
     call = watch(policy, pb.WATCHER_KIND_ROUTER)
     cache.apply(await call.read())
-    many = [tenant(f"t{number:04}") for number in range(2 * PAGE + 1)]
-    feed.publish(policies(*many, keys=[KeyPolicy("k3", "t0001", b"h" * 32)]))
-    pages = [await call.read() for _ in range(3)]
-    assert [len(page.tenants) for page in pages] == [PAGE, PAGE, 1]
-    assert [(page.snapshot_begin, page.snapshot_end) for page in pages] == [
-        (True, False),
-        (False, False),
-        (False, True),
-    ]
-    for page in pages:
-        cache.apply(page)
+    sizes = (3_000, 0, 2_000, 2_000, 0, 0, 1_000)
+    many = [replace(tenant(f"t{number}"), system_prompt="x" * size) for number, size in enumerate(sizes)]
+    feed.publish(policies(*many, keys=[KeyPolicy(f"k{number:02}", "t3", b"h" * 32) for number in range(99)]))
+    pages = [await call.read()]
+    while not pages[-1].snapshot_end:
+        pages.append(await call.read())
+    assert [page.snapshot_begin for page in pages] == [True] + [False] * (len(pages) - 1)
+    assert len(pages) > 3
+    assert max(page.ByteSize() for page in pages) < 4_200
+    assert [cache.apply(page) for page in pages][-2:] == [False, True]
     assert (cache.tenants, cache.keys) == (feed.policies.tenants, feed.policies.keys)
     assert cache.version == feed.edition.version
     call.cancel()

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -160,6 +161,38 @@ async def test_a_repeat_is_answered_as_before_and_changes_nothing(
     assert error.reason == "TENANT_ID_TAKEN"
 
 
+async def test_replicas_answer_as_one(
+    store: InMemoryPolicyStore, stored: StoredPolicies, feed: PolicyFeed, clock: FakeClock, monkeypatch: Any
+) -> None:
+    other = StoredPolicies(store, PEPPER, clock)
+    await other.start(SHIPPED_PLANS, None, None)
+    here, there = (TenantServicer(feed, clock, policies) for policies in (stored, other))
+    context = SimpleNamespace(auth_context=dict)
+    request = pb.CreateTenantRequest(request_id=fresh(), tenant=pb.TenantPolicy(tenant_id="acme", plan="basic"))
+    answer = store.answer
+
+    async def before_the_other(*arguments: Any) -> Any:
+        """The same request comes to the other replica between this one's look for an answer and its change."""
+        monkeypatch.setattr(store, "answer", answer)
+        missing = await answer(*arguments)
+        await there.CreateTenant(request, context)
+        return missing
+
+    monkeypatch.setattr(store, "answer", before_the_other)
+    made = (await here.CreateTenant(request, context)).tenant
+    assert made.policy.tenant_id == "acme"
+    # What one replica has just done, another knows when it is asked for the next step.
+    update = pb.UpdateTenantRequest(request_id=fresh(), tenant=made.policy, etag=made.etag)
+    update.update_mask.paths.append("weight_milli")
+    made = (await here.UpdateTenant(update, context)).tenant
+    update.CopyFrom(pb.UpdateTenantRequest(request_id=fresh(), tenant=made.policy, etag=made.etag))
+    update.update_mask.paths.append("display_name")
+    assert (await there.UpdateTenant(update, context)).tenant.etag != made.etag
+    issue = pb.IssueKeyRequest(request_id=fresh(), key=pb.KeyPolicy(tenant_id="acme"))
+    assert (await there.IssueKey(issue, context)).secret
+    assert not await store.events(0, 9, "", True)
+
+
 async def test_a_removed_tenant_takes_its_keys_along_and_its_id(admin: Any, feed: PolicyFeed) -> None:
     await create(admin)
     await admin.IssueKey(pb.IssueKeyRequest(request_id=fresh(), key=pb.KeyPolicy(tenant_id="acme")))
@@ -210,6 +243,20 @@ async def test_a_key_is_shown_once_and_stored_as_a_hash(admin: Any, feed: Policy
     log = str(await log_of(admin))
     assert first.secret not in log
     assert policy.hash.hex() not in log
+
+
+async def test_a_key_that_is_given_for_its_id_is_not_written_down(admin: Any, store: InMemoryPolicyStore) -> None:
+    await create(admin)
+    secret = (await admin.IssueKey(pb.IssueKeyRequest(request_id=fresh(), key=pb.KeyPolicy(tenant_id="acme")))).secret
+    for call in (
+        admin.RevokeKey(pb.RevokeKeyRequest(request_id=fresh(), key_id=secret)),
+        admin.RotateKey(pb.RotateKeyRequest(request_id=fresh(), key_id=secret)),
+        admin.SuspendTenant(pb.SuspendTenantRequest(request_id=fresh(), tenant_id=secret)),
+        create(admin, plan=secret),
+    ):
+        assert secret not in str(await error_of(call))
+    assert len(await store.events(0, 9, "", True)) == 4
+    assert secret not in str(await store.events(0, 9, "", False))
 
 
 @pytest.mark.parametrize("seconds", [1, 2**62, -(2**62)])
@@ -292,6 +339,41 @@ async def test_every_change_and_every_refusal_is_in_the_log(admin: Any, store: I
     first = await admin.ListAuditEvents(pb.ListAuditEventsRequest(page_size=1))
     second = await admin.ListAuditEvents(pb.ListAuditEventsRequest(page_size=1, page_token=first.next_page_token))
     assert [first.events[0].number, second.events[0].number] == [newest.number, changed.number]
+
+
+async def test_the_log_says_what_changed_of_what_is_inside(admin: Any) -> None:
+    canary = pb.Canary(started_at={"seconds": 1_700_000_000}, steps=[{"percent": 10, "holds_for": {"seconds": 60}}])
+    await create(admin, canary=canary, model_limits={"big": pb.Limits(tokens_per_day=7)}, models=["a", "big"])
+    (made,) = await log_of(admin, tenant_id="acme")
+    assert list(made.changes) == [
+        "plan: unset -> basic",
+        "canary.started_at: unset -> 2023-11-14 22:13:20+00:00",
+        "canary.steps.1.percent: unset -> 10",
+        "canary.steps.1.seconds: unset -> 60",
+        "model_limits.big.tokens_per_day: unset -> 7",
+        "models: unset -> a, big",
+    ]
+    many = {f"m{number}": pb.Limits(requests_per_minute=1, tokens_per_minute=1) for number in range(64)}
+    await update(admin, ["model_limits", "suspended"], model_limits=many, suspended=True)
+    changes = (await log_of(admin, tenant_id="acme"))[0].changes
+    assert (len(changes), changes[-1]) == (63, "and 68 more")
+
+
+async def test_a_page_ends_where_a_message_would(admin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b", "c"):
+        await create(admin, name, system_prompt="x" * 1_000)
+    monkeypatch.setattr("forebay.quota.tenant_servicer.MAX_PAGE_BYTES", 2_500)
+    first = await admin.ListTenants(pb.ListTenantsRequest(page_size=1_000))
+    second = await admin.ListTenants(pb.ListTenantsRequest(page_size=1_000, page_token=first.next_page_token))
+    pages = [[tenant.tenant_id for tenant in page.tenants] for page in (first, second)]
+    assert (pages, second.next_page_token) == ([["a", "b"], ["c"]], "")
+    monkeypatch.setattr("forebay.quota.tenant_servicer.MAX_PAGE_BYTES", 1)
+    numbers, token = [], ""
+    while token or not numbers:
+        page = await admin.ListAuditEvents(pb.ListAuditEventsRequest(page_token=token, page_size=2))
+        numbers += [event.number for event in page.events]
+        token = page.next_page_token
+    assert numbers == list(range(numbers[0], 0, -1))
 
 
 @pytest.mark.parametrize(

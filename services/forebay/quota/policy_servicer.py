@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import grpc
 
@@ -13,8 +14,8 @@ from forebay.policy.model import TenantPolicy
 from forebay.quota.policies import Edition, PolicyFeed
 from forebay.rpc.interceptors import caller
 
-# Tenants, and keys, in one message.
-PAGE = 200
+# Of tenants and keys in one message, of which none is half as large.
+PAGE_BYTES = 1 << 20
 
 _ROUTER, _WORKER = quota_pb2.WATCHER_KIND_ROUTER, quota_pb2.WATCHER_KIND_WORKER
 
@@ -56,32 +57,32 @@ def _require_kind_of_caller(kind: quota_pb2.WatcherKind.ValueType) -> None:
 
 
 def _snapshot(edition: Edition, kind: quota_pb2.WatcherKind.ValueType) -> Iterator[quota_pb2.WatchPoliciesResponse]:
-    tenants = list(edition.policies.tenants.values())
-    keys = list(edition.policies.keys.values()) if kind == _ROUTER else []
-    longest = max(len(tenants), len(keys), 1)
-    for at in range(0, longest, PAGE):
-        yield quota_pb2.WatchPoliciesResponse(
-            version=edition.version,
-            snapshot_begin=at == 0,
-            snapshot_end=at + PAGE >= longest,
-            tenants=[_tenant(tenant, kind) for tenant in tenants[at : at + PAGE]],
-            keys=map(to_pb_key, keys[at : at + PAGE]),
-        )
+    page, room = quota_pb2.WatchPoliciesResponse(version=edition.version, snapshot_begin=True), PAGE_BYTES
+    tenants = (("tenants", _tenant(tenant, kind)) for tenant in edition.policies.tenants.values())
+    keys = (("keys", to_pb_key(key)) for key in edition.policies.keys.values() if kind == _ROUTER)
+    for field, item in chain(tenants, keys):
+        room -= item.ByteSize()
+        if room < 0:
+            yield page
+            page, room = quota_pb2.WatchPoliciesResponse(version=edition.version), PAGE_BYTES - item.ByteSize()
+        getattr(page, field).append(item)
+    page.snapshot_end = True
+    yield page
 
 
 def _change(edition: Edition, kind: quota_pb2.WatcherKind.ValueType) -> Iterator[quota_pb2.WatchPoliciesResponse]:
     change = edition.change
-    if len(change) > PAGE:
-        # In several messages it could break off in the middle, and the watcher would have its version but not all of it.
-        yield from _snapshot(edition, kind)
-        return
-    yield quota_pb2.WatchPoliciesResponse(
+    message = quota_pb2.WatchPoliciesResponse(
         version=edition.version,
         tenants=[_tenant(tenant, kind) for tenant in change.tenants],
         keys=map(to_pb_key, change.keys if kind == _ROUTER else ()),
         removed_tenants=change.removed_tenants,
         removed_keys=change.removed_keys if kind == _ROUTER else (),
     )
+    if message.ByteSize() <= PAGE_BYTES:
+        yield message
+    else:  # in several messages it could break off in the middle, and the watcher would have its version but not all of it
+        yield from _snapshot(edition, kind)
 
 
 def _tenant(tenant: TenantPolicy, kind: quota_pb2.WatcherKind.ValueType) -> quota_pb2.TenantPolicy:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from datetime import UTC, datetime
 from enum import Enum
 
-MAX_CHANGES = 64
+# One line more is the caller's reason.
+MAX_CHANGES = 63
 MAX_CHANGE_CHARACTERS = 256
 # What the log must not hold: secrets, and text that may be another's.
 _SECRET = frozenset({"hash", "isolation_key", "system_prompt"})
@@ -78,26 +80,49 @@ def unbroken(events: Iterable[AuditEvent]) -> bool:
 
 
 def changes_between(before: object, after: object, label: str = "") -> tuple[str, ...]:
-    """Returns what differs between two values of one dataclass, a line each; None stands for one that is not there."""
+    """Returns what differs between two values of one dataclass, a line each; None stands for one that is not there.
+
+    Of a value that is new, what is empty or false is left out.
+    """
     old, new = dict(_flat(before, label)), dict(_flat(after, label))
     lines = []
     for path in sorted(old.keys() | new.keys()):
-        if old.get(path) != new.get(path):
+        was, now = old.get(path), new.get(path)
+        if was != now and (before is not None or now):
             secret = path.rpartition(".")[2] in _SECRET
-            text = f"{path}: changed" if secret else f"{path}: {_text(old.get(path))} -> {_text(new.get(path))}"
+            text = f"{path}: changed" if secret else f"{path}: {_text(path, was)} -> {_text(path, now)}"
             lines.append(text[:MAX_CHANGE_CHARACTERS])
-    return tuple(lines[:MAX_CHANGES])
+    if len(lines) > MAX_CHANGES:
+        lines[MAX_CHANGES - 1 :] = [f"and {len(lines) - MAX_CHANGES + 1} more"]
+    return tuple(lines)
 
 
 def _flat(value: object, path: str) -> Iterable[tuple[str, object]]:
+    parts: Iterable[tuple[object, object]]
     if is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from _flat(getattr(value, field.name), f"{path}.{field.name}".lstrip("."))
-    elif value is not None:
-        yield path, value
+        parts = ((field.name, getattr(value, field.name)) for field in fields(value))
+    elif isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, tuple) and any(map(is_dataclass, value)):
+        parts = enumerate(value, 1)
+    else:
+        if value is not None:
+            yield path, value
+        return
+    for name, part in parts:
+        yield from _flat(part, f"{path}.{name}".lstrip("."))
 
 
-def _text(value: object) -> str:
-    if isinstance(value, Enum):
-        return value.name.lower()
-    return "unset" if value is None else str(value)
+def _text(path: str, value: object) -> str:
+    match value:
+        case None:
+            return "unset"
+        case Enum():
+            return value.name.lower()
+        case bool():
+            return str(value).lower()
+        case tuple():
+            return ", ".join(map(str, value)) or "none"
+        case float() if path.endswith("_at"):
+            return datetime.fromtimestamp(value, UTC).isoformat(" ", "seconds")
+    return str(value)

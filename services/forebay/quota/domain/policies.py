@@ -30,9 +30,6 @@ class Change:
     removed_tenants: tuple[str, ...]
     removed_keys: tuple[str, ...]
 
-    def __len__(self) -> int:
-        return len(self.tenants) + len(self.keys) + len(self.removed_tenants) + len(self.removed_keys)
-
 
 def difference(old: Policies, new: Policies) -> Change:
     """Returns what changed for tenants and keys."""
