@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from alembic.operations import Operations
 
 from forebay.errors import Code, MeshError
 from forebay.policy.model import Canary, CanaryStep, KeyPolicy, Limits, LossPolicy, ServiceClass, Thresholds
@@ -151,6 +152,24 @@ async def test_what_is_stored_outlives_the_process_and_is_migrated_once(tmp_path
     await second.migrate()
     assert await second.load() == kept
     second.close()
+
+
+async def test_a_migration_that_is_broken_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SqlPolicyStore(f"sqlite:///{tmp_path}/policies.sqlite")
+    create_table = Operations.create_table
+
+    def broken_off(operations: Operations, name: str, *columns: object, **options: object) -> object:
+        if name == "answers":
+            raise RuntimeError("killed")
+        return create_table(operations, name, *columns, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Operations, "create_table", broken_off)
+        with pytest.raises(RuntimeError):
+            await store.migrate()
+    await store.migrate()
+    assert await store.load() == Directory()
+    store.close()
 
 
 async def test_replicas_that_write_at_once_leave_no_gap(tmp_path: Path) -> None:

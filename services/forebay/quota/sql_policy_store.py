@@ -27,7 +27,7 @@ from forebay.quota.policy_store import ANSWERS_KEPT_S, Answer, Change, store_cha
 T = TypeVar("T")
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-# A lock of PostgreSQL's, under which one replica migrates while others wait.
+# A lock of PostgreSQL's, under which one replica migrates while others wait; SQLite has one of its own.
 _MIGRATION_LOCK = 0x666F7265
 
 _metadata = sa.MetaData()
@@ -222,6 +222,8 @@ def _append(connection: sa.Connection, actions: Sequence[Action]) -> None:
 def _migrate(connection: sa.Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+    else:  # by itself, SQLite's driver begins no transaction for tables, and a kill would leave half of them
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection
