@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
@@ -12,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from forebay.api.quota.v1 import quota_pb2
-from forebay.cli.administration import assign, print_limits
+from forebay.cli.administration import print_limits
 from forebay.cli.certificates import certify
 from forebay.cli.data_dir import DataDir
 from forebay.cli.main import main
 from forebay.cli.mesh_state import MeshState, ModelState, ProcessState
+from forebay.cli.settings import assign
 from forebay.policy.keys import parse_key_id
 from forebay.quota.config import QuotaConfig
 from forebay.quota.main import build
@@ -83,9 +85,32 @@ def test_settings_are_fields_and_values() -> None:
     assert paths == ["limits.tokens_per_minute", "models", "service_class", "suspended", "canary"]
     assert (tenant.limits.tokens_per_minute, list(tenant.models), tenant.suspended) == (5_000, ["a", "b"], True)
     assert (tenant.service_class, tenant.canary.steps[0].holds_for.seconds) == (quota_pb2.SERVICE_CLASS_GOLD, 60)
-    for wrong in ("limits", "limits.none=1", "weight_milli=many", "service_class=tin", "models=["):
-        with pytest.raises(ValueError, match="'"):
-            assign(tenant, [wrong])
+    assign(tenant, ["display_name=007", "canary={started_at: 2030-01-01T00:00:00Z, steps: []}"])
+    assert (tenant.display_name, tenant.canary.started_at.seconds) == ("007", 1_893_456_000)
+    key = quota_pb2.KeyPolicy()
+    assign(key, ["expires_at=2030-01-01T00:00:00Z"])
+    assert key.expires_at.seconds == 1_893_456_000
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("limits", "'limits' must be FIELD=VALUE"),
+        ("limits.none=1", "'limits.none' is no field that can be set; there are display_name, plan, service_class"),
+        ("thresholds.warn_percent=1", "'thresholds.warn_percent' is no field that can be set"),
+        ("tenant_id=globex", "'tenant_id' is no field that can be set"),
+        ("isolation_key=x", "'isolation_key' is no field that can be set"),
+        ("weight_milli=many", "weight_milli must be a whole number, not 'many'"),
+        ("limits.tokens_per_minute=1.5", "limits.tokens_per_minute must be a whole number, not '1.5'"),
+        ("service_class=tin", "service_class must be one of gold, silver, bronze, not 'tin'"),
+        ("models=[", "models must be a list such as [a, b], not '['"),
+        ("suspended=maybe", "suspended must be true or false, not 'maybe'"),
+        ("canary={step: 1}", "canary must be "),
+    ],
+)
+def test_a_setting_that_cannot_be_says_what_could(setting: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(problem)}"):
+        assign(quota_pb2.TenantPolicy(), [setting])
 
 
 def test_a_file_is_imported_and_its_tenants_are_shown(forebay: Callable[..., str], tmp_path: Path) -> None:
@@ -101,8 +126,10 @@ def test_a_file_is_imported_and_its_tenants_are_shown(forebay: Callable[..., str
     assert "enterprise" in forebay("tenants", "list")
     file.write_text(TENANTS.replace("basic", "none") + "  x: 1\n")
     text = forebay("tenants", "import", str(file), status=1)
-    assert "file:3: tenants.globex.tier" in text
-    assert "file:4: tenants.x" in text
+    assert f"\n  {file}:3: tenants.globex.tier: there is no plan 'none'" in text
+    assert f"\n  {file}:4: tenants.x: must say its plan" in text
+    file.write_bytes(b"\xff")
+    assert "is not UTF-8" in forebay("tenants", "import", str(file), status=2)
 
 
 def test_a_tenant_is_made_changed_suspended_and_removed(forebay: Callable[..., str]) -> None:
@@ -120,6 +147,22 @@ def test_a_tenant_is_made_changed_suspended_and_removed(forebay: Callable[..., s
     assert "removed" in forebay("tenants", "delete", "hooli", "--yes")
     assert "TENANT_NOT_FOUND" in forebay("tenants", "show", "hooli", status=1)
     forebay("tenants", "update", "hooli", "--set", "nonsense", status=2)
+    assert "say what is to change" in forebay("tenants", "update", "hooli", status=2)
+
+
+def test_a_tenant_is_shown_field_by_field(forebay: Callable[..., str]) -> None:
+    text = forebay(
+        "tenants", "create", "umbrella", "--plan", "basic", "--set", "models=[a, b]", "--set", "stop_on_budget=true",
+        "--set", "model_limits={a: {tokens_per_day: 7}}", "--set", "canary={steps: [{percent: 10, holds_for: 60s}]}",
+    )  # fmt: skip
+    shown = {tuple(line.split()) for line in text.splitlines()}
+    assert {
+        ("models", "a,", "b", "own"),
+        ("stop_on_budget", "true", "own"),
+        ("model_limits.a.tokens_per_day", "7", "own"),
+        ("canary.steps.1.percent", "10", "own"),
+        ("service_class", "bronze"),
+    } <= shown
 
 
 def test_limits_are_shown_beside_the_ledger(forebay: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,10 +171,13 @@ def test_limits_are_shown_beside_the_ledger(forebay: Callable[..., str], capsys:
     states = [
         quota_pb2.LimitState(limit="concurrent_requests", value=7, used=3),
         quota_pb2.LimitState(limit="tokens_per_day", value=90_000, used=5_100, comparison=compared),
+        quota_pb2.LimitState(limit="daily_budget_nano_usd", value=10_000_000_000, used=13_500),
     ]
     print_limits(quota_pb2.PeekResponse(limits=states), as_json=False)
     text = capsys.readouterr().out
     assert "+2,000" in text
+    assert "$10.00" in text
+    assert "$0.0000135" in text
     assert "equal" not in text
     print_limits(quota_pb2.PeekResponse(limits=states), as_json=True)
     assert json.loads(capsys.readouterr().out.splitlines()[1])["comparison"]["difference"] == "2000"
@@ -146,7 +192,8 @@ def test_keys_are_issued_rotated_and_revoked(forebay: Callable[..., str]) -> Non
     new = json.loads(forebay("keys", "rotate", old, "--overlap-hours", "1", "--json"))
     assert new["replaced"]["replaced_by"] == parse_key_id(new["secret"])
     forebay("keys", "issue", "initech", "--set", "nonsense", status=2)
-    forebay("keys", "revoke", old)
+    forebay("keys", "revoke", secret.strip())  # the whole key stands for its id, and goes no further
+    forebay("keys", "issue", "initech", "--set", "tenant_id=acme", status=2)
     text = forebay("keys", "list", "initech")
     assert ("revoked" in text, "laptop" in text, secret.strip() in text) == (True, True, False)
     assert len(forebay("keys", "list", "initech", "--json").splitlines()) == 2

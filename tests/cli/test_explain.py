@@ -30,6 +30,13 @@ def test_bad_fields_are_named() -> None:
     assert "  sampling.temperature: must be 0 to 2" in explain(error).splitlines()
 
 
+def test_what_the_message_says_is_not_said_again() -> None:
+    error = MeshError(
+        Code.INVALID_ARGUMENT, "INVALID_REQUEST", "etag must be set", field_violations=[FieldViolation("etag", "must be set")]
+    )  # fmt: skip
+    assert explain(error) == "etag must be set (INVALID_REQUEST)"
+
+
 def test_a_mesh_that_is_not_there_is_not_a_status_code() -> None:
     said = explain(MeshError(Code.UNAVAILABLE, "GRPC_UNAVAILABLE", "failed to connect to all addresses; ..."))
     assert said.startswith("nothing answers at that address")

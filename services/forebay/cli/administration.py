@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import yaml
 from google.protobuf import json_format
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
@@ -17,36 +16,11 @@ from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc
 from forebay.cli import figures
 from forebay.cli.directory import CALL_WITHIN_S, pages, table
 from forebay.cli.operator import Operator
+from forebay.cli.settings import PREFIXES, assign
 from forebay.cli.terminal import print_json, terminal
 from forebay.client.client import mesh_errors
+from forebay.errors import FieldViolation, MeshError
 from forebay.policy.messages import from_pb_limits
-
-# Enumerations are written as people say them.
-_PREFIXES = {"service_class": "SERVICE_CLASS_", "loss_policy": "LOSS_POLICY_"}
-
-
-def assign(message: Message, settings: Sequence[str]) -> list[str]:
-    """Sets fields given as path=value, values as in YAML; returns the paths.
-
-    Raises:
-        ValueError: a setting is not of that form, or no such field can hold the value.
-    """
-    paths = []
-    for setting in settings:
-        path, equals, text = setting.partition("=")
-        if not equals:
-            raise ValueError(f"{setting!r} must be FIELD=VALUE, such as limits.tokens_per_minute=5000")
-        *outer, name = path.split(".")
-        try:
-            value = yaml.safe_load(text)
-            nested: Any = {name: f"{_PREFIXES[name]}{text.upper()}" if name in _PREFIXES else value}
-            for part in reversed(outer):
-                nested = {part: nested}
-            json_format.ParseDict(nested, message)
-        except (json_format.ParseError, yaml.YAMLError) as error:
-            raise ValueError(f"{setting!r}: {error}") from None
-        paths.append(path)
-    return paths
 
 
 async def call(operator: Operator, rpc: str, request: Any) -> Any:
@@ -84,20 +58,21 @@ async def show_limits(operator: Operator, tenant_id: str, as_json: bool) -> None
 
 
 def print_limits(response: quota_pb2.PeekResponse, as_json: bool) -> None:
-    """Prints the state of limits, a line for each; money in nano-USD, as limits are set."""
+    """Prints the state of limits, a line for each."""
     if as_json:
         for state in response.limits:
             print_json(state)
         return
     rows = table("limit", "value", "used", "free again in", "against the ledger")
     for state in response.limits:
+        write = figures.usd if state.limit.endswith("_nano_usd") else "{:,}".format
         resets_in = figures.duration(state.resets_in.ToMilliseconds() / 1000) if state.HasField("resets_in") else ""
         ledger = ""
         if state.HasField("comparison"):
             difference = state.comparison.difference
-            ledger = f"[red]{difference:+,}[/]" if difference else "equal"
+            ledger = f"[red]{'+' if difference > 0 else ''}{write(difference)}[/]" if difference else "equal"
             ledger += f" at {_moment(state.comparison.as_of)}"
-        rows.add_row(state.limit, f"{state.value:,}", f"{state.used:,}", resets_in, ledger)
+        rows.add_row(state.limit, write(state.value), write(state.used), resets_in, ledger)
     terminal().print(rows)
 
 
@@ -125,6 +100,8 @@ async def update_tenant(
     if plan:
         request.tenant.plan = plan
         paths.append("plan")
+    if not paths:
+        raise ValueError("say what is to change: --plan, --set or --unset")
     request.update_mask.CopyFrom(FieldMask(paths=paths))
     print_tenant((await call(operator, "UpdateTenant", request)).tenant, as_json)
 
@@ -136,10 +113,17 @@ async def create_tenant(operator: Operator, tenant_id: str, plan: str, settings:
     print_tenant((await call(operator, "CreateTenant", request)).tenant, as_json)
 
 
-async def import_tenants(operator: Operator, text: str, dry_run: bool, as_json: bool) -> None:
-    """Brings a tenants file, and prints what it changed or would change."""
+async def import_tenants(operator: Operator, name: str, text: str, dry_run: bool, as_json: bool) -> None:
+    """Brings a tenants file, and prints what it changed or would change; problems are named by the file's own name."""
     request = quota_pb2.ImportTenantsRequest(file=text, dry_run=dry_run)
-    response = await call(operator, "ImportTenants", request)
+    try:
+        response = await call(operator, "ImportTenants", request)
+    except MeshError as error:
+        if error.reason != "WRONG_TENANTS_FILE":
+            raise
+        places = [violation.description.partition(": ") for violation in error.field_violations]
+        named = [FieldViolation(place.replace("file", name, 1), problem) for place, _, problem in places]
+        raise MeshError(error.code, error.reason, error.message, field_violations=named) from None
     if as_json:
         return print_json(response)
     rows = table("would be" if dry_run else "now", "tenants")
@@ -152,6 +136,8 @@ async def import_tenants(operator: Operator, text: str, dry_run: bool, as_json: 
 async def update_plan(operator: Operator, name: str, settings: Sequence[str], as_json: bool) -> None:
     """Makes or changes a plan, and prints it."""
     request = quota_pb2.UpdatePlanRequest(plan=quota_pb2.Plan(name=name))
+    if not settings:
+        raise ValueError("say what is to change")
     request.update_mask.CopyFrom(FieldMask(paths=assign(request.plan, settings)))
     response = await call(operator, "UpdatePlan", request)
     if as_json:
@@ -210,7 +196,13 @@ async def list_audit(operator: Operator, tenant_id: str, refused: bool, most: in
     """Prints what was done and refused, newest first."""
     rows = table("no.", "when", "who", "what", "about", "changes")
     request = quota_pb2.ListAuditEventsRequest(tenant_id=tenant_id, refused_only=refused, page_size=most)
-    for event in (await call(operator, "ListAuditEvents", request)).events:
+    page = await call(operator, "ListAuditEvents", request)
+    events = list(page.events)
+    while page.next_page_token and len(events) < most:  # a page ends early where a message would
+        request.page_token = page.next_page_token
+        page = await call(operator, "ListAuditEvents", request)
+        events += page.events
+    for event in events[:most]:
         if as_json:
             print_json(event)
             continue
@@ -231,18 +223,23 @@ def _of_tenant(kind: type[Any], tenant_id: str) -> Callable[..., Any]:
     return lambda page_token: kind(tenant_id=tenant_id, page_token=page_token)
 
 
-def _fields(message: Message) -> list[tuple[str, str]]:
-    """Returns the paths and values of a message's fields that are set."""
-    values = json_format.MessageToDict(message, preserving_proto_field_name=True)
-    rows: list[tuple[str, str]] = []
-    for name, value in values.items():
-        if name in ("limits", "thresholds"):
-            rows += [(f"{name}.{inner}", str(number)) for inner, number in value.items()]
+def _fields(message: Message) -> Iterator[tuple[str, str]]:
+    """Yields the paths and values of a message's fields that are set."""
+    for name, value in json_format.MessageToDict(message, preserving_proto_field_name=True).items():
+        if name in PREFIXES:
+            yield name, value.removeprefix(PREFIXES[name]).lower()
         else:
-            rows.append(
-                (name, str(value).removeprefix(_PREFIXES.get(name, "")).lower() if name in _PREFIXES else str(value))
-            )
-    return rows
+            yield from _flat(name, value)
+
+
+def _flat(path: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, list) and not any(isinstance(part, dict) for part in value):
+        yield path, ", ".join(value)
+    elif isinstance(value, dict | list):
+        for name, part in value.items() if isinstance(value, dict) else enumerate(value, 1):
+            yield from _flat(f"{path}.{name}", part)
+    else:
+        yield path, str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _moment(timestamp: Any) -> str:

@@ -13,6 +13,7 @@ from forebay.api.quota.v1 import quota_pb2
 from forebay.cli import administration, directory
 from forebay.cli.data_dir import DEFAULT_DATA, DataDir
 from forebay.cli.operator import Operator
+from forebay.policy.keys import parse_key_id
 
 tenants = typer.Typer(help="Who may use the mesh.", no_args_is_help=True)
 plans = typer.Typer(help="What tenants are offered.", no_args_is_help=True)
@@ -22,7 +23,14 @@ audit = typer.Typer(help="What administrators did, and were refused.", no_args_i
 Data = Annotated[Path, typer.Option("--data", metavar="DIR", envvar="FOREBAY_DATA", help="The mesh's data directory.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 TenantId = Annotated[str, typer.Argument(metavar="TENANT", help="The tenant's id.")]
-KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="The public part of the key, between its underscores.")]
+KeyId = Annotated[
+    str,
+    typer.Argument(
+        metavar="KEY_ID",
+        help="The public part of the key, between its underscores.",
+        callback=lambda text: parse_key_id(text) or text,  # who gives the whole key keeps the secret here
+    ),
+]
 Reason = Annotated[str, typer.Option(help="For the audit log.")]
 Settings = Annotated[
     list[str] | None,
@@ -112,7 +120,11 @@ def tenants_import(
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Takes a tenants file: whole, or not at all with every problem named by line."""
-    _run(administration.import_tenants(_operator(data), file.read(), dry_run, as_json))
+    try:
+        text = file.read()
+    except UnicodeDecodeError:
+        raise typer.BadParameter(f"{file.name} is not UTF-8", param_hint="FILE") from None
+    _run(administration.import_tenants(_operator(data), file.name, text, dry_run, as_json))
 
 
 @plans.command("list")

@@ -17,7 +17,11 @@ def explain(error: MeshError) -> str:
     """Returns an error as a few lines for a terminal: what happened, which limits or fields, what to do."""
     lines = [f"{error.message.rstrip('.')} ({error.reason})"]
     lines += [f"  {violation.sentence()}" for violation in error.quota_violations]
-    lines += [f"  {violation.field}: {violation.description}" for violation in error.field_violations]
+    lines += [
+        f"  {violation.field}: {violation.description}"
+        for violation in error.field_violations
+        if f"{violation.field} {violation.description}" not in error.message
+    ]
     if error.retry_after is not None:
         lines.append(f"Try again in {duration(error.retry_after)}.")
     elif error.reason in ("GRPC_UNAVAILABLE", "NO_ROUTER"):

@@ -37,6 +37,8 @@ def limits(values: Limits) -> str:
         (values.requests_per_second, "req/s"),
         (values.requests_per_minute, "req/min"),
         (values.tokens_per_minute, "tok/min"),
+        (values.input_tokens_per_minute, "tok/min in"),
+        (values.output_tokens_per_minute, "tok/min out"),
         (values.concurrent_requests, "at once"),
         (values.tokens_per_day, "tok/day"),
     ]

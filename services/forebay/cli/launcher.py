@@ -183,7 +183,9 @@ def _endpoints(mesh: Supervisor) -> Table:
 
 def _hints(data: DataDir, address: str, keys: Mapping[str, str]) -> Text:
     """Returns what to type next, in another terminal."""
-    command = "forebay" if shutil.which("forebay") else _relative(Path(sys.argv[0]))
+    called = Path(sys.argv[0])
+    by_module = "python -m forebay.cli" if called.name == "__main__.py" else _relative(called)
+    command = "forebay" if shutil.which("forebay") else by_module
     where = "" if data.root == Path(DEFAULT_DATA).resolve() else f" --data {_relative(data.root)}"
     text = Text("\nA first call, from another terminal:\n\n")
     for tenant, key in list(keys.items())[:1]:
