@@ -67,3 +67,4 @@ def test_spans_and_keys_and_limits() -> None:
     assert masked("fb_abcdefgh2345_" + "x" * 43) == "fb_abcdefgh2345_…"
     assert limits(Limits()) == "none"
     assert limits(Limits(requests_per_minute=60, daily_budget_nano_usd=10**10)) == "60 req/min, $10.00/day"
+    assert limits(Limits(input_tokens_per_minute=7)) == "7 tok/min in"
