@@ -69,10 +69,16 @@ async def test_refusals_arrive_whole(router: ScriptedRouter) -> None:
 
 
 async def test_a_key_that_is_not_known(router: ScriptedRouter) -> None:
-    async with ForebayClient(router.address, "fb_wrong") as client:
-        with pytest.raises(MeshError) as caught:
-            await client.generate("Hello")
-    assert caught.value.code is Code.UNAUTHENTICATED
+    for key in ("fb_wrong", "fb_größe", "fb_\n"):
+        async with ForebayClient(router.address, key) as client:
+            with pytest.raises(MeshError) as caught:
+                await client.generate("Hello")
+        assert caught.value.code is Code.UNAUTHENTICATED
+
+
+async def test_a_key_as_it_comes_from_a_file(router: ScriptedRouter) -> None:
+    async with ForebayClient(router.address, f"{KEY}\n") as client:
+        assert await client.list_models()
 
 
 async def test_models_come_from_all_pages(router: ScriptedRouter) -> None:

@@ -58,12 +58,14 @@ def test_tenants_of_ones_own(data: DataDir, tmp_path: Path) -> None:
         prepare_tenants(data, own)
 
 
-@pytest.mark.parametrize("text", ["", "tenants", "tenants:", ": :", "- acme"])
+@pytest.mark.parametrize(
+    "text", [b"", b"tenants", b"tenants:", b": :", b"- acme", b"\xff", b"tenants: {a: 2026-13-45}", b"[" * 10_000]
+)
 def test_a_file_that_holds_no_tenants_is_refused_and_nothing_is_written(
-    data: DataDir, tmp_path: Path, text: str
+    data: DataDir, tmp_path: Path, text: bytes
 ) -> None:
     own = tmp_path / "own.yaml"
-    own.write_text(text)
+    own.write_bytes(text)
     with pytest.raises(DataDirError, match=r"own\.yaml is no tenants file"):
         prepare_tenants(data, own)
     assert not data.tenants_file.exists()

@@ -6,6 +6,7 @@ import base64
 import itertools
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from forebay.errors import Code
 from forebay.policy.keys import hash_key, new_key
-from forebay.policy.model import KeyPolicy, Limits, ServiceClass, TenantPolicy
+from forebay.policy.model import Canary, CanaryStep, KeyPolicy, Limits, ServiceClass, TenantPolicy
 from forebay.quota.counters import CounterStore, InMemoryCounters
 from forebay.quota.domain.edge import Taken, edge_rows
 from forebay.quota.domain.limits import Kind, Row, Usage, rows_of
@@ -149,7 +150,8 @@ def keys(clock: FakeClock) -> Keys:
 
 @pytest.fixture
 async def edge(keys: Keys, clock: FakeClock) -> AsyncIterator[Any]:
-    some = (some_tenant("acme"), some_tenant("free", None), some_tenant("quick", 3, 2))
+    new = replace(some_tenant("new", 10), canary=Canary(clock.now(), (CanaryStep(20, 600),)))
+    some = (some_tenant("acme"), some_tenant("free", None), some_tenant("quick", 3, 2), new)
     tenants = {tenant.tenant_id: tenant for tenant in some}
     feed = PolicyFeed(Policies(tenants, keys.policies, {}), clock)
     counters = InMemoryCounters(Terms(), lambda: int(clock.now() * 1000))
@@ -193,6 +195,14 @@ async def test_a_key_is_held_to_its_tenants_requests_per_minute(edge: Any, keys:
     assert status.duration_until_reset.seconds == 61
     clock.advance(61)
     assert (await edge.ShouldRateLimit(mine)).overall_code == OK
+
+
+async def test_a_new_tenant_is_held_to_its_share(edge: Any, clock: FakeClock) -> None:
+    ask = asked(descriptor(("tenant", "new")))
+    assert [(await edge.ShouldRateLimit(ask)).overall_code for _ in range(3)] == [OK, OK, OVER_LIMIT]
+    clock.advance(600)
+    (status,) = (await edge.ShouldRateLimit(ask)).statuses
+    assert (status.code, status.current_limit.requests_per_unit) == (OK, 10)
 
 
 async def test_a_tenant_is_held_to_its_requests_per_second_too(edge: Any, clock: FakeClock) -> None:

@@ -35,9 +35,8 @@ def prepare_tenants(data: DataDir, tenants_file: Path | None) -> dict[str, str]:
             )
     else:
         source = tenants_file or next(file for file in _SAMPLES if file.exists())
-        text = source.read_text(encoding="utf-8")
-        _tenant_ids(source, text)
-        write_file(data.tenants_file, text)
+        _tenant_ids(source)
+        write_file(data.tenants_file, source.read_text(encoding="utf-8"))
     if not data.pepper_file.exists():
         write_file(data.pepper_file, secrets.token_hex(32) + "\n", 0o600)
     if not data.keys_file.exists():
@@ -49,7 +48,7 @@ def _write_keys(data: DataDir) -> None:
     pepper = data.pepper_file.read_bytes().strip()
     keys: dict[str, str] = {}
     entries = []
-    for tenant in _tenant_ids(data.tenants_file, data.tenants_file.read_text(encoding="utf-8")):
+    for tenant in _tenant_ids(data.tenants_file):
         key_id, keys[tenant] = new_key()
         digest = hash_key(pepper, keys[tenant]).hex()
         entries.append({"key_id": key_id, "tenant": tenant, "hash": digest, "display_name": "made on first start"})
@@ -59,11 +58,11 @@ def _write_keys(data: DataDir) -> None:
     write_file(data.keys_file, head + yaml.safe_dump({"keys": entries}, sort_keys=False), 0o600)
 
 
-def _tenant_ids(file: Path, text: str) -> list[str]:
+def _tenant_ids(file: Path) -> list[str]:
     """Returns the tenants' names in their order; quota checks the rest."""
     try:
-        return [str(tenant) for tenant in yaml.safe_load(text)["tenants"]]
-    except (yaml.YAMLError, TypeError, KeyError):
+        return [str(tenant) for tenant in yaml.safe_load(file.read_text(encoding="utf-8"))["tenants"]]
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError):
         raise DataDirError(
             f"{file} is no tenants file: it must be YAML with `tenants:`, as deploy/config/tenants.yaml"
         ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Unpack
@@ -67,7 +68,7 @@ class ForebayClient:
 
     Args:
         address: host:port of a router, or of what balances several.
-        key: the tenant's key, `fb_...`.
+        key: the tenant's key, `fb_...`; white space around it does not belong to it.
         timeout: the deadline of each call in seconds, following the usage stream excepted.
         connect_timeout: how long a call waits for a router, in seconds.
     """
@@ -78,8 +79,10 @@ class ForebayClient:
         self._channel = connect(address, caller="client")
         self._router: router_pb2_grpc.RouterServiceAsyncStub = router_pb2_grpc.RouterServiceStub(self._channel)
         self._usage: router_pb2_grpc.UsageServiceAsyncStub = router_pb2_grpc.UsageServiceStub(self._channel)
+        # What no header may hold is in no key: the router is to say that it is wrong.
+        sendable = re.sub("[^!-~]", "?", key.strip())
         self._call: dict[str, Any] = {
-            "metadata": (("authorization", f"Bearer {key}"),),
+            "metadata": (("authorization", f"Bearer {sendable}"),),
             "timeout": timeout,
             "wait_for_ready": True,
         }
