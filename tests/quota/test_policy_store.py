@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from alembic.operations import Operations
 
 from forebay.errors import Code, MeshError
@@ -152,6 +153,42 @@ async def test_what_is_stored_outlives_the_process_and_is_migrated_once(tmp_path
     await second.migrate()
     assert await second.load() == kept
     second.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.system)])
+async def test_a_lock_that_somebody_keeps_is_not_waited_for_for_ever(
+    database: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forebay.quota.sql_policy_store.PATIENCE_S", 1)
+    url = f"sqlite:///{tmp_path}/policies.sqlite"
+    if database == "postgresql":
+        url = request.getfixturevalue("postgres").new_database()
+    store, other = SqlPolicyStore(url), sa.create_engine(url)
+    await store.migrate()
+    with other.begin() as transaction:
+        transaction.execute(sa.text("UPDATE state SET version = version"))
+        with pytest.raises(MeshError) as caught:
+            await store.load()
+    assert (caught.value.code, caught.value.retry_after) == (Code.UNAVAILABLE, 1.0)
+    assert await store.load() == Directory()
+    store.close()
+    other.dispose()
+
+
+@pytest.mark.system
+async def test_a_database_that_may_only_be_read_is_away(postgres: PostgresServer) -> None:
+    url = postgres.new_database()
+    store, other = SqlPolicyStore(url), sa.create_engine(url)
+    await store.migrate()
+    store.close()
+    with other.begin() as transaction:  # as on a standby, before a failover and after one
+        transaction.execute(sa.text(f"ALTER DATABASE {other.url.database} SET default_transaction_read_only = on"))
+    other.dispose()
+    with pytest.raises(MeshError) as caught:
+        await store.load()
+    assert (caught.value.reason, await store.version()) == ("POLICY_STORE_UNAVAILABLE", 0)
+    store.close()
 
 
 async def test_a_migration_that_is_broken_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,8 @@ from forebay.quota.policy_store import ANSWERS_KEPT_S, Answer, Change, store_cha
 T = TypeVar("T")
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+# For how long another's lock, or the network, is waited for; whole seconds.
+PATIENCE_S = 5
 # A lock of PostgreSQL's, under which one replica migrates while others wait; SQLite has one of its own.
 _MIGRATION_LOCK = 0x666F7265
 
@@ -97,9 +99,10 @@ class SqlPolicyStore:
         Args:
             url: such as sqlite:////var/lib/forebay/policies.sqlite or postgresql://user@host/forebay.
         """
-        self._engine = sa.create_engine(url, pool_pre_ping=True)
-        if self._engine.dialect.name == "sqlite":
-            sa.event.listen(self._engine, "connect", _prepare_sqlite)
+        sqlite = sa.make_url(url).get_backend_name() == "sqlite"
+        unheard = {} if sqlite else {"connect_timeout": PATIENCE_S, "tcp_user_timeout": PATIENCE_S * 1_000}
+        self._engine = sa.create_engine(url, pool_pre_ping=True, connect_args=unheard)
+        sa.event.listen(self._engine, "connect", _prepare_sqlite if sqlite else _prepare_postgresql)
 
     async def migrate(self) -> None:
         """Brings the tables to what this code expects; a new database gets them all."""
@@ -231,8 +234,15 @@ def _migrate(connection: sa.Connection) -> None:
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:
-    for setting in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000"):
+    for setting in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={PATIENCE_S * 1_000}"):
         connection.execute(f"PRAGMA {setting}")
+
+
+def _prepare_postgresql(connection: Any, _: object) -> None:
+    # The second is for a replica that stops in the middle, with the lock in its hand.
+    for setting in ("lock_timeout", "idle_in_transaction_session_timeout"):
+        connection.execute(f"SET {setting} = '{PATIENCE_S}s'")
+    connection.commit()
 
 
 @contextmanager
@@ -242,8 +252,8 @@ def _reachable() -> Iterator[None]:
     except sa.exc.IntegrityError:
         # Another replica has just given the same request its answer.
         raise store_changed() from None
-    except sa.exc.OperationalError as error:
-        reason = str(error.orig).splitlines()[0]
+    except (sa.exc.OperationalError, sa.exc.InternalError, sa.exc.InterfaceError) as error:
+        reason = str(error.orig).partition("\n")[0]
         raise MeshError(
             Code.UNAVAILABLE,
             "POLICY_STORE_UNAVAILABLE",
