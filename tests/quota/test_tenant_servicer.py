@@ -287,6 +287,28 @@ async def test_a_rotated_key_goes_on_for_the_overlap(admin: Any, feed: PolicyFee
     assert (error.code, error.reason) == (Code.FAILED_PRECONDITION, "KEY_IS_OVER")
 
 
+async def test_keys_that_are_over_take_no_room(admin: Any, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forebay.quota.domain.edits.MAX_KEYS", 2)
+    await create(admin)
+
+    def issue() -> Any:
+        return admin.IssueKey(pb.IssueKeyRequest(request_id=fresh(), key=pb.KeyPolicy(tenant_id="acme")))
+
+    def rotate(key_id: str) -> Any:
+        return admin.RotateKey(pb.RotateKeyRequest(request_id=fresh(), key_id=key_id, overlap={"seconds": 60}))
+
+    first = (await issue()).key.policy.key_id
+    second = (await rotate(first)).key.policy.key_id
+    for refused in (issue(), rotate(second)):
+        assert (await error_of(refused)).reason == "TOO_MANY_KEYS"
+    clock.advance(60)
+    third = (await rotate(second)).key.policy.key_id
+    await admin.RevokeKey(pb.RevokeKeyRequest(request_id=fresh(), key_id=second))
+    assert (await issue()).secret
+    assert (await error_of(rotate(third))).reason == "TOO_MANY_KEYS"
+    assert len((await admin.ListKeys(pb.ListKeysRequest(tenant_id="acme"))).keys) == 4
+
+
 async def test_watchers_are_told_of_each_change_at_once(admin: Any, feed: PolicyFeed) -> None:
     await create(admin)
     secret = (await admin.IssueKey(pb.IssueKeyRequest(request_id=fresh(), key=pb.KeyPolicy(tenant_id="acme")))).secret

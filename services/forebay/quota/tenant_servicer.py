@@ -208,8 +208,8 @@ class TenantServicer(quota_pb2_grpc.TenantServiceServicer):
         (key_id, secret), tenant_id = new_key(), request.key.tenant_id
 
         def decide(directory: Directory) -> Edit:
-            digest = hash_key(self._needed().stored.pepper, secret)
-            return edits.issue_key(directory, from_pb_new_key(request.key, key_id, digest, self._clock.now()))
+            digest, now = hash_key(self._needed().stored.pepper, secret), self._clock.now()
+            return edits.issue_key(directory, from_pb_new_key(request.key, key_id, digest, now), now)
 
         def respond(after: Directory) -> quota_pb2.IssueKeyResponse:
             return quota_pb2.IssueKeyResponse(key=to_pb_key_details(after, key_id))

@@ -12,6 +12,7 @@ from forebay.quota.domain.audit import changes_between
 from forebay.quota.domain.directory import Directory, Edit, Entry, Key, Overrides, Tenant
 from forebay.quota.domain.plans import Plan
 
+# Of one tenant, that hold. Those that are over stay listed.
 MAX_KEYS = 1_000
 
 V = TypeVar("V")
@@ -60,11 +61,15 @@ def followers(directory: Directory, plan: str) -> list[str]:
     return [tenant_id for tenant_id, entry in directory.tenants.items() if entry.value.plan == plan]
 
 
-def issue_key(directory: Directory, key: KeyPolicy) -> Edit:
+def issue_key(directory: Directory, key: KeyPolicy, now: float) -> Edit:
     """Adds a key."""
     _found(directory.tenants, key.tenant_id, "tenant")
-    if sum(entry.value.policy.tenant_id == key.tenant_id for entry in directory.keys.values()) >= MAX_KEYS:
-        raise MeshError(Code.FAILED_PRECONDITION, "TOO_MANY_KEYS", f"{key.tenant_id} has {MAX_KEYS} keys already")
+    of_tenant = (
+        entry.value.policy for entry in directory.keys.values() if entry.value.policy.tenant_id == key.tenant_id
+    )
+    if sum(not _is_over(policy, now) for policy in of_tenant) >= MAX_KEYS:
+        message = f"{key.tenant_id} has {MAX_KEYS} keys that hold; revoke one that nobody needs"
+        raise MeshError(Code.FAILED_PRECONDITION, "TOO_MANY_KEYS", message)
     return Edit(keys=(Key(key),))
 
 
@@ -72,12 +77,12 @@ def rotate_key(directory: Directory, key_id: str, new_id: str, new_hash: bytes, 
     """Adds a key with the scope of another, which goes on for the overlap at most and then expires."""
     old = _found(directory.keys, key_id, "key").value
     expires_at = old.policy.expires_at
-    if old.policy.revoked or old.replaced_by or (expires_at is not None and expires_at <= now):
+    if old.replaced_by or _is_over(old.policy, now):
         raise MeshError(
             Code.FAILED_PRECONDITION, "KEY_IS_OVER", f"key {key_id} is revoked, expired or replaced already"
         )
     ends = now + overlap_s if expires_at is None else min(expires_at, now + overlap_s)
-    edit = issue_key(directory, replace(old.policy, key_id=new_id, hash=new_hash))
+    edit = issue_key(directory, replace(old.policy, key_id=new_id, hash=new_hash), now)
     return replace(edit, keys=(*edit.keys, Key(replace(old.policy, expires_at=ends), new_id)))
 
 
@@ -114,6 +119,10 @@ def changes_of(directory: Directory, edit: Edit) -> Iterator[Changed]:
         yield Changed(f"key:{key.name}", key.policy.tenant_id, changes)
     for tenant_id in edit.removed:
         yield Changed(f"tenant:{tenant_id}", tenant_id, ("removed with its keys",))
+
+
+def _is_over(key: KeyPolicy, now: float) -> bool:
+    return key.revoked or (key.expires_at is not None and key.expires_at <= now)
 
 
 def _value(entries: Mapping[str, Entry[V]], name: str) -> V | None:

@@ -440,7 +440,7 @@ class KeyPolicy(_message.Message):
     hash: _builtins.bytes
     """SHA-256 of pepper and key, 32 bytes."""
     revoked: _builtins.bool
-    """Revoked keys stay in the list until their change has reached every watcher."""
+    """Revoked keys stay listed, as expired ones do, until their tenant is deleted."""
     display_name: _builtins.str
     """For people."""
     @_builtins.property
