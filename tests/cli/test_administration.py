@@ -189,6 +189,10 @@ def test_keys_are_issued_rotated_and_revoked(forebay: Callable[..., str]) -> Non
         "keys", "issue", "initech", "--name", "laptop", "--days", "30", "--set", "limits.requests_per_minute=5"
     )
     old = str(parse_key_id(secret.strip()))
+    gone = str(parse_key_id(forebay("keys", "issue", "initech").strip()))
+    forebay("keys", "rotate", gone, "--overlap-hours", "0")
+    assert f"{gone}  " in (text := forebay("keys", "list", "initech"))
+    assert "expired, replaced by " in text
     new = json.loads(forebay("keys", "rotate", old, "--overlap-hours", "1", "--json"))
     assert new["replaced"]["replaced_by"] == parse_key_id(new["secret"])
     forebay("keys", "issue", "initech", "--set", "nonsense", status=2)
@@ -196,11 +200,12 @@ def test_keys_are_issued_rotated_and_revoked(forebay: Callable[..., str]) -> Non
     forebay("keys", "issue", "initech", "--set", "tenant_id=acme", status=2)
     text = forebay("keys", "list", "initech")
     assert ("revoked" in text, "laptop" in text, secret.strip() in text) == (True, True, False)
-    assert len(forebay("keys", "list", "initech", "--json").splitlines()) == 2
+    assert len(forebay("keys", "list", "initech", "--json").splitlines()) == 4
     actions = [
         json.loads(line)["action"] for line in forebay("audit", "list", "--tenant", "initech", "--json").splitlines()
     ]
-    assert actions == ["RevokeKey", "RotateKey", "RotateKey", "IssueKey", "CreateTenant"]
+    rotated = ["RotateKey", "RotateKey"]
+    assert actions == ["RevokeKey", *rotated, *rotated, "IssueKey", "IssueKey", "CreateTenant"]
     assert "admin/admin" in forebay("audit", "list", "--limit", "3")
 
 

@@ -158,16 +158,13 @@ async def list_keys(operator: Operator, tenant_id: str, as_json: bool) -> None:
                     print_json(key)
                     continue
                 policy = key.policy
-                state = (
-                    "[red]revoked[/]" if policy.revoked else f"replaced by {key.replaced_by}" if key.replaced_by else ""
-                )
                 rows.add_row(
                     policy.key_id,
                     escape(policy.display_name),
                     escape(", ".join(policy.models)) or "all",
                     figures.limits(from_pb_limits(policy.limits)),
                     _moment(policy.expires_at) if policy.HasField("expires_at") else "never",
-                    state,
+                    _state(key),
                 )
     if not as_json:
         terminal().print(rows)
@@ -217,6 +214,14 @@ async def list_audit(operator: Operator, tenant_id: str, refused: bool, most: in
         )
     if not as_json:
         terminal().print(rows)
+
+
+def _state(key: quota_pb2.Key) -> str:
+    """Returns whether a key is over, and what took its place."""
+    expired = key.policy.HasField("expires_at") and key.policy.expires_at.ToDatetime(UTC) <= datetime.now(UTC)
+    over = "revoked" if key.policy.revoked else "expired" if expired else ""
+    replaced = f"replaced by {key.replaced_by}" if key.replaced_by else ""
+    return ", ".join(part for part in (f"[red]{over}[/]" if over else "", replaced) if part)
 
 
 def _of_tenant(kind: type[Any], tenant_id: str) -> Callable[..., Any]:
