@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from forebay.policy.model import Limits, ServiceClass
-from forebay.quota.domain.directory import Directory, Edit
+from forebay.policy.model import Canary, CanaryStep, Limits, LossPolicy, ServiceClass
+from forebay.quota.domain.directory import Directory, Edit, Overrides, Tenant
 from forebay.quota.domain.plans import Plan
 from forebay.quota.file_schema import KeysFile
 from forebay.quota.policy_files import check
@@ -69,6 +70,32 @@ def test_what_a_tenant_cannot_be_is_refused_by_line(entry: str, problem: str) ->
     plan_import(document, directory)
     problem = f"file:2: tenants.{problem}"
     assert [line[: len(problem)] for line in document.problems] == [problem]
+
+
+@pytest.mark.parametrize(
+    ("entry", "limits", "prompt"),
+    [
+        ("{plan: basic, limits: {tokens_per_minute: 7}}", Limits(tokens_per_minute=7), None),
+        (
+            "{tier: basic, rate_limits: {tokens_per_minute: 7}}",
+            Limits(tokens_per_minute=7, tokens_per_day=9),
+            "Be brief.",
+        ),
+    ],
+    ids=["our shape", "the common one"],
+)
+def test_what_a_file_has_no_word_for_stays(entry: str, limits: Limits, prompt: str | None) -> None:
+    before = Overrides(
+        Limits(requests_per_minute=3, tokens_per_day=9), system_prompt="Be brief.", display_name="A", suspended=True,
+        loss_policy=LossPolicy.FAIL_OPEN, time_zone="Asia/Tokyo", canary=Canary(1.0, (CanaryStep(10, 60),)),
+    )  # fmt: skip
+    directory = Directory().edited(Edit(plans=(BASIC,), tenants=(Tenant("a", "basic", before),)), 1.0)
+    document = Document.parse(Path("file"), f"tenants: {{a: {entry}}}")
+    planned = plan_import(document, directory)
+    (tenant,) = planned.edit.tenants
+    assert tenant.overrides == replace(before, limits=limits, system_prompt=prompt, display_name=None)
+    assert planned.updated == ["a"]
+    assert plan_import(document, directory.edited(planned.edit, 2.0)).unchanged == ["a"]
 
 
 @pytest.mark.parametrize("moment", ["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00"])

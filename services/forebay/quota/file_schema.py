@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Self
@@ -177,9 +178,11 @@ class TenantEntry(_Entry):
             given["thresholds"] = self.thresholds.thresholds()
         return given
 
-    def overrides(self) -> Overrides:
-        """Returns all that differs from the plan."""
-        return Overrides(Limits(**self.limits.values()), **self.fields())
+    def overrides(self, before: Overrides) -> Overrides:
+        """Returns all that differs from the plan then: what the file has no word for stays, and so does a suspension."""
+        names = {"weight_milli" if name == "weight" else name for name in TenantEntry.model_fields} - {"plan", "limits"}
+        said = dict.fromkeys(names) | {"suspended": before.suspended} | self.fields()
+        return replace(before, limits=Limits(**self.limits.values()), **said)
 
 
 class TenantsFile(_Entry):
@@ -223,10 +226,12 @@ class CommonTenantEntry(_Entry):
     def priced_by_plan(self) -> None:
         """Nothing is said of it."""
 
-    def overrides(self) -> Overrides:
-        """Returns what differs from the plan."""
-        return Overrides(
-            Limits(
+    def overrides(self, before: Overrides) -> Overrides:
+        """Returns what differs from the plan then: what the file has no word for stays."""
+        return replace(
+            before,
+            limits=replace(
+                before.limits,
                 **self.rate_limits.model_dump(),
                 daily_budget_nano_usd=self.budget.daily_limit_usd,
                 monthly_budget_nano_usd=self.budget.monthly_limit_usd,

@@ -1,19 +1,19 @@
 """Tenants files, brought into the policy store: our own shape and the common one, told apart tenant by tenant.
 
 A file is taken whole, or not at all with every problem named by line. It says what its tenants are and nothing of others: those
-that it does not name stay. Whether a tenant is suspended and how far its canary limits are is the administrators' to say; a file
-that is silent of it leaves it as it is.
+that it does not name stay. So does what it has no word for, such as canary limits or, in the common shape, a system prompt: that
+is the administrators' to say. A suspension stays unless the file ends it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from forebay.quota.domain.directory import Directory, Edit, Tenant
+from forebay.quota.domain.directory import Directory, Edit, Overrides, Tenant
 from forebay.quota.file_schema import TENANT_ID, CommonTenantEntry, TenantEntry
 from forebay.quota.yaml_document import Document, Place
 
@@ -38,15 +38,10 @@ def plan_import(document: Document, directory: Directory) -> Import:
     put: list[Tenant] = []
     for tenant in _tenants(document, directory):
         known = directory.tenants.get(tenant.tenant_id)
-        if known is None:
-            created.append(tenant.tenant_id)
+        if known is not None and tenant == known.value:
+            unchanged.append(tenant.tenant_id)
         else:
-            before = known.value.overrides
-            suspended = before.suspended if tenant.overrides.suspended is None else tenant.overrides.suspended
-            kept = replace(tenant.overrides, suspended=suspended, canary=before.canary)
-            tenant = replace(tenant, overrides=kept)
-            (unchanged if tenant == known.value else updated).append(tenant.tenant_id)
-        if known is None or tenant != known.value:
+            (created if known is None else updated).append(tenant.tenant_id)
             put.append(tenant)
     return Import(created, updated, unchanged, Edit(tenants=tuple(put)))
 
@@ -71,14 +66,15 @@ def _tenants(document: Document, directory: Directory) -> Iterator[Tenant]:
         named = values[field]
         plan = directory.plans.get(named) if isinstance(named, str) else None
         if isinstance(named, str) and plan is None:
-            known = ", ".join(directory.plans)
-            document.report((*place, field), f"there is no plan {named!r}; there are {known}")
+            plans = ", ".join(directory.plans)
+            document.report((*place, field), f"there is no plan {named!r}; there are {plans}")
         entry = _entry(document, place, tenant_id, values, TenantEntry if field == "plan" else CommonTenantEntry)
         if entry is None or plan is None:
             continue
         if entry.priced_by_plan and plan.value.nano_usd_per_million_tokens is None:
             document.report((*place, "priced_by_plan"), f"plan {named} has no price")
-        yield Tenant(str(tenant_id), entry.plan, entry.overrides())
+        known = directory.tenants.get(str(tenant_id))
+        yield Tenant(str(tenant_id), entry.plan, entry.overrides(known.value.overrides if known else Overrides()))
 
 
 def _entry(
