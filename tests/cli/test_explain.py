@@ -41,6 +41,10 @@ def test_a_mesh_that_is_not_there_is_not_a_status_code() -> None:
     said = explain(MeshError(Code.UNAVAILABLE, "GRPC_UNAVAILABLE", "failed to connect to all addresses; ..."))
     assert said.startswith("nothing answers at that address")
     assert "forebay up" in said
+    said = explain(
+        MeshError(Code.UNAVAILABLE, "NO_ROUTER", "no router answers at 10.0.0.1:1; is the mesh running there?")
+    )
+    assert said.startswith("no router answers at 10.0.0.1:1")
 
 
 def test_a_wrong_key_says_where_keys_come_from() -> None:

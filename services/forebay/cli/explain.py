@@ -25,10 +25,10 @@ def explain(error: MeshError) -> str:
     if error.retry_after is not None:
         lines.append(f"Try again in {duration(error.retry_after)}.")
     elif error.reason in ("GRPC_UNAVAILABLE", "NO_ROUTER"):
-        lines = [
-            "nothing answers at that address",
-            "Is the mesh running? See `forebay status`, or start one with `forebay up`.",
-        ]
+        where = (
+            error.message if error.reason == "NO_ROUTER" else "nothing answers at that address; is the mesh running?"
+        )
+        lines = [where, "See `forebay status`, or start one with `forebay up`."]
     elif error.code in _ADVICE:
         lines.append(_ADVICE[error.code])
     return "\n".join(lines)
