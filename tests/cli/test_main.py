@@ -69,6 +69,11 @@ def test_without_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "nobody has no development key" in capsys.readouterr().err
 
 
+def test_help_shows_what_a_list_looks_like(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("tenants", "update", "--help") == 0
+    assert "models=[a,b]" in capsys.readouterr().out
+
+
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     output = capsys.readouterr().out

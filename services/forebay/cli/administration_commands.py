@@ -35,7 +35,7 @@ Reason = Annotated[str, typer.Option(help="For the audit log.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="FIELD=VALUE", help="Such as limits.tokens_per_minute=5000 or models=[a,b]; repeatable."
+        "--set", metavar="FIELD=VALUE", help=r"Such as limits.tokens_per_minute=5000 or models=\[a,b]; repeatable."
     ),
 ]
 
@@ -154,7 +154,9 @@ def keys_list(tenant: TenantId, as_json: Json = False, data: Data = DEFAULT_DATA
 def keys_issue(
     tenant: TenantId,
     name: Annotated[str, typer.Option(help="For people.")] = "",
-    model: Annotated[list[str] | None, typer.Option(help="The only models it may use; repeatable.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL", help="The only models it may use; repeatable.")
+    ] = None,
     days: Annotated[int | None, typer.Option(min=1, max=36_500, help="Expires after so many days.")] = None,
     settings: Settings = None,
     as_json: Json = False,

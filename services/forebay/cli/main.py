@@ -94,7 +94,7 @@ def up(
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to answer; - reads it from standard input.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to answer; - reads it from standard input.")],
     key: Key = None,
     tenant: Tenant = None,
     router: Router = None,
