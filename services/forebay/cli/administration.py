@@ -22,8 +22,11 @@ from forebay.client.client import mesh_errors
 from forebay.errors import FieldViolation, MeshError
 from forebay.policy.messages import from_pb_limits
 
+# A file of some megabytes takes quota a while.
+IMPORT_WITHIN_S = 120.0
 
-async def call(operator: Operator, rpc: str, request: Any) -> Any:
+
+async def call(operator: Operator, rpc: str, request: Any, within_s: float = CALL_WITHIN_S) -> Any:
     """Calls quota's TenantService; changes get a request id.
 
     Raises:
@@ -33,7 +36,7 @@ async def call(operator: Operator, rpc: str, request: Any) -> Any:
         request.request_id = secrets.token_hex(16)
     async with operator.channel("quota") as channel:
         with mesh_errors():
-            return await getattr(quota_pb2_grpc.TenantServiceStub(channel), rpc)(request, timeout=CALL_WITHIN_S)
+            return await getattr(quota_pb2_grpc.TenantServiceStub(channel), rpc)(request, timeout=within_s)
 
 
 async def show_tenant(operator: Operator, tenant_id: str, as_json: bool) -> None:
@@ -117,7 +120,7 @@ async def import_tenants(operator: Operator, name: str, text: str, dry_run: bool
     """Brings a tenants file, and prints what it changed or would change; problems are named by the file's own name."""
     request = quota_pb2.ImportTenantsRequest(file=text, dry_run=dry_run)
     try:
-        response = await call(operator, "ImportTenants", request)
+        response = await call(operator, "ImportTenants", request, IMPORT_WITHIN_S)
     except MeshError as error:
         if error.reason != "WRONG_TENANTS_FILE":
             raise

@@ -553,7 +553,8 @@ class TenantServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ImportTenants(self, request, context):
-        """ImportTenants takes a tenants file in the common shape: whole, or not at all with every problem named by line.
+        """ImportTenants takes a tenants file, in forebay's own shape or in the common one: whole, or not at all with every problem
+        named by line. Tenants that it does not name stay, and so do settings that its shape has no word for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

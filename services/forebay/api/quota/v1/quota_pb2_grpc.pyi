@@ -202,7 +202,9 @@ class TenantServiceStub:
     ResumeTenant: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ResumeTenantRequest, _quota_pb2.ResumeTenantResponse]
     """ResumeTenant ends a suspension."""
     ImportTenants: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ImportTenantsRequest, _quota_pb2.ImportTenantsResponse]
-    """ImportTenants takes a tenants file in the common shape: whole, or not at all with every problem named by line."""
+    """ImportTenants takes a tenants file, in forebay's own shape or in the common one: whole, or not at all with every problem
+    named by line. Tenants that it does not name stay, and so do settings that its shape has no word for.
+    """
     ListPlans: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ListPlansRequest, _quota_pb2.ListPlansResponse]
     """ListPlans lists the plans in order of their name."""
     UpdatePlan: _grpc.UnaryUnaryMultiCallable[_quota_pb2.UpdatePlanRequest, _quota_pb2.UpdatePlanResponse]
@@ -243,7 +245,9 @@ class TenantServiceAsyncStub(TenantServiceStub):
     ResumeTenant: _aio.UnaryUnaryMultiCallable[_quota_pb2.ResumeTenantRequest, _quota_pb2.ResumeTenantResponse]  # type: ignore[assignment]
     """ResumeTenant ends a suspension."""
     ImportTenants: _aio.UnaryUnaryMultiCallable[_quota_pb2.ImportTenantsRequest, _quota_pb2.ImportTenantsResponse]  # type: ignore[assignment]
-    """ImportTenants takes a tenants file in the common shape: whole, or not at all with every problem named by line."""
+    """ImportTenants takes a tenants file, in forebay's own shape or in the common one: whole, or not at all with every problem
+    named by line. Tenants that it does not name stay, and so do settings that its shape has no word for.
+    """
     ListPlans: _aio.UnaryUnaryMultiCallable[_quota_pb2.ListPlansRequest, _quota_pb2.ListPlansResponse]  # type: ignore[assignment]
     """ListPlans lists the plans in order of their name."""
     UpdatePlan: _aio.UnaryUnaryMultiCallable[_quota_pb2.UpdatePlanRequest, _quota_pb2.UpdatePlanResponse]  # type: ignore[assignment]
@@ -329,7 +333,9 @@ class TenantServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _quota_pb2.ImportTenantsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_quota_pb2.ImportTenantsResponse, _abc.Awaitable[_quota_pb2.ImportTenantsResponse]]:
-        """ImportTenants takes a tenants file in the common shape: whole, or not at all with every problem named by line."""
+        """ImportTenants takes a tenants file, in forebay's own shape or in the common one: whole, or not at all with every problem
+        named by line. Tenants that it does not name stay, and so do settings that its shape has no word for.
+        """
 
     @_abc_1.abstractmethod
     def ListPlans(
