@@ -143,3 +143,23 @@ async def test_a_server_tells_whom_it_refuses(tmp_path: Path) -> None:
         ("admin", "admin-7", "TENANT_KEY_REFUSED"),
     ]
     assert {call.method for call in calls} == {f"/{SERVICE}/RevokeKey"}
+
+
+async def test_an_end_in_the_middle_of_writing_leaves_out_nothing_more(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, writing = InMemoryPolicyStore(), asyncio.Event()
+    refused, record = RefusedCalls(store, clock), store.record
+
+    async def stuck(_: Action) -> None:
+        monkeypatch.setattr(store, "record", record)
+        writing.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(store, "record", stuck)
+    for name in ("router-1", "router-2", "router-3"):
+        refused.note(refusal(name=name))
+    async with background(refused.run(), "refused calls"):
+        await writing.wait()
+    events = await store.events(0, 9, "", True)
+    assert [event.action.actor for event in events] == ["router/router-3", "router/router-2"]
