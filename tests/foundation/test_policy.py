@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from types import SimpleNamespace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forebay.api.common.v1 import common_pb2
 from forebay.api.quota.v1 import quota_pb2
 from forebay.policy.messages import from_pb_key, from_pb_tenant, to_pb_key, to_pb_tenant
 from forebay.policy.model import KeyPolicy, Limits, LossPolicy, ServiceClass, TenantPolicy, Thresholds
-from forebay.policy.watcher import PolicyCache
+from forebay.policy.watcher import PolicyCache, PolicyWatcher
+from forebay.testing.clock import FakeClock
 
 names = st.text("abcdefghij-", min_size=1, max_size=8)
 limits = st.builds(Limits, *[st.none() | st.integers(0, 2**60)] * len(Limits.__dataclass_fields__))
@@ -77,6 +83,37 @@ def test_a_snapshot_that_broke_off_is_not_continued_by_the_next_watch() -> None:
     assert cache.apply(page(version=1))
     assert cache.apply(page(version=2, keys=[to_pb_key(KEY)]))
     assert (cache.tenants, cache.keys, cache.version) == ({}, {"k1": KEY}, 2)
+
+
+async def test_a_watcher_begins_each_watch_afresh(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forebay.rpc.watch.FIRST_BACKOFF_S", 0.0)
+    page, changed = quota_pb2.WatchPoliciesResponse, asyncio.Semaphore(0)
+    watches = iter(
+        [
+            [page(version=1, snapshot_begin=True, snapshot_end=True)],
+            [page(version=5, snapshot_begin=True)],  # breaks off
+            [page(version=1), page(version=2, tenants=[to_pb_tenant(ACME)])],
+        ]
+    )
+
+    class Watch:
+        async def __aiter__(self) -> AsyncIterator[quota_pb2.WatchPoliciesResponse]:
+            for message in next(watches, ()):
+                yield message
+
+        def cancel(self) -> None:
+            """It has ended."""
+
+    channel = SimpleNamespace(unary_stream=lambda *_, **__: lambda _: Watch())
+    kind = quota_pb2.WATCHER_KIND_ROUTER
+    watcher = PolicyWatcher(channel, common_pb2.Peer(), kind, clock, changed.release)  # type: ignore[arg-type]
+    running = asyncio.create_task(watcher.run())
+    async with asyncio.timeout(5):
+        for _ in range(3):
+            await changed.acquire()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert (watcher.cache.tenants, watcher.cache.version) == ({"acme": ACME}, 2)
 
 
 def test_a_new_snapshot_forgets_what_is_gone() -> None:
