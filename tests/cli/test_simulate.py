@@ -37,16 +37,17 @@ def test_a_trace_is_told_client_by_client(trace: Path, capsys: pytest.CaptureFix
     assert "0 preempted" in lines[6]
 
 
+@pytest.mark.slow
 def test_what_is_larger_than_an_engine_is_refused_and_says_how_to_have_larger_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trace = tmp_path / "trace.csv"
-    trace.write_text("t,client,prompt_len,output_len\n0,a,3000,10\n")
+    trace.write_text("t,client,prompt_len,output_len\n0,$\\a$,3000,10\n")
     plots = tmp_path / "plots"
     assert run("--trace", str(trace), "--plots", str(plots)) == 0
     output = capsys.readouterr().out
     lines = [line.split() for line in output.splitlines()]
-    assert ["a", "1", "0", "0", "–", "–", "0.0%", "0.0%"] in lines
+    assert ["$\\a$", "1", "0", "0", "–", "–", "0.0%", "0.0%"] in lines
     assert ["refused", "too", "large"] in lines
     assert "more than 2,048 tokens, prompt and max_tokens together; see --max-model-len" in output
     assert {file.stem for file in plots.iterdir()} == {"acceptance", "attempted"}

@@ -230,7 +230,7 @@ def _row(client: ClientReport) -> list[str]:
 
 
 def _refusals(console: Console, clients: Sequence[ClientReport]) -> Table:
-    """Returns how often each client was refused for which reason; those that were most often first."""
+    """Returns how often clients were refused for which reason; of many, those that were most often."""
     refused = sorted((client for client in clients if client.refused), key=lambda client: -client.refused.total())
     reasons = [reason for reason, _ in sum((client.refused for client in refused), Counter[str]()).most_common()]
     table = _table(console, "refused", *(reason.replace("_", " ") for reason in reasons))
@@ -266,8 +266,9 @@ def _comparison(console: Console, scenario: Scenario, runs: Sequence[Run]) -> Ta
 
 def _table(console: Console, first: str, *columns: str) -> Table:
     """Returns a table of figures that a terminal of 80 columns holds."""
-    table = Table(box=None, pad_edge=False, collapse_padding=console.width < ROOMY, header_style="dim")
-    table.add_column(first, no_wrap=True, max_width=24)
+    roomy = console.width >= ROOMY
+    table = Table(box=None, pad_edge=False, collapse_padding=not roomy, header_style="dim")
+    table.add_column(first, no_wrap=True, max_width=40 if roomy else 20)
     for column in columns:
         table.add_column(column, justify="right", min_width=max(map(len, column.split())))
     return table

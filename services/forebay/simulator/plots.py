@@ -5,6 +5,7 @@ apart; where there are many, every other one is dashed.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -36,6 +37,7 @@ _STYLE = {
     "font.family": "DejaVu Sans", "font.size": 10, "text.color": _INK, "axes.labelcolor": _FAINT, "axes.edgecolor": _REST,
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
     "xtick.color": _FAINT, "ytick.color": _FAINT, "grid.color": _GRID, "legend.frameon": False,
+    "text.parse_math": False,  # a client may be called $x
 }  # fmt: skip
 _SMOOTH_S = 10
 _WINDOW_S = 30
@@ -176,7 +178,7 @@ def _service(outcome: Outcome, report: Report, own: str, last: float) -> Figure:
         seconds = outcome.service[client.client]
         smooth = _smooth([*seconds, *[0.0] * (len(outcome.busy) - len(seconds))], _WINDOW_S)
         if line:
-            axes.plot(smooth, color=line[0], linestyle=line[1], linewidth=1.8, label=client.client, zorder=3)
+            axes.plot(smooth, color=line[0], linestyle=line[1], linewidth=1.8, label=_short(client.client), zorder=3)
         else:
             axes.plot(smooth, color=_REST, linewidth=0.8, zorder=1)
     axes.set_ylim(0)
@@ -216,19 +218,22 @@ def _first_tokens(outcomes: Mapping[str, Outcome], own: str, report: Report) -> 
 def _ttft(outcomes: Mapping[str, Outcome], seconds: Mapping[str, list[float]], own: str, report: Report) -> Figure:
     if len(outcomes) > 1:
         accepted = {name: _accepted(outcome, report.quiet) for name, outcome in outcomes.items()}
-        told = {name: quantiles(ordered) for name, ordered in seconds.items()}
-        title = f"Half of the first tokens within {_span(told[own].p50)} under {own}"
-        for name in _furthest({name: each.p50 for name, each in told.items()}, own):
-            title += f", {_span(told[name].p50)} under {name}"
+        medians = {name: _median(ordered, accepted[name]) for name, ordered in seconds.items()}
+        title = f"Half had a first token in {_span(medians[own])} under {own}"
+        for name in _furthest(medians, own):
+            title += f", {_span(medians[name])} under {name}"
         quiet = report.quiet[0] if len(report.quiet) == 1 else f"the {len(report.quiet):,} clients that ask least often"
         whose, lines = f"requests of {quiet}", _compared(seconds, own)
     else:
         accepted = {client: _accepted(outcomes[own], [client]) for client in seconds}
-        every = quantiles(first_token_seconds(outcomes[own]))
-        title = f"Half of the first tokens within {_span(every.p50)}, 99 of 100 within {_span(every.p99)}"
+        every = sorted(first_token_seconds(outcomes[own]))
+        medians = {own: _median(every, _total(report)[0])}
+        title = f"Half had a first token in {_span(medians[own])}, 99 of 100 in {_span(quantiles(every).p99)}"
         whose, lines = f"each client's requests under {own}", list(zip(seconds, _LINES, strict=False))
         if len(report.clients) > len(seconds):
             whose += f", the {len(seconds)} of {len(report.clients):,} that are owed most"
+    if math.inf in medians.values():
+        title = "Time to the first token, until the run was cut"
     figure, axes = _canvas(title, f"{whose}: how many of them had their first token after so long")
     for name, line in lines:
         ordered = seconds[name]
@@ -253,9 +258,14 @@ def _accepted(outcome: Outcome, clients: Sequence[str]) -> int:
     return sum(one.arrival.client in clients and not one.refusal for one in outcome.served)
 
 
+def _median(ordered: Sequence[float], accepted: int) -> float:
+    """Returns the time in which half of the accepted requests had their first token; infinity if half of them had none."""
+    return quantiles([*ordered, *[math.inf] * (accepted - len(ordered))]).p50
+
+
 def _canvas(title: str, subtitle: str, *, bars: int | None = None) -> tuple[Figure, Axes]:
     """Returns a figure with its headings; one of bars is as high as its rows need."""
-    height = 4.6 if bars is None else 1.85 + 0.42 * max(bars, 2)
+    height = 4.6 if bars is None else 1.85 + 0.42 * bars
     figure = Figure(figsize=(9, height), dpi=150, facecolor="white")
     above = 1.0 if bars is None else 1.1
     axes = figure.add_axes(
@@ -296,7 +306,7 @@ def _time(axes: Axes, seconds: int, last: float) -> None:
     axes.set_xlim(0, max(1, seconds))
     axes.set_xlabel("time of the run, s")
     axes.grid(axis="y")
-    if last < seconds:
+    if last < 0.98 * seconds:
         axes.axvspan(last, seconds, color=_GRID, alpha=0.6, linewidth=0, zorder=0, label="no more requests")
 
 
@@ -325,7 +335,7 @@ def _span(seconds: float) -> str:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 18 else f"{name[:17]}…"
+    return name if len(name) <= 15 else f"{name[:14]}…"
 
 
 def _readable_on(colour: str) -> str:
