@@ -244,8 +244,8 @@ def _comparison(console: Console, scenario: Scenario, runs: Sequence[Run]) -> Ta
     columns = ("max diff", "avg diff", "tok/s", "preempted", "evicted", "first token p50", "p99", "Jain")
     table = _table(console, "scheduler", *columns)
     quiet = runs[0].report.quiet
-    whose = escape(quiet[0]) if len(quiet) == 1 else f"the {len(quiet):,} clients"
-    table.caption = f"first tokens are those of {whose} that ask{'s' if len(quiet) == 1 else ''} least often"
+    whose = f"{escape(quiet[0])}, which asks" if len(quiet) == 1 else f"the {len(quiet):,} clients that ask"
+    table.caption = f"first tokens are those of {whose} least often"
     table.caption_justify = "left"
     for run in runs:
         difference = fairness(run.outcome, scenario.standings)

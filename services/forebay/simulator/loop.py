@@ -268,8 +268,10 @@ class Simulation:
             self._report(worker, Report(worker.index))
 
     def _count_load(self, kv_tokens: int, took: float) -> None:
-        """Adds a step that begins now to the seconds in which it falls."""
+        """Adds a step that begins now to the seconds in which it falls, until the run is cut."""
         begin, end = self._now, self._now + took
+        if self._setting.until_s is not None:
+            end = min(end, self._setting.until_s)
         while begin < end:
             second = int(begin)
             if len(self._busy_s) <= second:

@@ -1,7 +1,9 @@
 """What a run came to for each client: asked, let in, served, paid, and its share against the one it was owed."""
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from itertools import accumulate, zip_longest
 
 from forebay.simulator.loop import INPUT_WEIGHT, OUTPUT_WEIGHT, Outcome
 from forebay.simulator.measures import Quantiles, first_token_seconds, jain, owed_by_class, quantiles, service_of
@@ -17,7 +19,8 @@ class ClientReport:
         refused: reasons, and how often each.
         tokens: of prompts and completions served.
         cost_nano_usd: their price by the client's plan; None for clients that have none.
-        owed, received: shares of all service up to the last arrival, so long as there is something to divide.
+        owed, received: shares of the service so long as there is something to divide: up to the last arrival, and until half
+            of all service is given if all come early.
         first_token: times to the first token, in seconds.
     """
 
@@ -63,7 +66,7 @@ def report(scenario: Scenario, outcome: Outcome) -> Report:
         demand[client.client] += INPUT_WEIGHT * one.arrival.prompt + OUTPUT_WEIGHT * min(one.arrival.output, one.asked)
         if one.first_token_at is not None:
             client.tokens += one.arrival.prompt + one.generated
-    contended = service_of(outcome, 0.0, max(1.0, max(one.arrival.at for one in outcome.served)))
+    contended = service_of(outcome, 0.0, _contended_seconds(outcome))
     due = owed_by_class(contended, scenario.standings, demand)
     total = sum(contended.values()) or 1.0
     for name, client in clients.items():
@@ -74,3 +77,9 @@ def report(scenario: Scenario, outcome: Outcome) -> Report:
             client.cost_nano_usd = client.tokens * plan.nano_usd_per_million_tokens // 1_000_000
     ordered = sorted(clients.values(), key=lambda client: (-client.owed, client.client))
     return Report(ordered, jain([client.received / client.owed for client in ordered if client.owed]))
+
+
+def _contended_seconds(outcome: Outcome) -> float:
+    given = list(accumulate(map(sum, zip_longest(*outcome.service.values(), fillvalue=0.0))))
+    half = bisect_left(given, given[-1] / 2) + 1 if given else 0
+    return max(half, max(one.arrival.at for one in outcome.served))
