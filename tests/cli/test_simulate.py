@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -72,6 +73,13 @@ def test_schedulers_are_laid_side_by_side(trace: Path, capsys: pytest.CaptureFix
     *_, head, first, second, quietest = output.splitlines()
     assert [line.split()[0] for line in (head, first, second)] == ["scheduler", "fcfs", "vtc"]
     assert quietest.startswith("first tokens are those of ")
+
+
+def test_a_run_that_is_cut_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("asymmetric", "--seconds", "2", "--scheduler", "fcfs") == 0
+    assert re.match(
+        r"fcfs, 2 s simulated, then cut with \d+ requests not served to their end\n", capsys.readouterr().out
+    )
 
 
 def test_json_is_one_object_for_each_scheduler(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -189,7 +189,9 @@ def _own(runs: Sequence[Run]) -> Run:
 def _print_run(console: Console, scenario: Scenario, run: Run) -> None:
     outcome, clients = run.outcome, run.report.clients
     paid = any(client.cost_nano_usd is not None for client in clients)
-    console.print(f"[bold]{run.scheduler}[/], {outcome.ended_at:,.0f} s simulated\n")
+    left = sum(one.finished_at is None and not one.refusal for one in outcome.served)
+    cut = f", then cut with {left:,} requests not served to their end" if left else ""
+    console.print(f"[bold]{run.scheduler}[/], {outcome.ended_at:,.0f} s simulated{cut}\n")
     table = _table(console, "client", "attempted", "accepted", "tokens", "first token p50", "p99", "owed", "received")
     if paid:
         table.add_column("cost", justify="right")
