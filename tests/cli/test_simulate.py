@@ -88,6 +88,7 @@ def test_json_is_one_object_for_each_scheduler(trace: Path, capsys: pytest.Captu
     fcfs, forebay = (json.loads(line) for line in captured.out.splitlines())
     assert (fcfs["scheduler"], forebay["scheduler"]) == ("fcfs", "forebay")
     assert sum(client["received"] for client in forebay["clients"]) == pytest.approx(1.0, abs=0.001)
+    assert 0 < forebay["kv"] < forebay["busy"] < 1
     assert captured.err == ""
 
 

@@ -209,13 +209,18 @@ def _print_run(console: Console, scenario: Scenario, run: Run) -> None:
             f"too large: more than {scenario.setting.most_tokens:,} tokens, prompt and max_tokens together; "
             f"see --max-model-len and --kv-tokens"
         )
-    seconds = outcome.ended_at or 1.0
-    busy, full = (sum(shares) / seconds for shares in (outcome.busy, outcome.kv))
+    busy, full = _use(outcome)
     console.print(
         f"\n{tokens_per_second(outcome):,.0f} tok/s, engines {busy:.0%} busy and their KV {full:.0%} full, "
         f"{outcome.preemptions:,} preempted, {outcome.evictions:,} evicted\n"
         f"Jain's index of received over owed {run.report.jain:.3f}"
     )
+
+
+def _use(outcome: Outcome) -> tuple[float, float]:
+    """Returns the share of the time in which engines were at work, and the mean share of their KV cache in use."""
+    seconds = outcome.ended_at or 1.0
+    return sum(outcome.busy) / seconds, sum(outcome.kv) / seconds
 
 
 def _row(client: ClientReport) -> list[str]:
@@ -278,6 +283,7 @@ def _table(console: Console, first: str, *columns: str) -> Table:
 
 def _json(scenario: Scenario, run: Run) -> dict[str, object]:
     difference = fairness(run.outcome, scenario.standings)
+    busy, full = _use(run.outcome)
     return {
         "scheduler": run.scheduler,
         "seconds": round(run.outcome.ended_at, 3),
@@ -286,6 +292,8 @@ def _json(scenario: Scenario, run: Run) -> dict[str, object]:
         "avg_diff": round(difference.avg_diff, 1),
         "preemptions": run.outcome.preemptions,
         "evictions": run.outcome.evictions,
+        "busy": round(busy, 4),
+        "kv": round(full, 4),
         "jain": round(run.report.jain, 4),
         "clients": [
             {
@@ -297,8 +305,8 @@ def _json(scenario: Scenario, run: Run) -> dict[str, object]:
                 "cost_nano_usd": client.cost_nano_usd,
                 "owed": round(client.owed, 4),
                 "received": round(client.received, 4),
-                "first_token_p50_s": round(client.first_token.p50, 4),
-                "first_token_p99_s": round(client.first_token.p99, 4),
+                "first_token_p50_s": round(client.first_token.p50, 4) or None,
+                "first_token_p99_s": round(client.first_token.p99, 4) or None,
             }
             for client in run.report.clients
         ],
