@@ -29,7 +29,9 @@ def test_a_trace_that_is_too_large_says_from_which_line_on(tmp_path: Path, monke
     file.write_text("t,client,prompt_len,output_len\n" + "0,a,1,1\n" * 3)
     with pytest.raises(MeshError) as caught:
         read_csv(file)
-    assert caught.value.field_violations == (FieldViolation("line 4", "is one more than 2 requests"),)
+    assert caught.value.field_violations == (
+        FieldViolation("line 4", "is one more than 2 requests; end the file before it"),
+    )
 
 
 def test_every_faulty_line_is_named_with_what_would_be_right(tmp_path: Path) -> None:

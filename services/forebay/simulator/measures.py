@@ -156,10 +156,11 @@ def jain(values: Sequence[float]) -> float:
 
 def first_token_seconds(outcome: Outcome, *clients: str) -> list[float]:
     """Returns the time to the first token of each request that got one, in order of arrival; of these clients, or of all."""
+    wanted = set(clients)
     return [
         one.first_token_at - one.arrival.at
         for one in outcome.served
-        if one.first_token_at is not None and (not clients or one.arrival.client in clients)
+        if one.first_token_at is not None and (not wanted or one.arrival.client in wanted)
     ]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, zip_longest
 
 from forebay.simulator.loop import INPUT_WEIGHT, OUTPUT_WEIGHT, Outcome
-from forebay.simulator.measures import Quantiles, first_token_seconds, jain, owed_by_class, quantiles, service_of
+from forebay.simulator.measures import Quantiles, jain, owed_by_class, quantiles, service_of
 from forebay.simulator.scenarios import Scenario
 
 
@@ -57,6 +57,7 @@ def report(scenario: Scenario, outcome: Outcome) -> Report:
     """Adds a run up."""
     clients = {client: ClientReport(client) for client in outcome.service}
     demand: defaultdict[str, float] = defaultdict(float)
+    waited: defaultdict[str, list[float]] = defaultdict(list)
     for one in outcome.served:
         client = clients[one.arrival.client]
         client.attempted += 1
@@ -66,12 +67,13 @@ def report(scenario: Scenario, outcome: Outcome) -> Report:
         demand[client.client] += INPUT_WEIGHT * one.arrival.prompt + OUTPUT_WEIGHT * min(one.arrival.output, one.asked)
         if one.first_token_at is not None:
             client.tokens += one.arrival.prompt + one.generated
+            waited[client.client].append(one.first_token_at - one.arrival.at)
     contended = service_of(outcome, 0.0, _contended_seconds(outcome))
     due = owed_by_class(contended, scenario.standings, demand)
     total = sum(contended.values()) or 1.0
     for name, client in clients.items():
         client.owed, client.received = due[name] / total, contended[name] / total
-        client.first_token = quantiles(first_token_seconds(outcome, name))
+        client.first_token = quantiles(waited[name])
         plan = scenario.plans.get(name)
         if plan is not None and plan.nano_usd_per_million_tokens is not None:
             client.cost_nano_usd = client.tokens * plan.nano_usd_per_million_tokens // 1_000_000

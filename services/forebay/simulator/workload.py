@@ -136,7 +136,8 @@ def _read_rows(file: Path, rows: "csv.DictReader[str]") -> list[Arrival]:
     faults: list[FieldViolation] = []
     for row in rows:
         if len(arrivals) == MAX_REQUESTS:
-            raise _bad(file, [FieldViolation(f"line {rows.line_num}", f"is one more than {MAX_REQUESTS:,} requests")])
+            fault = f"is one more than {MAX_REQUESTS:,} requests; end the file before it"
+            raise _bad(file, [FieldViolation(f"line {rows.line_num}", fault)])
         try:
             arrivals.append(_arrival(row))
         except ValueError as error:
