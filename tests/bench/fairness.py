@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import multiprocessing
 import random
@@ -52,6 +53,7 @@ from forebay.simulator.workload import read_csv
 
 COMPARED = ("chat", "victim", "asymmetric")  # by every scheduler
 OWN = ("weights", "adversary", "bound", "decision", "delay")  # by forebay alone
+ALONE = ("decision",)  # timed, so nothing of this runs beside it
 SETTLED_S = 60.0  # from when on a flood's shares are taken
 SCHEDULES_A_TASK = 100
 
@@ -190,8 +192,11 @@ def gather(todo: list[Task], jobs: int) -> dict[str, Figures]:
     """Runs the tasks and returns the figures of each scheduler, pooled over seeds; says how far it is."""
     pooled: dict[str, Figures] = defaultdict(lambda: defaultdict(list))
     began = time.monotonic()
+    beside = [task for task in todo if task.part not in ALONE]
+    alone = [task for task in todo if task.part in ALONE]
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        for number, (task, figures) in enumerate(pool.imap_unordered(run, todo), 1):
+        results = itertools.chain(pool.imap_unordered(run, beside), map(run, alone))
+        for number, (task, figures) in enumerate(results, 1):
             for name, values in figures.items():
                 pooled[task.scheduler][name] += values
             if sys.stderr.isatty():
