@@ -72,6 +72,7 @@ def test_schedulers_are_laid_side_by_side(trace: Path, capsys: pytest.CaptureFix
     assert output.startswith("fcfs, 10 s simulated")
     *_, head, first, second, quietest = output.splitlines()
     assert [line.split()[0] for line in (head, first, second)] == ["scheduler", "fcfs", "vtc"]
+    assert first.split()[1:3] == ["–", "–"]  # too short for a window
     assert quietest.startswith("first tokens are those of ")
 
 

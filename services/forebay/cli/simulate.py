@@ -259,8 +259,7 @@ def _comparison(console: Console, scenario: Scenario, runs: Sequence[Run]) -> Ta
         ttft = quantiles(first_token_seconds(run.outcome, *quiet))
         table.add_row(
             run.scheduler,
-            f"{difference.max_diff:,.0f}",
-            f"{difference.avg_diff:,.0f}",
+            *(f"{each:,.0f}" if each else "–" for each in (difference.max_diff, difference.avg_diff)),
             f"{tokens_per_second(run.outcome):,.0f}",
             f"{run.outcome.preemptions:,}",
             f"{run.outcome.evictions:,}",
