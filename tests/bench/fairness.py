@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import multiprocessing
 import random
@@ -30,6 +31,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from forebay.cli.explain import explain
+from forebay.errors import MeshError
 from forebay.simulator import scenarios
 from forebay.simulator.bound import Watched
 from forebay.simulator.dispatcher import Ask, Report
@@ -50,6 +53,7 @@ from forebay.simulator.workload import read_csv
 
 COMPARED = ("chat", "victim", "asymmetric")  # by every scheduler
 OWN = ("weights", "adversary", "bound", "decision", "delay")  # by forebay alone
+ALONE = ("decision",)  # timed, so nothing of this runs beside it
 SETTLED_S = 60.0  # from when on a flood's shares are taken
 SCHEDULES_A_TASK = 100
 
@@ -188,8 +192,11 @@ def gather(todo: list[Task], jobs: int) -> dict[str, Figures]:
     """Runs the tasks and returns the figures of each scheduler, pooled over seeds; says how far it is."""
     pooled: dict[str, Figures] = defaultdict(lambda: defaultdict(list))
     began = time.monotonic()
+    beside = [task for task in todo if task.part not in ALONE]
+    alone = [task for task in todo if task.part in ALONE]
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        for number, (task, figures) in enumerate(pool.imap_unordered(run, todo), 1):
+        results = itertools.chain(pool.imap_unordered(run, beside), map(run, alone))
+        for number, (task, figures) in enumerate(results, 1):
             for name, values in figures.items():
                 pooled[task.scheduler][name] += values
             if sys.stderr.isatty():
@@ -227,7 +234,7 @@ def summary(pooled: dict[str, Figures]) -> dict[str, float]:
     for name in ("max_diff", "avg_diff"):
         result[name] = mean(own, name)
     if "fcfs" in pooled:
-        result["tok_s_ratio_fcfs"] = mean(own, "tok_s") / mean(pooled["fcfs"], "tok_s")
+        result["tok_s_ratio_fcfs"] = mean(own, "tok_s") / (mean(pooled["fcfs"], "tok_s") or float("nan"))
     if "push-everything" in pooled:
         pushed = pooled["push-everything"]
         moved = mean(own, "preemptions") + mean(own, "evictions")
@@ -248,6 +255,12 @@ def summary(pooled: dict[str, Figures]) -> dict[str, float]:
     return {name: round(value, 4) for name, value in result.items() if value == value}
 
 
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number above 0")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     choices = (*COMPARED, *OWN, *SCHEDULERS)
@@ -257,12 +270,18 @@ def main() -> None:
     parser.add_argument(
         "--only", action="append", choices=choices, metavar="NAME", help="a part or a scheduler; repeatable"
     )
-    parser.add_argument("--seeds", type=int, default=10, help="where there is chance (default 10)")
+    parser.add_argument("--seeds", type=positive, default=10, help="where there is chance (default 10)")
     parser.add_argument(
-        "--schedules", type=int, default=10_000, help="random schedules against the bound (default 10,000)"
+        "--schedules", type=positive, default=10_000, help="random schedules against the bound (default 10,000)"
     )
-    parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count(), help="processes (default: all cores)")
+    jobs = multiprocessing.cpu_count()
+    parser.add_argument("--jobs", type=positive, default=jobs, help="processes (default: all cores)")
     arguments = parser.parse_args()
+    if arguments.trace is not None:
+        try:
+            read_csv(arguments.trace)
+        except MeshError as error:
+            sys.exit(explain(error))
     only = arguments.only or []
     parts = [name for name in only if name in PARTS] or [*COMPARED, *OWN]
     names = [name for name in only if name in SCHEDULERS] or list(SCHEDULERS)

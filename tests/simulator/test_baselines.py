@@ -43,7 +43,7 @@ def test_input_drr_counts_tokens_of_prompts() -> None:
     for number in range(3, 9):
         order.add(Ask(number, "b", 256, 10))
     # A quantum is one of the first kind or two of the second.
-    assert drain(order) == "bbabbabba"
+    assert drain(order) == "abbabbabb"
     assert order.take() is None
 
 
@@ -52,7 +52,11 @@ def test_input_drr_lets_a_long_prompt_save_up() -> None:
     order.add(Ask(0, "a", 1_200, 10))
     for number in range(1, 7):
         order.add(Ask(number, "b", 512, 10))
-    assert drain(order).index("a") == 3
+    assert drain(order).index("a") == 2
+
+
+def test_input_drr_gives_whoever_follows_one_that_leaves_its_turn() -> None:
+    assert drain(fill(InputDrr(), "a", "b", "c", "d")) == "abcd"
 
 
 def serve(order: Order, *, cost: int) -> str:

@@ -128,6 +128,7 @@ def test_a_run_can_be_cut() -> None:
     setting = Setting(shape=SHAPE, delay_s=0.25, until_s=2.0)
     outcome = Simulation([Arrival(0.0, "a", 10, 9)], Baseline(Fcfs(), PushAll()), setting).run()
     assert outcome.ended_at == 2.0
+    assert outcome.busy == [0.75, 1.0]  # the step that is under way is counted no further
     assert (outcome.served[0].generated, outcome.served[0].finished_at) == (1, None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from forebay.simulator.forebay_dispatcher import Standing
 from forebay.simulator.loop import Outcome, Served
 from forebay.simulator.measures import (
     Quantiles,
@@ -61,6 +62,34 @@ def test_service_beyond_the_demand_of_a_window_counts_as_well() -> None:
     assert dict(service_difference(run))[330.0] == pytest.approx((60 + 0) / 60)
 
 
+def test_what_was_refused_is_no_demand() -> None:
+    refused = served("b", 310.0, None, None, prompt=2_000, output=2_000)
+    refused.refusal = "tokens_per_minute"
+    run = outcome(served("a", 300.0, 300.0, 330.0), refused, END)
+    assert dict(service_difference(run))[330.0] == 0.0
+
+
+def test_what_runs_when_a_run_is_cut_was_served_until_then() -> None:
+    # b gets 5 tokens a second from 500 on, until the cut at 600; it asked for them before the window from 510 to 570.
+    cut = served("b", 500.0, 500.0, None, prompt=0, output=1_000)
+    cut.generated = 500
+    run = outcome(served("a", 510.0, 510.0, 570.0, prompt=6_000, output=0), cut, END, ended_at=600.0)
+    assert dict(service_difference(run))[540.0] == pytest.approx(10.0)
+
+
+def test_who_is_entitled_to_more_lacks_more() -> None:
+    twice = {"b": Standing(weight_milli=2_000)}
+    run = outcome(
+        served("a", 300.0, 300.0, 360.0, prompt=2_000, output=2_000),
+        served("b", 300.0, 300.0, 360.0, prompt=2_000, output=2_000),
+        served("b", 300.0, None, None, prompt=2_000, output=2_000),
+    )
+    run.served.append(served("a", 630.0, None, None, prompt=1, output=1))
+    # b lacks as much again as it got; the equals are even, though b asked for more.
+    assert dict(service_difference(run, twice))[330.0] == pytest.approx(6_000 / 60)
+    assert dict(service_difference(run))[330.0] == 0.0
+
+
 def test_throughput_counts_what_was_served() -> None:
     run = outcome(served("a", 0.0, 1.0, 2.0), served("a", 0.0, None, None), ended_at=10.0)
     assert tokens_per_second(run) == 4.0
@@ -91,5 +120,5 @@ def test_first_tokens_and_quantiles() -> None:
     run = outcome(served("a", 0.0, 1.5, 2.0), served("b", 1.0, 5.0, 6.0), served("a", 2.0, None, None))
     assert first_token_seconds(run) == [1.5, 4.0]
     assert first_token_seconds(run, "b") == [4.0]
-    assert quantiles([float(value) for value in range(100, 0, -1)]) == Quantiles(51.0, 100.0)
+    assert quantiles([float(value) for value in range(100, 0, -1)]) == Quantiles(50.0, 99.0)
     assert quantiles([]) == Quantiles(0.0, 0.0)

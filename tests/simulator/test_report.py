@@ -54,7 +54,7 @@ def test_every_client_is_added_up() -> None:
         served("b", 10.0, done=False),
     ]
     # What is served after the last arrival is no longer contended.
-    service = {"a": [50.0], "b": [0.0] * 4 + [50.0] + [0.0] * 5 + [1_000.0]}
+    service = {"a": [50.0], "b": [0.0] * 4 + [50.0] + [0.0] * 5 + [90.0]}
     told = report(Scenario([], plans={"a": plan}), Outcome(requests, 12.0, 0, 0, 0, [], [], service))
     a, b = told.clients
     assert (a.client, a.attempted, a.accepted) == ("a", 4, 1)
@@ -62,3 +62,9 @@ def test_every_client_is_added_up() -> None:
     assert (a.tokens, a.cost_nano_usd, b.tokens, b.cost_nano_usd) == (40, 80_000, 40, None)
     assert (a.owed, a.received, b.owed, b.received) == (0.5, 0.5, 0.5, 0.5)
     assert (a.first_token.p50, told.jain) == (0.5, 1.0)
+
+
+def test_what_comes_at_once_is_compared_until_half_of_it_is_served() -> None:
+    service = {"a": [0.0, 0.0, 30.0, 20.0, 10.0], "b": [0.0, 0.0, 0.0, 10.0, 50.0]}
+    told = report(Scenario([]), Outcome([served("a", 0.0), served("b", 0.0)], 5.0, 0, 0, 0, [], [], service))
+    assert {client.client: client.received for client in told.clients} == {"a": 50 / 60, "b": 10 / 60}

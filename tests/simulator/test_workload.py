@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from forebay.errors import MeshError
+from forebay.errors import FieldViolation, MeshError
+from forebay.simulator import workload
 from forebay.simulator.workload import Arrival, Stream, chat, flood, read_csv, steady
 
 
@@ -16,28 +17,47 @@ def test_a_trace_is_read_in_order_of_time_whatever_else_it_holds(tmp_path: Path)
     assert read_csv(file) == [Arrival(1.0, "a", 3, 4), Arrival(2.5, "b", 7, 9)]
 
 
+def test_a_trace_may_come_from_a_spreadsheet(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_bytes(b'\xef\xbb\xbft,client,prompt_len,output_len\r\n0,"a, b",3,4\r\n')
+    assert read_csv(file) == [Arrival(0.0, "a, b", 3, 4)]
+
+
+def test_a_trace_that_is_too_large_says_from_which_line_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workload, "MAX_REQUESTS", 2)
+    file = tmp_path / "t.csv"
+    file.write_text("t,client,prompt_len,output_len\n" + "0,a,1,1\n" * 3)
+    with pytest.raises(MeshError) as caught:
+        read_csv(file)
+    assert caught.value.field_violations == (
+        FieldViolation("line 4", "is one more than 2 requests; end the file before it"),
+    )
+
+
 def test_every_faulty_line_is_named_with_what_would_be_right(tmp_path: Path) -> None:
     file = tmp_path / "t.csv"
     file.write_text(
-        "t,client,prompt_len,output_len\n0,a,1,1\nsoon,a,1,1\n1,,1,1\n2,a,0,1\n3,a,1\nnan,a,1,1\n4,a,1.5,1\n"
+        "t,client,prompt_len,output_len\n0,a,1,1\nsoon,a,1,1\n1,,1,1\n2,a,0,1\n3,a,1\nnan,a,1,1\n4,a,1.5,1\n-1,a,1,1\n1700000000,a,1,1\n"
     )
     with pytest.raises(MeshError) as caught:
         read_csv(file)
     assert {fault.field: fault.description for fault in caught.value.field_violations} == {
-        "line 3": "t is 'soon', and should be a number",
+        "line 3": "t is 'soon', and should be a number of seconds",
         "line 4": "client is empty",
-        "line 5": "prompt_len is 0, and should be at least 1 and below a billion",
+        "line 5": "prompt_len is 0, and should be from 1 to 1,000,000,000",
         "line 6": "has fewer columns than the head",
-        "line 7": "t is nan, and should be at least 0 and below a billion",
-        "line 8": "prompt_len is '1.5', and should be a number",
+        "line 7": "t is nan, and should be from 0 to 604,800",
+        "line 8": "prompt_len is '1.5', and should be a whole number",
+        "line 9": "t is -1, and should be from 0 to 604,800",
+        "line 10": "t is 1700000000, and should be from 0 to 604,800",
     }
 
 
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("", "lacks the columns"),
-        ("t,client\n", "lacks the columns prompt_len, output_len"),
+        ("", "lacks t, client, prompt_len, output_len of"),
+        ("t,client\n", "lacks prompt_len, output_len of the columns t,client,prompt_len,output_len"),
         ("t,client,prompt_len,output_len\n", "no requests"),
     ],
 )

@@ -190,13 +190,15 @@ def pools_command(
 @app.command("simulate")
 def simulate_command(
     scenario: Annotated[
-        simulate.Name, typer.Argument(help="Who asks for what; see below. Not looked at with --trace.")
+        simulate.Name, typer.Argument(metavar="SCENARIO", help="Who asks for what; see above. Not with --trace.")
     ] = simulate.DEFAULT,
     trace: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A CSV of requests: t,client,prompt_len,output_len.")
+        Path | None,
+        typer.Option(metavar="FILE", help="A CSV of requests with the columns t, client, prompt_len, output_len."),
     ] = None,
     scheduler: Annotated[
-        list[simulate.SchedulerName] | None, typer.Option(help="Who decides; repeat it to compare several.")
+        list[simulate.SchedulerName] | None,
+        typer.Option(metavar="NAME", help="Who decides; see above. Repeat it to compare several."),
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="All schedulers, one after the other.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same run.")] = 1,
@@ -204,9 +206,17 @@ def simulate_command(
         float | None, typer.Option(min=1, max=86_400, help="Requests come for so long; the scenario's own by default.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, max=256, help="How many engines.")] = None,
-    kv_tokens: Annotated[int | None, typer.Option(min=2_048, help="KV cache of each engine, in tokens.")] = None,
-    speed: Annotated[float | None, typer.Option(min=0.01, help="Of each engine; 1 is an A10G.")] = None,
-    delay_ms: Annotated[float | None, typer.Option(min=0, help="Word from and to an engine takes so long.")] = None,
+    kv_tokens: Annotated[
+        int | None, typer.Option(min=2_048, max=10**9, help="KV cache of each engine, in tokens.")
+    ] = None,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(min=2, max=10**9, help="The most tokens of a request, prompt and answer; 2,048 by default."),
+    ] = None,
+    speed: Annotated[float | None, typer.Option(min=0.01, max=1_000, help="Of each engine; 1 is an A10G.")] = None,
+    delay_ms: Annotated[
+        float | None, typer.Option(min=0, max=60_000, help="Word from and to an engine takes so long.")
+    ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="What a request asks for unless it says itself.")
     ] = None,
@@ -225,6 +235,18 @@ def simulate_command(
     asymmetric    long answers to short prompts, and the other way round
     adversary     the worst for the bound on unfairness
 
+    Schedulers:
+
+    \b
+    forebay          the product's own core; the default
+    vtc              virtual token counters (OSDI '24)
+    least-served     least attained service
+    input-drr        deficit round robin over tokens of prompts
+    round-robin      a request of each client in turn
+    fcfs             first come, first served
+    64-in-flight     virtual token counters, at most 64 requests on an engine
+    push-everything  all goes to the engine as it comes
+
     Examples:
 
     \b
@@ -237,8 +259,8 @@ def simulate_command(
     simulate.simulate(
         simulate.Options(
             scenario=scenario.value, trace=trace, schedulers=list(dict.fromkeys(names)), seed=seed, seconds=seconds,
-            workers=workers, kv_tokens=kv_tokens, speed=speed, delay_ms=delay_ms, max_tokens=max_tokens, plots=plots,
-            as_json=as_json,
+            workers=workers, kv_tokens=kv_tokens, max_model_len=max_model_len, speed=speed, delay_ms=delay_ms,
+            max_tokens=max_tokens, plots=plots, as_json=as_json,
         )
     )  # fmt: skip
 

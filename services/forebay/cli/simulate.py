@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import enum
 import json
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from forebay.cli.figures import duration, usd
+from forebay.cli.figures import duration
 from forebay.cli.terminal import terminal
 from forebay.errors import Code, MeshError
 from forebay.quota.domain.plans import Plan
@@ -23,7 +25,7 @@ from forebay.quota.file_schema import PlansFile
 from forebay.quota.policy_files import SHIPPED_PLANS, check, plans_of
 from forebay.quota.yaml_document import Document
 from forebay.simulator.engine import faster
-from forebay.simulator.loop import Outcome, Setting, Simulation
+from forebay.simulator.loop import TOO_LARGE, Outcome, Setting, Simulation
 from forebay.simulator.measures import fairness, first_token_seconds, quantiles, tokens_per_second
 from forebay.simulator.quota_admission import QuotaAdmission
 from forebay.simulator.report import ClientReport, Report, report
@@ -37,6 +39,8 @@ SchedulerName = enum.StrEnum("SchedulerName", {name: name for name in SCHEDULERS
 DEFAULT = Name(FOUR_TENANTS)
 MAX_ROWS = 30
 """Clients that the table shows; the rest are summed up in one line."""
+ROOMY = 100
+"""Columns of a terminal from which on columns of tables stand further apart."""
 _LINE_EVERY_S = 10.0
 
 
@@ -50,7 +54,7 @@ class Options:
         schedulers: their names.
         seed: of all that is left to chance.
         seconds: the span in which requests come.
-        workers, kv_tokens, speed, delay_ms, max_tokens: of the engines and what surrounds them; speed is in A10Gs.
+        workers, kv_tokens, max_model_len, speed, delay_ms, max_tokens: of the engines and what surrounds them; speed is in A10Gs.
         plots: where plots are written; None for none.
         as_json: whether one JSON object is printed for each scheduler, and nothing else.
     """
@@ -62,6 +66,7 @@ class Options:
     seconds: float | None
     workers: int | None
     kv_tokens: int | None
+    max_model_len: int | None
     speed: float | None
     delay_ms: float | None
     max_tokens: int | None
@@ -101,11 +106,11 @@ def simulate(options: Options) -> None:
         runs.append(Run(name, outcome, report(scenario, outcome)))
     if options.as_json:
         for run in runs:
-            print(json.dumps(_json(run)))
+            print(json.dumps(_json(scenario, run)))
     else:
-        _print_run(console, _own(runs))
+        _print_run(console, scenario, _own(runs))
         if len(runs) > 1:
-            console.print(_comparison(runs))
+            console.print("", _comparison(console, scenario, runs))
     if draw is not None:
         for file in draw(scenario, runs):
             progress.print(f"wrote {escape(str(file))}")
@@ -138,6 +143,8 @@ def _setting(options: Options, setting: Setting) -> Setting:
     shape = setting.shape
     if options.kv_tokens is not None:
         shape = replace(shape, kv_tokens=options.kv_tokens)
+    if options.max_model_len is not None:
+        shape = replace(shape, max_model_len=options.max_model_len)
     if options.speed is not None:
         shape = replace(shape, cost=faster(type(setting.shape)().cost, options.speed))
     return Setting(
@@ -179,77 +186,103 @@ def _own(runs: Sequence[Run]) -> Run:
     return next((run for run in runs if run.scheduler == FOREBAY), runs[0])
 
 
-def _print_run(console: Console, run: Run) -> None:
-    outcome = run.outcome
-    paid = any(client.cost_nano_usd is not None for client in run.report.clients)
-    console.print(f"[bold]{run.scheduler}[/], {outcome.ended_at:,.0f} s simulated")
-    table = _table("client", "attempted", "accepted", "refused", "tokens", "first token p50", "p99", "owed", "received")
+def _print_run(console: Console, scenario: Scenario, run: Run) -> None:
+    outcome, clients = run.outcome, run.report.clients
+    paid = any(client.cost_nano_usd is not None for client in clients)
+    left = sum(one.finished_at is None and not one.refusal for one in outcome.served)
+    cut = f", then cut with {left:,} requests not served to their end" if left else ""
+    console.print(f"[bold]{run.scheduler}[/], {outcome.ended_at:,.0f} s simulated{cut}\n")
+    table = _table(console, "client", "attempted", "accepted", "tokens", "first token p50", "p99", "owed", "received")
     if paid:
         table.add_column("cost", justify="right")
-    shown, rest = run.report.clients[:MAX_ROWS], run.report.clients[MAX_ROWS:]
-    for client in shown:
-        table.add_row(*_row(client), *([usd(client.cost_nano_usd or 0)] if paid else []))
+    for client in clients[:MAX_ROWS]:
+        table.add_row(*_row(client), *([f"${(client.cost_nano_usd or 0) / 1e9:,.4f}"] if paid else []))
     console.print(table)
-    if rest:
+    if rest := clients[MAX_ROWS:]:
         console.print(
-            f"… and {len(rest)} clients more, with {sum(client.received for client in rest):.1%} of the service"
+            f"… and {len(rest):,} clients more, with {sum(client.received for client in rest):.1%} of the service"
         )
-    busy, full = (sum(shares) / outcome.ended_at for shares in (outcome.busy, outcome.kv))
+    if any(client.refused for client in clients):
+        console.print("", _refusals(console, clients))
+    if any(TOO_LARGE in client.refused for client in clients):
+        console.print(
+            f"too large: more than {scenario.setting.most_tokens:,} tokens, prompt and max_tokens together; "
+            f"see --max-model-len and --kv-tokens"
+        )
+    busy, full = _use(outcome)
     console.print(
-        f"{tokens_per_second(outcome):,.0f} tok/s, engines {busy:.0%} busy and their KV {full:.0%} full, "
-        f"{outcome.preemptions:,} preempted, {outcome.evictions:,} evicted, "
-        f"Jain's index of received over owed {run.report.jain:.3f}\n"
+        f"\n{tokens_per_second(outcome):,.0f} tok/s, engines {busy:.0%} busy and their KV {full:.0%} full, "
+        f"{outcome.preemptions:,} preempted, {outcome.evictions:,} evicted\n"
+        f"Jain's index of received over owed {run.report.jain:.3f}"
     )
 
 
+def _use(outcome: Outcome) -> tuple[float, float]:
+    """Returns the share of the time in which engines were at work, and the mean share of their KV cache in use."""
+    seconds = outcome.ended_at or 1.0
+    return sum(outcome.busy) / seconds, sum(outcome.kv) / seconds
+
+
 def _row(client: ClientReport) -> list[str]:
-    refused = "\n".join(f"{count:,} {reason}" for reason, count in client.refused.most_common())
     return [
         escape(client.client),
         f"{client.attempted:,}",
         f"{client.accepted:,}",
-        refused or "–",
         f"{client.tokens:,}",
-        duration(client.first_token.p50),
-        duration(client.first_token.p99),
+        duration(client.first_token.p50 or None),
+        duration(client.first_token.p99 or None),
         f"{client.owed:.1%}",
         f"{client.received:.1%}",
     ]
 
 
-def _comparison(runs: Sequence[Run]) -> Table:
-    table = _table(
-        "scheduler", "max diff", "avg diff", "tok/s", "preempted", "evicted", "first token p50", "p99", "Jain's index"
-    )
-    quietest = runs[0].report.quietest
-    table.caption = f"first tokens are those of {escape(quietest)}, which asks least often"
+def _refusals(console: Console, clients: Sequence[ClientReport]) -> Table:
+    """Returns how often clients were refused for which reason; of many, those that were most often."""
+    refused = sorted((client for client in clients if client.refused), key=lambda client: -client.refused.total())
+    reasons = [reason for reason, _ in sum((client.refused for client in refused), Counter[str]()).most_common()]
+    table = _table(console, "refused", *(reason.replace("_", " ") for reason in reasons))
+    for client in refused[:MAX_ROWS]:
+        counts = (client.refused[reason] for reason in reasons)
+        table.add_row(escape(client.client), *(f"{count:,}" if count else "–" for count in counts))
+    return table
+
+
+def _comparison(console: Console, scenario: Scenario, runs: Sequence[Run]) -> Table:
+    columns = ("max diff", "avg diff", "tok/s", "preempted", "evicted", "first token p50", "p99", "Jain")
+    table = _table(console, "scheduler", *columns)
+    quiet = runs[0].report.quiet
+    whose = f"{escape(quiet[0])}, which asks" if len(quiet) == 1 else f"the {len(quiet):,} clients that ask"
+    table.caption = f"first tokens are those of {whose} least often"
     table.caption_justify = "left"
     for run in runs:
-        difference, ttft = fairness(run.outcome), quantiles(first_token_seconds(run.outcome, quietest))
+        difference = fairness(run.outcome, scenario.standings)
+        ttft = quantiles(first_token_seconds(run.outcome, *quiet))
         table.add_row(
             run.scheduler,
-            f"{difference.max_diff:,.0f}",
-            f"{difference.avg_diff:,.0f}",
+            *(f"{each:,.0f}" if each else "–" for each in (difference.max_diff, difference.avg_diff)),
             f"{tokens_per_second(run.outcome):,.0f}",
             f"{run.outcome.preemptions:,}",
             f"{run.outcome.evictions:,}",
-            duration(ttft.p50),
-            duration(ttft.p99),
+            duration(ttft.p50 or None),
+            duration(ttft.p99 or None),
             f"{run.report.jain:.3f}",
         )
     return table
 
 
-def _table(first: str, *columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column(first)
+def _table(console: Console, first: str, *columns: str) -> Table:
+    """Returns a table of figures that a terminal of 80 columns holds."""
+    roomy = console.width >= ROOMY
+    table = Table(box=None, pad_edge=False, collapse_padding=not roomy, header_style="dim")
+    table.add_column(first, no_wrap=True, max_width=40 if roomy else 20)
     for column in columns:
-        table.add_column(column, justify="left" if column == "refused" else "right")
+        table.add_column(column, justify="right", min_width=max(map(len, column.split())))
     return table
 
 
-def _json(run: Run) -> dict[str, object]:
-    difference = fairness(run.outcome)
+def _json(scenario: Scenario, run: Run) -> dict[str, object]:
+    difference = fairness(run.outcome, scenario.standings)
+    busy, full = _use(run.outcome)
     return {
         "scheduler": run.scheduler,
         "seconds": round(run.outcome.ended_at, 3),
@@ -258,6 +291,8 @@ def _json(run: Run) -> dict[str, object]:
         "avg_diff": round(difference.avg_diff, 1),
         "preemptions": run.outcome.preemptions,
         "evictions": run.outcome.evictions,
+        "busy": round(busy, 4),
+        "kv": round(full, 4),
         "jain": round(run.report.jain, 4),
         "clients": [
             {
@@ -269,8 +304,8 @@ def _json(run: Run) -> dict[str, object]:
                 "cost_nano_usd": client.cost_nano_usd,
                 "owed": round(client.owed, 4),
                 "received": round(client.received, 4),
-                "first_token_p50_s": round(client.first_token.p50, 4),
-                "first_token_p99_s": round(client.first_token.p99, 4),
+                "first_token_p50_s": round(client.first_token.p50, 4) or None,
+                "first_token_p99_s": round(client.first_token.p99, 4) or None,
             }
             for client in run.report.clients
         ],
@@ -287,11 +322,22 @@ def _plotting(directory: Path) -> Callable[[Scenario, Sequence[Run]], list[Path]
         ) from None
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
     except OSError as error:
-        raise MeshError(Code.INVALID_ARGUMENT, "BAD_DIRECTORY", f"{directory} cannot be made: {error}") from None
+        raise _not_written(directory, error) from None
 
     def draw(scenario: Scenario, runs: Sequence[Run]) -> list[Path]:
         own = _own(runs)
-        return plots.draw(directory, scenario, {run.scheduler: run.outcome for run in runs}, own.scheduler, own.report)
+        outcomes = {run.scheduler: run.outcome for run in runs}
+        try:
+            return plots.draw(directory, scenario, outcomes, own.scheduler, own.report)
+        except OSError as error:
+            raise _not_written(directory, error) from None
 
     return draw
+
+
+def _not_written(directory: Path, error: OSError) -> MeshError:
+    message = f"no plots can be written to {directory}: {error.strerror}; name another directory"
+    return MeshError(Code.FAILED_PRECONDITION, "BAD_DIRECTORY", message)

@@ -88,6 +88,7 @@ class InputDrr:
     def __init__(self) -> None:
         self._queues: dict[str, deque[Ask]] = {}
         self._deficit: dict[str, int] = {}
+        self._in_turn = ""  # who has had this turn's quantum
 
     def add(self, ask: Ask) -> None:
         """See `Order`."""
@@ -99,16 +100,19 @@ class InputDrr:
     def take(self) -> Ask | None:
         """See `Order`."""
         while self._queues:
-            client = next(iter(self._queues))
-            queue = self._queues[client]
+            client, queue = next(iter(self._queues.items()))
+            if self._in_turn != client:
+                self._in_turn = client
+                self._deficit[client] += QUANTUM
             if queue[0].prompt <= self._deficit[client]:
                 ask = queue.popleft()
                 self._deficit[client] -= ask.prompt
                 if not queue:
                     del self._queues[client], self._deficit[client]
+                    self._in_turn = ""
                 return ask
             self._queues[client] = self._queues.pop(client)  # to the end of the round
-            self._deficit[next(iter(self._queues))] += QUANTUM
+            self._in_turn = ""
         return None
 
     def charge(self, client: str, tokens: int) -> None:

@@ -18,6 +18,9 @@ from forebay.simulator.workload import Arrival
 TICK_S = 0.1
 """The dispatcher is asked at least so often: some of what it decides depends on time alone."""
 
+TOO_LARGE = "too_large"
+"""The reason of a refusal: no engine could ever hold the request."""
+
 INPUT_WEIGHT = 1
 OUTPUT_WEIGHT = 2
 """What a token of the prompt and a generated one count for as service."""
@@ -101,6 +104,11 @@ class Setting:
     delay_s: float = 0.005
     max_tokens: int = 1_024
     until_s: float | None = None
+
+    @property
+    def most_tokens(self) -> int:
+        """The most that a request may come to, prompt and max_tokens together."""
+        return min(self.shape.max_model_len, self.shape.blocks * self.shape.block_tokens)
 
     def asked(self, arrival: Arrival) -> int:
         """Returns the max_tokens that a request names."""
@@ -192,10 +200,10 @@ class Simulation:
     # At the dispatcher.
 
     def _arrive(self, id: int) -> None:
-        served, shape = self._served[id], self._setting.shape
+        served = self._served[id]
         arrival = served.arrival
-        if arrival.prompt + served.asked > min(shape.max_model_len, shape.blocks * shape.block_tokens):
-            served.refusal = "too_large"
+        if arrival.prompt + served.asked > self._setting.most_tokens:
+            served.refusal = TOO_LARGE
         elif self._admission is not None:
             served.refusal = self._admission.refusal(id, arrival, served.asked, self._now)
         if served.refusal:
@@ -260,8 +268,10 @@ class Simulation:
             self._report(worker, Report(worker.index))
 
     def _count_load(self, kv_tokens: int, took: float) -> None:
-        """Adds a step that begins now to the seconds in which it falls."""
+        """Adds a step that begins now to the seconds in which it falls, until the run is cut."""
         begin, end = self._now, self._now + took
+        if self._setting.until_s is not None:
+            end = min(end, self._setting.until_s)
         while begin < end:
             second = int(begin)
             if len(self._busy_s) <= second:

@@ -3,17 +3,19 @@
 Service difference is that of the VTC evaluation (Sheng et al., OSDI '24): in a window of time, each client lacks the lesser
 of what the best served one got beyond it and of how far its own service is from its demand, and the lacks are summed. A request's
 service counts as spread evenly from its first to its last token, its demand falls on its arrival, and both are weighted tokens
-(1 for input, 2 for output) per second.
+(1 for input, 2 for output) per second. What was refused is no demand, as there. Where clients are not each other's equals, which
+they are there, what the best served one got is taken in proportion to what each is entitled to.
 """
 
+import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from forebay.scheduler.domain.request import ServiceClass
 from forebay.simulator.forebay_dispatcher import PATIENT, Standing
-from forebay.simulator.loop import INPUT_WEIGHT, OUTPUT_WEIGHT, Outcome, Served
+from forebay.simulator.loop import INPUT_WEIGHT, OUTPUT_WEIGHT, Outcome
 
 WINDOW_S = 60.0
 WARM_UP_S = 30.0
@@ -37,38 +39,51 @@ class Quantiles:
     p99: float
 
 
-def fairness(outcome: Outcome) -> Fairness:
+NO_STANDINGS: Mapping[str, Standing] = {}
+
+
+def fairness(outcome: Outcome, standings: Mapping[str, Standing] = NO_STANDINGS) -> Fairness:
     """Measures the service difference; both figures are 0 for a run that is too short to have a window."""
-    differences = [difference for _, difference in service_difference(outcome)]
+    differences = [difference for _, difference in service_difference(outcome, standings)]
     return Fairness(max(differences, default=0.0), statistics.fmean(differences) if differences else 0.0)
 
 
-def service_difference(outcome: Outcome) -> list[tuple[float, float]]:
-    """Returns the middle of each window and the service difference in it."""
-    span = max((served.arrival.at for served in outcome.served), default=0.0) - WARM_UP_S
+def service_difference(outcome: Outcome, standings: Mapping[str, Standing] = NO_STANDINGS) -> list[tuple[float, float]]:
+    """Returns the middle of each window and the service difference in it.
+
+    Args:
+        outcome: of the run.
+        standings: of clients; those that are not named have the usual one.
+    """
+    clients = {one.arrival.client for one in outcome.served}
+    # What each would get of one a head if all of them always wanted more: 1 where all are equal.
+    entitled = owed_by_class(dict.fromkeys(clients, 1.0), standings, dict.fromkeys(clients, math.inf))
+    span = max((one.arrival.at for one in outcome.served), default=0.0) - WARM_UP_S
     starts = [span / WINDOWS * number for number in range(1, WINDOWS)] if span > WARM_UP_S else []
-    return [(start + WINDOW_S / 2, _difference(outcome.served, start, start + WINDOW_S)) for start in starts]
+    return [(start + WINDOW_S / 2, _difference(outcome, entitled, start, start + WINDOW_S)) for start in starts]
 
 
-def _difference(served: Iterable[Served], start: float, end: float) -> float:
+def _difference(outcome: Outcome, entitled: Mapping[str, float], start: float, end: float) -> float:
     demand: defaultdict[str, float] = defaultdict(float)
     service: defaultdict[str, float] = defaultdict(float)
-    for one in served:
+    for one in outcome.served:
         client, at = one.arrival.client, one.arrival.at
-        if start <= at < end:
+        if start <= at < end and not one.refusal:
             demand[client] += INPUT_WEIGHT * one.arrival.prompt + OUTPUT_WEIGHT * min(one.arrival.output, one.asked)
         if one.first_token_at is None or at >= end:
             continue
-        last = end if one.finished_at is None else one.finished_at
+        last = outcome.ended_at if one.finished_at is None else one.finished_at
         tokens = INPUT_WEIGHT * one.arrival.prompt + OUTPUT_WEIGHT * one.generated
         if last > one.first_token_at:
             overlap = max(0.0, min(last, end) - max(one.first_token_at, start))
             service[client] += tokens * overlap / (last - one.first_token_at)
         elif start <= last < end:
             service[client] += tokens
-    most = max(service.values(), default=0.0)
+    most = max((got / entitled[client] for client, got in service.items()), default=0.0)
     clients = demand.keys() | service.keys()
-    lacks = [min(most - service[client], abs(demand[client] - service[client])) for client in clients]
+    lacks = [
+        min(most * entitled[client] - service[client], abs(demand[client] - service[client])) for client in clients
+    ]
     return sum(lacks) / (end - start)
 
 
@@ -139,16 +154,17 @@ def jain(values: Sequence[float]) -> float:
     return sum(values) ** 2 / (len(values) * squares) if squares else 1.0
 
 
-def first_token_seconds(outcome: Outcome, client: str | None = None) -> list[float]:
-    """Returns the time to the first token of each request that got one, in order of arrival; one client's, or all."""
+def first_token_seconds(outcome: Outcome, *clients: str) -> list[float]:
+    """Returns the time to the first token of each request that got one, in order of arrival; of these clients, or of all."""
+    wanted = set(clients)
     return [
         one.first_token_at - one.arrival.at
         for one in outcome.served
-        if one.first_token_at is not None and client in (None, one.arrival.client)
+        if one.first_token_at is not None and (not wanted or one.arrival.client in wanted)
     ]
 
 
 def quantiles(values: Sequence[float]) -> Quantiles:
-    """Returns median and 99th percentile, as values that occurred; 0 when there are none."""
+    """Returns the least values that half, and 99 of 100, do not exceed; 0 when there are none."""
     ordered = sorted(values) or [0.0]
-    return Quantiles(*(ordered[min(len(ordered) - 1, int(len(ordered) * share))] for share in (0.5, 0.99)))
+    return Quantiles(*(ordered[math.ceil(len(ordered) * share) - 1] for share in (0.5, 0.99)))

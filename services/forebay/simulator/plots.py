@@ -1,35 +1,49 @@
-"""Plots of runs, as PNGs. The only module that imports matplotlib, which the extra `forebay[plots]` installs."""
+"""Plots of runs, as PNGs. The only module that imports matplotlib, which the extra `forebay[plots]` installs.
 
+A title says what was found and the line below it what is drawn. Colours are Okabe and Ito's, which colour-blind readers can tell
+apart; where there are many, every other one is dashed.
+"""
+
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from forebay.simulator.loop import Outcome
-from forebay.simulator.measures import first_token_seconds, service_difference
+from forebay.simulator.measures import first_token_seconds, quantiles, service_difference
 from forebay.simulator.report import ClientReport, Report
 from forebay.simulator.scenarios import Scenario
 
-MAX_CLIENTS = 8
+MAX_NAMED = 8
 """Clients that have a colour of their own; beyond them a plot would be a puzzle."""
 
+MAX_LINES = 40
 MAX_BARS = 16
 
-_COLOURS = ("#2f6db5", "#e07b28", "#2d9a6a", "#b8457a", "#7659b0", "#8a6a3f", "#3aa0b5", "#c2a11f")
-_REFUSED = ("#c9544d", "#e39a6b", "#8d8d97", "#c7b6a3", "#a06f9a", "#6f8fa0")
-_INK, _FAINT, _GRID, _REST = "#22262b", "#6c737b", "#e5e8eb", "#c3c9cf"
-_OWN = _COLOURS[0]
+_BLUE, _VERMILION, _GREEN, _PINK, _ORANGE, _SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
+_INK, _FAINT, _GRID, _REST = "#22262b", "#5f666e", "#e5e8eb", "#c3c9cf"
+_LINES = (
+    (_BLUE, "-"), (_VERMILION, "-"), (_GREEN, "-"), (_PINK, "-"), (_ORANGE, "--"), (_SKY, "--"), (_INK, "--"), (_FAINT, ":"),
+)  # fmt: skip
+_REFUSED = (_VERMILION, _ORANGE, _PINK, _SKY, _FAINT, _REST)
 _STYLE = {
     "font.family": "DejaVu Sans", "font.size": 10, "text.color": _INK, "axes.labelcolor": _FAINT, "axes.edgecolor": _REST,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.titlesize": 10,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
     "xtick.color": _FAINT, "ytick.color": _FAINT, "grid.color": _GRID, "legend.frameon": False,
+    "text.parse_math": False,  # a client may be called $x
 }  # fmt: skip
 _SMOOTH_S = 10
 _WINDOW_S = 30
+
+Line = tuple[str, str]
+"""Its colour and its style."""
 
 
 def draw(directory: Path, scenario: Scenario, outcomes: Mapping[str, Outcome], own: str, report: Report) -> list[Path]:
@@ -41,19 +55,26 @@ def draw(directory: Path, scenario: Scenario, outcomes: Mapping[str, Outcome], o
         outcomes: of each scheduler.
         own: whose run the plots of single clients show.
         report: of that run.
+
+    Raises:
+        OSError: a file cannot be written.
     """
-    outcome = outcomes[own]
+    outcome, last = outcomes[own], scenario.arrivals[-1].at
+    differences = {name: service_difference(each, scenario.standings) for name, each in outcomes.items()}
+    seconds = _first_tokens(outcomes, own, report)
     plots: dict[str, Callable[[], Figure]] = {
         "acceptance": lambda: _acceptance(report),
         "attempted": lambda: _attempted(report),
-        "utilisation": lambda: _utilisation(outcome, own),
-        "service": lambda: _service(outcome, report, own),
-        "ttft": lambda: _ttft(outcomes, own, report),
     }
     if any(client.cost_nano_usd for client in report.clients):
         plots["cost"] = lambda: _cost(report)
-    if any(service_difference(each) for each in outcomes.values()):
-        plots["difference"] = lambda: _difference(outcomes, own)
+    if outcome.busy:
+        plots["utilisation"] = lambda: _utilisation(outcome, own, last)
+        plots["service"] = lambda: _service(outcome, report, own, last)
+    if differences[own]:
+        plots["difference"] = lambda: _difference(differences, own)
+    if any(seconds.values()):
+        plots["ttft"] = lambda: _ttft(outcomes, seconds, own, report)
     files = []
     for name, make in plots.items():
         with mpl.rc_context(_STYLE):
@@ -66,172 +87,239 @@ def draw(directory: Path, scenario: Scenario, outcomes: Mapping[str, Outcome], o
 def _acceptance(report: Report) -> Figure:
     clients = _top(report)
     reasons = sorted({reason for client in clients for reason in client.refused})
+    accepted, attempted = _total(report)
     figure, axes = _canvas(
-        "What became of requests", f"share of each client's requests{_cut(report)}", bars=len(clients)
-    )
+        f"{accepted / attempted:.0%} of the requests were accepted",
+        f"what became of each client's requests{_cut(report)}", bars=len(clients),
+    )  # fmt: skip
     starts = [0.0] * len(clients)
-    parts = [("accepted", _COLOURS[2], [client.accepted / client.attempted for client in clients])]
-    for reason, colour in zip(reasons, _REFUSED * len(reasons), strict=False):
+    parts = [("accepted", _BLUE, [client.accepted / client.attempted for client in clients])]
+    for reason, colour in zip(reasons, itertools.cycle(_REFUSED), strict=False):
         parts.append((f"refused: {_words(reason)}", colour, [c.refused[reason] / c.attempted for c in clients]))
     for label, colour, shares in parts:
         axes.barh(range(len(clients)), shares, left=starts, color=colour, label=label, height=0.62, edgecolor="white")
         for row, (start, share) in enumerate(zip(starts, shares, strict=True)):
             if share >= 0.06:
-                axes.text(start + share / 2, row, f"{share:.0%}", ha="center", va="center", color="white", fontsize=9)
+                ink = _readable_on(colour)
+                axes.text(start + share / 2, row, f"{share:.0%}", ha="center", va="center", color=ink, fontsize=9)
         starts = [start + share for start, share in zip(starts, shares, strict=True)]
     axes.set_xlim(0, 1)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.0%}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+    axes.set_xlabel("share of requests")
     _rows(axes, clients)
-    _legend(axes)
+    _legend_above(axes)
     return figure
 
 
 def _attempted(report: Report) -> Figure:
     clients = _top(report)
-    figure, axes = _canvas("Attempted against accepted", f"requests of each client{_cut(report)}", bars=len(clients))
+    accepted, attempted = _total(report)
+    figure, axes = _canvas(
+        f"Of {attempted:,} requests attempted, {accepted:,} were accepted",
+        f"requests of each client{_cut(report)}", bars=len(clients),
+    )  # fmt: skip
     most = max(client.attempted for client in clients)
     for row, client in enumerate(clients):
         axes.barh(row, client.attempted, color=_REST, height=0.62, label="attempted" if row == 0 else None)
-        axes.barh(row, client.accepted, color=_OWN, height=0.34, label="accepted" if row == 0 else None)
-        text = f"{client.accepted:,} of {client.attempted:,}"
-        axes.text(client.attempted + most * 0.012, row, text, va="center", fontsize=9, color=_FAINT)
+        axes.barh(row, client.accepted, color=_BLUE, height=0.34, label="accepted" if row == 0 else None)
+        _at_end(axes, row, client.attempted + most * 0.012, f"{client.accepted:,} of {client.attempted:,}")
     axes.set_xlim(0, most * 1.2)
+    axes.set_xlabel("requests")
     _thousands(axes.xaxis)
     _rows(axes, clients)
-    _legend(axes)
+    _legend_above(axes)
     return figure
 
 
 def _cost(report: Report) -> Figure:
     clients = [client for client in _top(report) if client.cost_nano_usd is not None]
-    figure, axes = _canvas(
-        "What clients pay", "USD for the tokens of this run, at their plans' prices", bars=len(clients)
-    )
     costs = [(client.cost_nano_usd or 0) / 1e9 for client in clients]
-    axes.barh(range(len(clients)), costs, color=_OWN, height=0.62)
+    whole = sum(client.cost_nano_usd or 0 for client in report.clients) / 1e9
+    figure, axes = _canvas(
+        f"Together clients pay ${whole:,.2f}", f"for the tokens of this run, at their plans' prices{_cut(report)}",
+        bars=len(clients),
+    )  # fmt: skip
+    axes.barh(range(len(clients)), costs, color=_BLUE, height=0.62)
     for row, (client, cost) in enumerate(zip(clients, costs, strict=True)):
-        text = f"${cost:,.4f}  for {client.tokens:,} tokens"
-        axes.text(cost + max(costs) * 0.012, row, text, va="center", fontsize=9, color=_FAINT)
+        _at_end(axes, row, cost + max(costs) * 0.012, f"${cost:,.4f} for {client.tokens:,} tokens")
     axes.set_xlim(0, max(costs) * 1.42)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda usd, _: f"${usd:,.2f}"))
+    axes.set_xlabel("USD")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     _rows(axes, clients)
     return figure
 
 
-def _utilisation(outcome: Outcome, own: str) -> Figure:
-    figure, axes = _canvas("Use of the engines", f"under {own}, mean of {_SMOOTH_S} s")
-    for values, colour, label in ((outcome.busy, _REST, "time at work"), (outcome.kv, _OWN, "KV cache in use")):
+def _utilisation(outcome: Outcome, own: str, last: float) -> Figure:
+    at_work, full = (sum(shares) / outcome.ended_at for shares in (outcome.busy, outcome.kv))
+    figure, axes = _canvas(
+        f"Engines were at work {at_work:.0%} of the time, their KV cache {full:.0%} full",
+        f"under {own}; means of {_SMOOTH_S} s",
+    )
+    for values, (colour, style), label in (
+        (outcome.busy, _LINES[1], "time at work"),
+        (outcome.kv, _LINES[0], "KV cache in use"),
+    ):
         smooth = _smooth(values, _SMOOTH_S)
-        axes.plot(range(len(smooth)), smooth, color=colour, linewidth=2, label=label)
-        if colour == _OWN:
-            axes.fill_between(range(len(smooth)), smooth, color=colour, alpha=0.12, linewidth=0)
+        axes.plot(range(len(smooth)), smooth, color=colour, linestyle=style, linewidth=2, label=label)
+    axes.fill_between(range(len(smooth)), smooth, color=colour, alpha=0.12, linewidth=0)
     axes.set_ylim(0, 1.04)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.0%}"))
-    _time(axes, len(outcome.busy))
-    _legend(axes)
+    axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+    _time(axes, len(outcome.busy), last)
+    _legend_beside(axes)
     return figure
 
 
-def _service(outcome: Outcome, report: Report, own: str) -> Figure:
-    title = f"under {own}: weighted tokens per second (1 for input, 2 for output), mean of {_WINDOW_S} s"
-    figure, axes = _canvas("Service over time", title)
-    for client, colour in _coloured(report):
-        smooth = _smooth(outcome.service[client.client], _WINDOW_S)
-        named = colour != _REST
-        axes.plot(
-            range(len(smooth)), smooth, color=colour, linewidth=1.8 if named else 0.8,
-            label=client.client if named else None, zorder=3 if named else 1,
-        )  # fmt: skip
-    axes.set_ylim(0)
-    _thousands(axes.yaxis)
-    _time(axes, len(outcome.busy))
-    _legend(axes, beyond=len(report.clients) - MAX_CLIENTS)
-    return figure
-
-
-def _difference(outcomes: Mapping[str, Outcome], own: str) -> Figure:
+def _service(outcome: Outcome, report: Report, own: str, last: float) -> Figure:
     figure, axes = _canvas(
-        "Service difference over time",
-        "weighted tokens per second that clients lack in sum, windows of 60 s; less is fairer",
+        f"What clients received over what they were owed: Jain's index {report.jain:.3f}",
+        f"service under {own}, 1 for a token of input and 2 for one of output; means of {_WINDOW_S} s",
     )
-    for name, colour in _compared(outcomes, own):
-        points = service_difference(outcomes[name])
-        axes.plot([at for at, _ in points], [difference for _, difference in points], color=colour,
-                  linewidth=2.4 if name == own else 1.4, label=name, zorder=3 if name == own else 2)  # fmt: skip
+    for client, line in _lines(report):
+        seconds = outcome.service[client.client]
+        smooth = _smooth([*seconds, *[0.0] * (len(outcome.busy) - len(seconds))], _WINDOW_S)
+        if line:
+            axes.plot(smooth, color=line[0], linestyle=line[1], linewidth=1.8, label=_short(client.client), zorder=3)
+        else:
+            axes.plot(smooth, color=_REST, linewidth=0.8, zorder=1)
     axes.set_ylim(0)
+    axes.set_ylabel("weighted tokens per second")
     _thousands(axes.yaxis)
-    axes.set_xlabel("time of the run, s")
+    _time(axes, len(outcome.busy), last)
+    _legend_beside(axes, beyond=min(len(report.clients), MAX_LINES) - MAX_NAMED)
+    return figure
+
+
+def _difference(differences: Mapping[str, Sequence[tuple[float, float]]], own: str) -> Figure:
+    most = {name: max(difference for _, difference in points) for name, points in differences.items()}
+    against = "".join(f", {most[name]:,.0f} under {name}" for name in _furthest(most, own))
+    figure, axes = _canvas(
+        f"Service difference: at most {most[own]:,.0f} under {own}{against}",
+        "what all clients together lack against the best served, in windows of 60 s; less is fairer",
+    )
+    for name, line in _compared(differences, own):
+        _curve(axes.plot, name, line, own, *zip(*differences[name], strict=True))
+    axes.set_ylim(0)
+    axes.set_ylabel("weighted tokens per second")
+    _thousands(axes.yaxis)
+    axes.set_xlabel("middle of the window, s from the start")
     axes.grid(axis="y")
-    _legend(axes)
+    _legend_beside(axes)
     return figure
 
 
-def _ttft(outcomes: Mapping[str, Outcome], own: str, report: Report) -> Figure:
-    """Of the quietest client by scheduler where there are several, else by client."""
-    several, quietest = len(outcomes) > 1, report.quietest
-    whose = f" of {quietest}, which asks least often," if several else ""
-    figure, axes = _canvas(
-        "Time to first token", f"share of requests{whose} that had their first token in so many seconds"
-    )
-    curves: list[tuple[str, str, list[float]]]
-    if several:
-        curves = [
-            (name, colour, first_token_seconds(outcomes[name], quietest)) for name, colour in _compared(outcomes, own)
-        ]
+def _first_tokens(outcomes: Mapping[str, Outcome], own: str, report: Report) -> dict[str, list[float]]:
+    """Returns times to the first token: of the quiet clients by scheduler where there are several, else by client."""
+    if len(outcomes) > 1:
+        return {name: sorted(first_token_seconds(outcome, *report.quiet)) for name, outcome in outcomes.items()}
+    named = [client.client for client in report.clients[:MAX_NAMED]]
+    return {client: sorted(first_token_seconds(outcomes[own], client)) for client in named}
+
+
+def _ttft(outcomes: Mapping[str, Outcome], seconds: Mapping[str, list[float]], own: str, report: Report) -> Figure:
+    if len(outcomes) > 1:
+        accepted = {name: _accepted(outcome, report.quiet) for name, outcome in outcomes.items()}
+        medians = {name: _median(ordered, accepted[name]) for name, ordered in seconds.items()}
+        title = f"Half had a first token in {_span(medians[own])} under {own}"
+        for name in _furthest(medians, own):
+            title += f", {_span(medians[name])} under {name}"
+        quiet = report.quiet[0] if len(report.quiet) == 1 else f"the {len(report.quiet):,} clients that ask least often"
+        whose, lines = f"requests of {quiet}", _compared(seconds, own)
     else:
-        named = [(client, colour) for client, colour in _coloured(report) if colour != _REST]
-        curves = [
-            (client.client, colour, first_token_seconds(outcomes[own], client.client)) for client, colour in named
-        ]
-    for name, colour, seconds in curves:
-        ordered = sorted(seconds)
-        shares = [(number + 1) / len(ordered) for number in range(len(ordered))]
-        axes.step(ordered, shares, where="post", color=colour, linewidth=2.4 if name == own else 1.6, label=name)
+        accepted = {client: _accepted(outcomes[own], [client]) for client in seconds}
+        every = sorted(first_token_seconds(outcomes[own]))
+        medians = {own: _median(every, _total(report)[0])}
+        title = f"Half had a first token in {_span(medians[own])}, 99 of 100 in {_span(quantiles(every).p99)}"
+        whose, lines = f"each client's requests under {own}", list(zip(seconds, _LINES, strict=False))
+        if len(report.clients) > len(seconds):
+            whose += f", the {len(seconds)} of {len(report.clients):,} that are owed most"
+    if math.inf in medians.values():
+        title = "Time to the first token, until the run was cut"
+    figure, axes = _canvas(title, f"{whose}: how many of them had their first token after so long")
+    for name, line in lines:
+        ordered = seconds[name]
+        shares = [number / accepted[name] for number in range(1, len(ordered) + 1)]
+        _curve(axes.step, name, line, own, [*ordered[:1], *ordered], [0.0, *shares] if ordered else [], where="post")
+    least, most = (each(each(ordered) for ordered in seconds.values() if ordered) for each in (min, max))
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g} s"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.0%}"))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if most < 100 * least else (1.0,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _span(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("time to the first token")
+    axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     axes.set_ylim(0, 1.02)
+    axes.set_ylabel("share of requests")
     axes.grid()
-    _legend(axes, beyond=len(report.clients) - MAX_CLIENTS if len(outcomes) == 1 else 0)
+    _legend_beside(axes)
     return figure
+
+
+def _accepted(outcome: Outcome, clients: Sequence[str]) -> int:
+    """Returns how many requests of these clients were let in, whether they had a token before the run ended or not."""
+    wanted = set(clients)
+    return sum(one.arrival.client in wanted and not one.refusal for one in outcome.served)
+
+
+def _median(ordered: Sequence[float], accepted: int) -> float:
+    """Returns the time in which half of the accepted requests had their first token; infinity if half of them had none."""
+    return quantiles([*ordered, *[math.inf] * (accepted - len(ordered))]).p50
 
 
 def _canvas(title: str, subtitle: str, *, bars: int | None = None) -> tuple[Figure, Axes]:
     """Returns a figure with its headings; one of bars is as high as its rows need."""
-    height = 4.6 if bars is None else 1.75 + 0.42 * max(bars, 3)
+    height = 4.6 if bars is None else 1.85 + 0.42 * bars
     figure = Figure(figsize=(9, height), dpi=150, facecolor="white")
+    above = 1.0 if bars is None else 1.1
     axes = figure.add_axes(
-        (0.09 if bars is None else 0.15, 0.62 / height, 0.72 if bars is None else 0.8, (height - 1.6) / height)
+        (0.09 if bars is None else 0.15, 0.62 / height, 0.72 if bars is None else 0.8, (height - 0.62 - above) / height)
     )
-    figure.text(0.03, 1 - 0.22 / height, title, fontsize=14, fontweight="bold", va="top")
+    figure.text(0.03, 1 - 0.22 / height, title, fontsize=13, fontweight="bold", va="top")
     figure.text(0.03, 1 - 0.52 / height, subtitle, fontsize=9.5, color=_FAINT, va="top")
     return figure, axes
 
 
 def _rows(axes: Axes, clients: Sequence[ClientReport]) -> None:
-    axes.set_yticks(range(len(clients)), [client.client for client in clients], color=_INK)
-    axes.invert_yaxis()
+    names = (client.client for client in clients)
+    axes.set_yticks(range(len(clients)), [_short(name) for name in names], color=_INK)
+    axes.set_ylim(len(clients) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
 
 
-def _time(axes: Axes, seconds: int) -> None:
+def _at_end(axes: Axes, row: int, at: float, text: str) -> None:
+    """Writes a figure behind a bar, so that lines of the grid do not cross it."""
+    axes.text(
+        at, row, text, va="center", fontsize=9, color=_FAINT,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+    )  # fmt: skip
+
+
+def _curve(method: Callable[..., object], name: str, line: Line, own: str, *points: object, **style: object) -> None:
+    first = name == own
+    method(
+        *points, color=line[0], linestyle=line[1], label=_short(name), linewidth=2.6 if first else 1.6,
+        zorder=3 if first else 2, **style,
+    )  # fmt: skip
+
+
+def _time(axes: Axes, seconds: int, last: float) -> None:
+    """Draws the axis of time, and shades what comes after the last request, when there is nothing more to share."""
     axes.set_xlim(0, max(1, seconds))
     axes.set_xlabel("time of the run, s")
     axes.grid(axis="y")
+    if last < 0.98 * seconds:
+        axes.axvspan(last, seconds, color=_GRID, alpha=0.6, linewidth=0, zorder=0, label="no more requests")
 
 
-def _legend(axes: Axes, *, beyond: int = 0) -> None:
-    """Puts a legend beside lines and above bars, and says how many are drawn in grey."""
+def _legend_above(axes: Axes) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, fontsize=9, handlelength=1.1, columnspacing=1.4)
+
+
+def _legend_beside(axes: Axes, *, beyond: int = 0) -> None:
+    """Says, too, how many lines are grey."""
     if beyond > 0:
         axes.plot([], [], color=_REST, linewidth=0.8, label=f"{beyond} more")
-    if axes.get_yaxis().get_inverted():
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, fontsize=9, handlelength=1.1, columnspacing=1.4
-        )
-    else:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=9, handlelength=1.4)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=9, handlelength=1.8)
 
 
 def _thousands(axis: "mpl.axis.Axis") -> None:
@@ -239,8 +327,30 @@ def _thousands(axis: "mpl.axis.Axis") -> None:
     axis.set_major_locator(MaxNLocator(6, integer=True))
 
 
+def _percent(share: float, _: int) -> str:
+    return f"{share:.0%}"
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds * 1000:,.3g} ms" if seconds < 1 else f"{seconds:,.3g} s"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 15 else f"{name[:14]}…"
+
+
+def _readable_on(colour: str) -> str:
+    red, green, blue = to_rgb(colour)
+    return "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.55 else _INK
+
+
 def _cut(report: Report) -> str:
-    return f", the {MAX_BARS} of {len(report.clients)} that asked most" if len(report.clients) > MAX_BARS else ""
+    return f", the {MAX_BARS} of {len(report.clients):,} that asked most" if len(report.clients) > MAX_BARS else ""
+
+
+def _total(report: Report) -> tuple[int, int]:
+    """Returns how many requests were accepted, and attempted."""
+    return sum(client.accepted for client in report.clients), sum(client.attempted for client in report.clients)
 
 
 def _top(report: Report) -> list[ClientReport]:
@@ -249,21 +359,27 @@ def _top(report: Report) -> list[ClientReport]:
     return [client for client in report.clients if client in chosen]
 
 
-def _coloured(report: Report) -> list[tuple[ClientReport, str]]:
-    colours = [*_COLOURS, *[_REST] * len(report.clients)]
-    return list(zip(report.clients, colours, strict=False))
+def _lines(report: Report) -> list[tuple[ClientReport, Line | None]]:
+    """Returns the clients that lines are drawn for; those without one of their own are grey."""
+    return list(zip(report.clients[:MAX_LINES], itertools.chain(_LINES, itertools.repeat(None)), strict=False))
 
 
-def _compared(outcomes: Mapping[str, Outcome], own: str) -> list[tuple[str, str]]:
-    others = [name for name in outcomes if name != own]
-    return [(own, _OWN), *zip(others, (_COLOURS[1:] * len(others))[: len(others)], strict=True)]
+def _compared(names: Mapping[str, object], own: str) -> list[tuple[str, Line]]:
+    return list(zip((own, *(name for name in names if name != own)), itertools.cycle(_LINES), strict=False))
+
+
+def _furthest(values: Mapping[str, float], own: str) -> list[str]:
+    """Returns the one whose value is the largest, unless it is the product's own."""
+    name = max(values, key=values.__getitem__)
+    return [] if name == own else [name]
 
 
 def _smooth(values: Sequence[float], seconds: int) -> list[float]:
     """Returns means of windows around each second, cut at the ends."""
-    half = seconds // 2
-    windows = (values[max(0, at - half) : at + half + 1] for at in range(len(values)))
-    return [sum(window) / len(window) for window in windows]
+    sums = [0.0, *itertools.accumulate(values)]
+    half, end = seconds // 2, len(values)
+    windows = ((max(0, at - half), min(end, at + half + 1)) for at in range(end))
+    return [(sums[to] - sums[begin]) / (to - begin) for begin, to in windows]
 
 
 def _words(reason: str) -> str:

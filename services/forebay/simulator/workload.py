@@ -16,6 +16,11 @@ COLUMNS = ("t", "client", "prompt_len", "output_len")
 MAX_FAULTS = 20
 """How many faulty lines of a file are named before the rest is not looked at."""
 
+MAX_REQUESTS = 1_000_000
+MAX_SECONDS = 7 * 86_400
+MAX_TOKENS = 1_000_000_000
+"""The largest trace that is read: so many requests, the last so long after the start, of so many tokens each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
@@ -112,11 +117,13 @@ def read_csv(file: Path) -> list[Arrival]:
         MeshError: INVALID_ARGUMENT BAD_TRACE, with a violation for each faulty line, or NOT_FOUND.
     """
     try:
-        with file.open(newline="", encoding="utf-8") as lines:
+        with file.open(newline="", encoding="utf-8-sig") as lines:  # spreadsheets put a mark before the first column
             rows = csv.DictReader(lines)
             missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
             if missing:
-                raise _bad(file, [FieldViolation("line 1", f"lacks the columns {', '.join(missing)}")])
+                raise _bad(
+                    file, [FieldViolation("line 1", f"lacks {', '.join(missing)} of the columns {','.join(COLUMNS)}")]
+                )
             return _read_rows(file, rows)
     except FileNotFoundError:
         raise MeshError(Code.NOT_FOUND, "NO_TRACE", f"there is no file {file}") from None
@@ -128,6 +135,9 @@ def _read_rows(file: Path, rows: "csv.DictReader[str]") -> list[Arrival]:
     arrivals: list[Arrival] = []
     faults: list[FieldViolation] = []
     for row in rows:
+        if len(arrivals) == MAX_REQUESTS:
+            fault = f"is one more than {MAX_REQUESTS:,} requests; end the file before it"
+            raise _bad(file, [FieldViolation(f"line {rows.line_num}", fault)])
         try:
             arrivals.append(_arrival(row))
         except ValueError as error:
@@ -145,13 +155,15 @@ def _arrival(row: dict[str, str]) -> Arrival:
     if any(row[column] is None for column in COLUMNS):
         raise ValueError("has fewer columns than the head")
     numbers = {}
-    for column, kind, least in (("t", float, 0), ("prompt_len", int, 1), ("output_len", int, 1)):
+    kinds = (("t", float, 0, MAX_SECONDS), ("prompt_len", int, 1, MAX_TOKENS), ("output_len", int, 1, MAX_TOKENS))
+    for column, kind, least, most in kinds:
         try:
             value = kind(row[column])
         except ValueError:
-            raise ValueError(f"{column} is {row[column]!r}, and should be a number") from None
-        if not least <= value < 1e9:
-            raise ValueError(f"{column} is {row[column]}, and should be at least {least} and below a billion")
+            number = "a whole number" if kind is int else "a number of seconds"
+            raise ValueError(f"{column} is {row[column]!r}, and should be {number}") from None
+        if not least <= value <= most:
+            raise ValueError(f"{column} is {row[column]}, and should be from {least} to {most:,}")
         numbers[column] = value
     client = row["client"].strip()
     if not client:
