@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from opentelemetry import trace
@@ -52,7 +52,7 @@ class Bounds:
         default_deadline_s: for clients that set none.
         least_useful_s: a request with less time left is refused.
         usage_wait_s: how long a cancelled request waits for its worker's last word.
-        slow_client_s: how long a client may take for the first word of its answer.
+        slow_client_s: how long a client may take for the first word of its answer, and for the last.
         prefix_block_tokens: tokens per prefix hash.
     """
 
@@ -174,7 +174,7 @@ class Router:
         try:
             if (objection := self._objection(caller)) is not None:
                 raise objection  # it came between the key's check and the reservation
-            await self._begin(client, Started(request_id, payload.model, len(prompt_ids), trace_id()))
+            await self._write(client.started(Started(request_id, payload.model, len(prompt_ids), trace_id())))
             request.start_at = self._clock.monotonic() + reservation.start_after_s
 
             # 3. Its sizes are submitted. 4, 5. The scheduler grants it. 6. Payload and grant go to the worker.
@@ -193,17 +193,21 @@ class Router:
             async with asyncio.timeout(max(0.0, deadline_at - self._clock.monotonic())):
                 await request.outflow.drained()
                 if end.error is None:
-                    await client.finished(self._finished(request, end))
+                    if (
+                        request.tokens.release()
+                    ):  # an engine that ends by itself has done so; one that was stopped has not
+                        await self._write(client.deliver(request.tokens.take()))
+                    await self._write(client.finished(self._finished(request, end)))
         except TimeoutError:
             raise deadline_exceeded() from None
         if end.error is not None:
             raise end.error
 
-    async def _begin(self, client: Client, first: Started) -> None:
-        """Gives the client its first word. Only a connection that is clogged by other streams can hold that up."""
+    async def _write(self, write: Awaitable[None]) -> None:
+        """Gives the client its first or last word; only a connection that is clogged can hold that up."""
         try:
             async with asyncio.timeout(self._bounds.slow_client_s):
-                await client.started(first)
+                await write
         except TimeoutError:
             raise too_slow() from None
 

@@ -455,7 +455,9 @@ class Delta(_message.Message):
     text: _builtins.str
     """Text to deliver now."""
     held_text: _builtins.str
-    """Text known but held back after this delta: a character or a stop string is incomplete. Replaces the one before."""
+    """Text known but held back after this delta: a character or a stop string is incomplete. Replaces the one before, unless
+    the delta has neither tokens nor text.
+    """
     completion_tokens: _builtins.int
     """Completion tokens in all, those of earlier attempts included: the position after the last token here."""
     @_builtins.property
