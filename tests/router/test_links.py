@@ -28,7 +28,7 @@ from forebay.rpc.leader import LeaderChannel
 from forebay.testing.clock import FakeClock
 
 from .peers import FakeQuota, FakeScheduler, FakeWorker, soon
-from .samples import request
+from .samples import ask, request
 
 ROUTER = common_pb2.Peer(id="router-1", incarnation=1)
 SETTLEMENT = Settlement(True, Usage(3, 0, 2), 0.0)
@@ -220,6 +220,21 @@ async def test_the_link_finds_the_leader_and_the_next_one(clock: FakeClock) -> N
             assert (await soon(fake.submissions.get())).ref.request_id == queued.id
             follower.leader = ""
             await fake.server.kill()
+    await schedulers.close()
+
+
+async def test_a_client_that_would_queue_for_ever_is_queued_up_to_its_deadline(clock: FakeClock) -> None:
+    fake, live = FakeScheduler(), LiveRequests()
+    await fake.server.start()
+    schedulers = LeaderChannel([fake.server.address], grpc.aio.insecure_channel)
+    link = SchedulerLink(schedulers, ROUTER, live, clock, wait_s=5)
+    queued = request(deadline_at=600.0)
+    queued.ask = ask(queue_timeout_s=float(2**63))  # the longest that the contract's message can say, and a little more
+    live[queued.id] = queued
+    queued.tell(Reserved())
+    async with background(link.session.run(), "scheduler"):
+        assert (await soon(fake.submissions.get())).queue_timeout.seconds == 600
+    await fake.server.kill()
     await schedulers.close()
 
 

@@ -297,8 +297,9 @@ class Router:
             self._bounds.max_prompt_bytes,
         )
         if (adapter := caller.adapter(ask.adapter)) and adapter not in caller.tenant.adapters:
+            # The name is the client's, of any length, and an error has room for little.
             raise MeshError(
-                Code.NOT_FOUND, "ADAPTER_NOT_FOUND", f"the tenant has no adapter {adapter}; name another, or none"
+                Code.NOT_FOUND, "ADAPTER_NOT_FOUND", "the tenant has no adapter of that name; name another, or none"
             )
         return prompt
 
