@@ -32,7 +32,7 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
     async def StreamUsage(
         self, request: router_pb2.StreamUsageRequest, context: Context
     ) -> AsyncIterator[router_pb2.StreamUsageResponse]:
-        """Forwards a stream of the caller's entries; a stream that follows has no deadline but the client's."""
+        """Forwards a stream of the caller's entries; one that follows ends with the client, or with the caller's leave."""
         caller = await verify(self._access, context)
         call = self._metering.StreamUsage(
             metering_pb2.StreamUsageRequest(
@@ -43,6 +43,8 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
         )
         try:
             async for response in call:
+                if (objection := self._access.objection(caller)) is not None:
+                    raise objection
                 yield router_pb2.StreamUsageResponse(entries=response.entries, cursor=response.cursor)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
