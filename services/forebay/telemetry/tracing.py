@@ -45,6 +45,8 @@ class FileSpanExporter(SpanExporter):
         """Writes the spans; a disk that is full loses spans, never requests."""
         try:
             with self._lock:
+                if self._file.closed:  # the last turn failed half-way
+                    self._file = self.path.open("a", encoding="utf-8")
                 self._file.write("".join(json.dumps(span_to_dict(span)) + "\n" for span in spans))
                 self._file.flush()
                 if self._file.tell() > self.max_bytes:
