@@ -21,7 +21,7 @@ from forebay.worker.engine import Engine, FinishReason, Output, Step
 from forebay.worker.event_log import EventLog
 from forebay.worker.register import Register, Running
 from forebay.worker.router_stream import RouterStream
-from forebay.worker.scheduler_reports import Holding, Progress, SchedulerReports, Unheard
+from forebay.worker.scheduler_reports import Departure, Holding, Progress, SchedulerReports, Unheard
 from forebay.worker.start import Start
 
 DRAIN_GRACE_S = 30.0
@@ -67,9 +67,7 @@ class WorkerService:
         self._engine = engine
         self._event_log = event_log
         self._clock = clock
-        self._register = Register(
-            engine, event_log, roster, clock, isolation_key, pool, lambda departure: self.scheduler.departed(departure)
-        )
+        self._register = Register(engine, event_log, roster, clock, isolation_key, pool, self._departed)
         self._hand_over_at: float | None = None
         self._checkpoint_due = 0.0
 
@@ -124,6 +122,7 @@ class WorkerService:
             self.roster.admit(start.grant, payload)
         except MeshError as error:
             stream.refused(start.ref, error)
+            self._say_if_unwell()
             return
         self._register.add(stream, start)
 
@@ -265,6 +264,16 @@ class WorkerService:
             raise MeshError(Code.UNAVAILABLE, "ENGINE_NOT_READY", "the worker's engine does not serve; ask for another")
         if (trouble := self._event_log.trouble) is not None:
             raise trouble
+
+    def _departed(self, departure: Departure) -> None:
+        self.scheduler.departed(departure)
+        if departure.ending is None:
+            self._say_if_unwell()
+
+    def _say_if_unwell(self) -> None:
+        """A router whose payload was turned away asks for another grant at once, and has a few attempts only."""
+        if not self.healthy:
+            self.scheduler.unwell()
 
     def _hand_over_all(self, reason: str) -> None:
         if self._register.attempts:
