@@ -168,6 +168,17 @@ async def test_a_reservation_nobody_waits_for_any_more_is_given_back(quota: Quot
     assert (settle.request_id, settle.tenant_id, settle.started) == (asked.request_id, "acme", False)
 
 
+async def test_a_request_out_of_time_does_not_blame_quota(quota: QuotaWorld) -> None:
+    await quota.start()
+    await quota.connect()
+    quota.fake.silent = True
+    with pytest.raises(MeshError) as caught:
+        await quota.link.reserve(request(deadline_at=0.01))
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+    asked, settle = await soon(quota.fake.reserves.get()), await soon(quota.fake.settles.get())
+    assert (settle.request_id, settle.started) == (asked.request_id, False)
+
+
 async def test_a_reservation_is_asked_for_again_on_the_next_session(quota: QuotaWorld) -> None:
     await quota.start()
     await quota.connect()
