@@ -44,7 +44,12 @@ class RouterConfig(PepperConfig):
     default_deadline_s: float = Field(600.0, gt=0, le=86_400, description="a request's time if its client sets none")
     usage_wait_s: float = Field(5.0, gt=0, le=60, description="wait for a cancelled request's usage")
     max_requests: int = Field(4096, ge=1, le=4096, description="requests at a time; further ones are UNAVAILABLE")
-    max_tenant_requests: int = Field(1024, ge=1, le=4096, description="those of one tenant at a time")
+    max_tenant_requests: int = Field(
+        1024,
+        ge=1,
+        le=4096,
+        description="those of one tenant at a time; also its long prompts that wait to be tokenised",
+    )
     max_prompt_bytes: int = Field(1 << 20, ge=1, le=8 << 20, description="the most text in one prompt")
     max_attempts: int = Field(8, ge=1, le=16, description="executions of one request before it is given up")
     prefix_block_tokens: int = Field(

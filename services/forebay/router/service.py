@@ -154,7 +154,7 @@ class Router:
 
         # 2. The prompt is rendered and tokenised, and exactly prompt + max_tokens are held under every limit at once.
         with tracer().start_as_current_span("router.tokenize"):
-            prompt_ids = await self._models.tokenise(model, prompt, caller.tenant.system_prompt)
+            prompt_ids = await self._models.tokenise(model, prompt, caller.tenant)
             payload = self._payload(caller, ask, model, prompt_ids)
         request = Request(
             request_id,
@@ -272,14 +272,17 @@ class Router:
         """Returns a prompt's tokens, template and system prompt included, and how many more the model's context has room for.
 
         Raises:
-            MeshError: NOT_FOUND for the model, INVALID_ARGUMENT for the prompt.
+            MeshError: NOT_FOUND for the model, INVALID_ARGUMENT for the prompt, RESOURCE_EXHAUSTED when too many wait.
         """
         model = self._models.resolve(caller, model_name)
-        system_prompt = caller.tenant.system_prompt
         checked = check_prompt(
-            prompt, model.card, model.tokenizer.vocabulary, bool(system_prompt), self._bounds.max_prompt_bytes
+            prompt,
+            model.card,
+            model.tokenizer.vocabulary,
+            bool(caller.tenant.system_prompt),
+            self._bounds.max_prompt_bytes,
         )
-        size = len(await self._models.tokenise(model, checked, system_prompt))
+        size = len(await self._models.tokenise(model, checked, caller.tenant))
         return size, max(0, model.card.context_tokens - size)
 
     def list_models(self, caller: Caller, after: str, count: int) -> tuple[list[ModelCard], bool]:
