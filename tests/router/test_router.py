@@ -17,6 +17,7 @@ from forebay.errors import Code, MeshError, QuotaViolation
 from forebay.policy.messages import to_pb_key
 from forebay.router.domain.ask import Message
 from forebay.router.hf_tokenizer import HfTokenizer
+from forebay.router.usage_servicer import MAX_STREAMS
 
 from .conftest import METADATA, RouterWorld, options_for
 from .peers import soon
@@ -363,6 +364,20 @@ async def test_who_follows_its_usage_is_shown_nothing_once_its_key_is_revoked(wo
     error = await failure(following)
     assert (error.code, error.reason) == (Code.PERMISSION_DENIED, "KEY_REVOKED")
     await soon(world.metering.left.wait())
+
+
+async def test_a_tenant_follows_its_usage_a_few_times_at_once(world: RouterWorld) -> None:
+    await world.start()
+    follow = router_pb2.StreamUsageRequest(follow=True)
+    streams = [world.usage.StreamUsage(follow, metadata=METADATA) for _ in range(MAX_STREAMS)]
+    for stream in streams:
+        await soon(stream.read())
+    error = await failure(world.usage.StreamUsage(follow, metadata=METADATA))
+    assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS")
+    streams[0].cancel()
+    await soon(world.metering.left.wait())
+    again = world.usage.StreamUsage(follow, metadata=METADATA)
+    await soon(again.read())
 
 
 async def test_the_router_serves_once_it_has_met_quota_and_scheduler(world: RouterWorld) -> None:
