@@ -148,7 +148,6 @@ class _Link:
         """Sends a payload, now or when the worker has welcomed the session."""
         lane = _Lane(self, next(self._refs), request, grant)
         self._lanes[lane.ref] = self._unsent[lane.ref] = lane
-        lane.outflow.sent = lane.report
         self._send_starts()
         return lane
 
@@ -175,9 +174,9 @@ class _Link:
             lane.outflow.sent = None
 
     def report(self, lane: _Lane) -> None:
-        """Sends what was delivered, if this worker's engine waits for it."""
+        """Sends what was delivered."""
         outbox = self._outbox()
-        if self._window_tokens and outbox is not None:
+        if outbox is not None:
             outbox.message.delivered_refs.append(lane.ref)
             outbox.message.delivered_tokens.append(lane.delivered())
             _flush(outbox)
@@ -240,6 +239,9 @@ class _Link:
         outbox = self._outbox()
         if not self._welcomed or outbox is None or not self._unsent:
             return
+        if self._window_tokens:  # the worker's engine waits for what was delivered, and is to be told after each write
+            for lane in self._unsent.values():
+                lane.outflow.sent = lane.report
         now = self._links.clock.monotonic()
         outbox.message.starts.extend(_to_pb_start(lane, now) for lane in self._unsent.values())
         self._unsent.clear()
