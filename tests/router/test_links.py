@@ -12,7 +12,7 @@ import pytest
 
 from forebay.api.common.v1 import common_pb2
 from forebay.api.quota.v1 import quota_pb2
-from forebay.config import ConfigError
+from forebay.config import ConfigError, TlsConfig
 from forebay.errors import Code, MeshError
 from forebay.lifecycle import background
 from forebay.router.config import RouterConfig
@@ -286,6 +286,26 @@ async def test_a_worker_that_is_not_there_ends_the_attempt(clock: FakeClock) -> 
         while not isinstance(decision := await soon(live.decisions.get()), Submit):
             pass
         assert (decision.attempt, live.life.excluded, live.life.continued) == (2, "w1", False)
+
+
+async def test_a_certificate_that_is_missing_for_a_moment_costs_an_attempt_and_not_the_router(
+    clock: FakeClock, tmp_path: Path
+) -> None:
+    file = tmp_path / "router.pem"
+    file.write_text("being replaced")
+    tls = TlsConfig(ca_file=file, certificate_file=file, key_file=file)
+    file.unlink()
+    fake = FakeWorker()
+    await fake.server.start()
+    links = WorkerLinks(ROUTER, Delivery(clock), clock, tls)
+    async with background(links.run(), "workers") as running:
+        live = await granted(links, fake)
+        while not isinstance(decision := await soon(live.decisions.get()), Submit):
+            pass
+        assert (decision.attempt, live.life.continued) == (2, False)
+        assert not links._links, "the next grant tries again"
+        assert not running.done()
+    await fake.server.kill()
 
 
 async def test_a_payload_that_has_not_left_is_taken_back(clock: FakeClock) -> None:

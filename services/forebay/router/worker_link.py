@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from contextlib import AsyncExitStack
 
 from forebay.api.common.v1 import common_pb2
 from forebay.api.worker.v1 import worker_pb2, worker_pb2_grpc
@@ -82,13 +83,17 @@ class WorkerLinks:
                 link.task = group.create_task(self._keep(link))
 
     async def _keep(self, link: _Link) -> None:
-        channel = connect(link.address, caller=self.router.id, service="worker", tls=self._tls)
-        stub = worker_pb2_grpc.WorkerServiceStub(channel)
-        link.session = SessionClient(f"worker {link.address}", lambda: stub.Execute(), worker_pb2.ExecuteRequest, link)
-        try:
+        async with AsyncExitStack() as stack:
+
+            def connected() -> worker_pb2_grpc.WorkerServiceAsyncStub:
+                channel = connect(link.address, caller=self.router.id, service="worker", tls=self._tls)
+                stack.push_async_callback(channel.close)
+                return worker_pb2_grpc.WorkerServiceStub(channel)
+
+            link.session = SessionClient(
+                f"worker {link.address}", lambda: connected().Execute(), worker_pb2.ExecuteRequest, link
+            )
             await link.session.run()
-        finally:
-            await channel.close()
 
     def over(self, link: _Link) -> None:
         """Takes a link whose session broke out of use; the next grant opens another."""

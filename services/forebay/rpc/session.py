@@ -246,7 +246,10 @@ class SessionClient(Generic[Req, Resp]):
             backoff = min(backoff * 2, self._max_backoff_s)
 
     async def _run_once(self) -> MeshError:
-        call = self._open()
+        try:
+            call = self._open()
+        except OSError as error:  # a certificate's file, which is being replaced
+            return MeshError(Code.UNAVAILABLE, "NOT_CONNECTED", f"the certificate cannot be read: {error.strerror}")
         outbox: Outbox[Req] = Outbox(self._new_request, call.write, self._limit)
         self.outbox = outbox
         writer = asyncio.create_task(outbox.run())
