@@ -33,7 +33,7 @@ from forebay.router.request import LiveRequests, Payload, Request, client_gone, 
 from forebay.router.scheduler import Scheduler
 from forebay.router.workers import Workers
 from forebay.telemetry.logs import get_logger
-from forebay.telemetry.tracing import trace_id, tracer
+from forebay.telemetry.tracing import in_span, trace_id, tracer
 
 _WATCH_INTERVAL_S = 0.1
 
@@ -153,7 +153,7 @@ class Router:
         prompt = self._check(caller, ask, model)
 
         # 2. The prompt is rendered and tokenised, and exactly prompt + max_tokens are held under every limit at once.
-        with tracer().start_as_current_span("router.tokenize"):
+        with in_span("router.tokenize"):
             prompt_ids = await self._models.tokenise(model, prompt, caller.tenant)
             payload = self._payload(caller, ask, model, prompt_ids)
         request = Request(
@@ -167,7 +167,7 @@ class Router:
             max_attempts=self._bounds.max_attempts,
         )
         self._describe(request)
-        with tracer().start_as_current_span("router.reserve"):
+        with in_span("router.reserve"):
             reservation = await self._quota.reserve(request)
         reached("router.after_reserve")
         self._live[request_id] = request
