@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, model_validato
 
 from forebay.config import Address, Addresses, PublicTlsConfig
 from forebay.policy.pepper import PepperConfig
+from forebay.rpc.server import MAX_MESSAGE_BYTES
 
 
 class ModelConfig(BaseModel):
@@ -68,6 +69,12 @@ class RouterConfig(PepperConfig):
         60.0, gt=0, le=3600, description="a client that reads nothing for this long while there is something is cut off"
     )
     flushers: int = Field(4, ge=1, le=64, description="tasks that write to clients")
+
+    @property
+    def max_message_bytes(self) -> int:
+        """The largest request: a prompt that is somewhat too long is still told so in a typed error, as text or as ids."""
+        longest_ids = 5 * max(model.context_tokens for model in self.models)
+        return min(max(4 * self.max_prompt_bytes, longest_ids), MAX_MESSAGE_BYTES)
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

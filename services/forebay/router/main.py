@@ -40,7 +40,11 @@ _LAST_SETTLEMENTS_S = 2.0
 async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
     """Returns the router's server, not yet started; what runs beside it ends with `stack`."""
     server = RpcServer(
-        config.listen, tls=config.public_tls, max_connections=config.max_connections, channelz=config.channelz
+        config.listen,
+        tls=config.public_tls,
+        max_connections=config.max_connections,
+        max_message_bytes=config.max_message_bytes,
+        channelz=config.channelz,
     )
     clock = SystemClock()
     me = common_pb2.Peer(id=config.id, incarnation=int(clock.now() * 1e6))

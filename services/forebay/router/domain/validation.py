@@ -115,7 +115,7 @@ def _prompt(
                 yield FieldViolation("prompt.tokens", "is refused for a tenant with a system prompt; send a chat")
             if not 1 <= len(ids) <= model.context_tokens:
                 yield FieldViolation("prompt.tokens.ids", f"must hold 1 to {model.context_tokens} ids")
-            if ids and max(ids) >= vocabulary:
+            elif max(ids) >= vocabulary:
                 yield FieldViolation("prompt.tokens.ids", f"must each be below {vocabulary}")
 
 
