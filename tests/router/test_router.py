@@ -366,6 +366,18 @@ async def test_who_follows_its_usage_is_shown_nothing_once_its_key_is_revoked(wo
     await soon(world.metering.left.wait())
 
 
+async def test_a_ledger_that_is_away_is_said_so_without_its_address(world: RouterWorld) -> None:
+    await world.start()
+    await world.metering.server.kill()
+    for call in (
+        world.usage.StreamUsage(router_pb2.StreamUsageRequest(), metadata=METADATA),
+        world.usage.SumUsage(router_pb2.SumUsageRequest(), metadata=METADATA),
+    ):
+        error = await failure(call)
+        assert (error.code, error.reason) == (Code.UNAVAILABLE, "USAGE_UNAVAILABLE")
+        assert "127.0.0.1" not in error.message
+
+
 async def test_a_tenant_follows_its_usage_a_few_times_at_once(world: RouterWorld) -> None:
     await world.start()
     follow = router_pb2.StreamUsageRequest(follow=True)

@@ -12,8 +12,10 @@ from forebay.api.metering.v1 import metering_pb2, metering_pb2_grpc
 from forebay.api.router.v1 import router_pb2, router_pb2_grpc
 from forebay.errors import Code, MeshError, QuotaViolation
 from forebay.router.access import Access, Caller
+from forebay.router.domain.life import deadline_exceeded
 from forebay.router.servicer import verify
 from forebay.rpc.status import from_rpc_error
+from forebay.telemetry.logs import get_logger
 from forebay.telemetry.tracing import to_headers
 
 FULL_NAME = "forebay.api.router.v1.UsageService"
@@ -23,6 +25,8 @@ DEFAULT_DEADLINE_S = 30.0
 MAX_STREAMS = 16
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+log = get_logger("usage")
 
 
 class UsageServicer(router_pb2_grpc.UsageServiceServicer):
@@ -59,7 +63,7 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
                     raise objection
                 yield router_pb2.StreamUsageResponse(entries=response.entries, cursor=response.cursor)
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+            raise _told(error) from None
         finally:
             call.cancel()
             self._streams[tenant_id] -= 1
@@ -77,7 +81,7 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
                 metadata=to_headers(),
             )
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+            raise _told(error) from None
         return router_pb2.SumUsageResponse(totals=response.totals)
 
 
@@ -87,6 +91,17 @@ def _own(asked: metering_pb2.UsageFilter, caller: Caller) -> metering_pb2.UsageF
     own.CopyFrom(asked)
     own.tenant_ids[:] = [caller.tenant.tenant_id]
     return own
+
+
+def _told(error: grpc.aio.AioRpcError) -> MeshError:
+    """Returns what metering answered; what gRPC says of the way to it names addresses, and is for the log."""
+    told = from_rpc_error(error)
+    if not told.reason.startswith("GRPC_"):
+        return told
+    if told.code is Code.DEADLINE_EXCEEDED:
+        return deadline_exceeded()
+    log.warning("metering does not answer", reason=told.reason, message=told.message)
+    return MeshError(Code.UNAVAILABLE, "USAGE_UNAVAILABLE", "the ledger cannot be reached; try again", retry_after=1)
 
 
 def _too_many_streams(tenant_id: str) -> MeshError:
