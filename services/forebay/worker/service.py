@@ -178,7 +178,8 @@ class WorkerService:
             return
         error = None
         if reason is FinishReason.ERROR:
-            error = MeshError(Code.INTERNAL, "ENGINE_ERROR", output.error or "the engine failed on this request")
+            message = f"the engine failed on this request ({output.error or 'it does not say why'}); try again"
+            error = MeshError(Code.INTERNAL, "ENGINE_ERROR", message)
         elif reason is FinishReason.CANCELLED:
             error = MeshError(Code.UNAVAILABLE, "ENGINE_GAVE_UP", "the engine gave the request up; try again")
         finish = self._register.end(running, _ENDINGS[reason], error)
