@@ -6,8 +6,9 @@ file, the default. Unknown fields are errors, and every problem is reported at o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FilePath, ValidationError
@@ -123,12 +124,24 @@ class ServiceConfig(BaseSettings):
 
     @classmethod
     def explain_fields(cls) -> str:
-        """Returns one line for each field, for --help."""
-        lines = []
-        for name, field in cls.model_fields.items():
-            default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)}"
-            lines.append(f"  {name}: {field.description or ''} ({default})")
-        return "\n".join(lines)
+        """Returns one line for each field, for --help; the fields of a field stand below it."""
+        return "\n".join(_explain_fields(cls, "  "))
+
+
+def _explain_fields(model: type[BaseModel], indent: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        value = "none" if default in (None, "", (), {}) else default
+        yield f"{indent}{name}: {field.description or ''} ({'required' if field.is_required() else f'default {value}'})"
+        for part in _models_in(field.annotation):
+            yield from _explain_fields(part, indent + "  ")
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Returns the models of which a field's value is made, be it one, many or none."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -52,5 +52,8 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str | No
 
 
 def test_help_explains_each_field() -> None:
-    assert "size: how large (default 3)" in ExampleConfig.explain_fields()
-    assert "id: this replica's name" in ExampleConfig.explain_fields()
+    lines = ExampleConfig.explain_fields().splitlines()
+    assert "  size: how large (default 3)" in lines
+    assert any(line.startswith("  id: this replica's name") for line in lines)
+    assert "  tls: mutual TLS with the other services; none is for development alone (default none)" in lines
+    assert any(line.startswith("    certificate") for line in lines), "what a field is made of stands below it"

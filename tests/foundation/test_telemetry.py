@@ -62,6 +62,20 @@ def test_trace_files_are_bounded(provider: TracerProvider, exporter: tracing.Fil
     assert all(file.stat().st_size < 3_000 for file in kept)
 
 
+def test_a_trace_file_that_cannot_be_turned_over_costs_spans_and_nothing_after(
+    provider: TracerProvider, exporter: tracing.FileSpanExporter
+) -> None:
+    blocker = exporter.path.with_name("router.jsonl.1")
+    blocker.mkdir()
+    tracer = provider.get_tracer("test")
+    for _ in range(20):
+        tracer.start_span("lost", context=Context()).end()
+    blocker.rmdir()
+    tracer.start_span("first", context=Context()).end()
+    tracer.start_span("second", context=Context()).end()
+    assert spans(exporter.path)[-1]["name"] == "second"
+
+
 def test_logs_hide_keys_and_secrets() -> None:
     key_id, key = new_key()
     event = redact(None, "info", {"event": f"refused {key}", "pepper": "abc", "tenant": "acme"})

@@ -295,6 +295,7 @@ class FakeMetering(metering_pb2_grpc.MeteringServiceServicer):
         filters: of the calls that have come.
         events: reports that have come, each as often as it came.
         acknowledges: whether it says so.
+        entries: to be sent on a stream that follows.
         window: reports that may be unacknowledged at a time.
     """
 
@@ -303,6 +304,7 @@ class FakeMetering(metering_pb2_grpc.MeteringServiceServicer):
         self.events: asyncio.Queue[metering_pb2.UsageEvent] = asyncio.Queue()
         self.acknowledges = True
         self.window = 100
+        self.entries: asyncio.Queue[metering_pb2.LedgerEntry] = asyncio.Queue()
         self.following = asyncio.Event()
         self.left = asyncio.Event()
         name = "forebay.api.metering.v1.MeteringService"
@@ -333,7 +335,8 @@ class FakeMetering(metering_pb2_grpc.MeteringServiceServicer):
         if request.follow:
             self.following.set()
             try:
-                await asyncio.Event().wait()
+                while True:
+                    yield metering_pb2.StreamUsageResponse(entries=[await self.entries.get()])
             finally:
                 self.left.set()
 

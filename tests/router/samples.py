@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from forebay.policy.keys import hash_key
@@ -14,6 +13,7 @@ from forebay.router.domain.ask import Ask, Chat, Message, ModelCard, Sampling
 from forebay.router.models import Model, Models
 from forebay.router.request import Payload, Request
 from forebay.router.tokenizer import ByteTokenizer
+from forebay.router.tokenizer_threads import TokenizerThreads
 
 PEPPER = b"a pepper for tests"
 KEY_ID = "abcdefghij23"
@@ -35,7 +35,7 @@ def ask(**fields: object) -> Ask:
 
 def models(*cards: ModelCard) -> Models:
     """Models that tokenise by bytes."""
-    return Models([Model(card, ByteTokenizer()) for card in cards or (CARD,)], ThreadPoolExecutor(1))
+    return Models([Model(card, ByteTokenizer()) for card in cards or (CARD,)], TokenizerThreads(1, 100))
 
 
 def request(

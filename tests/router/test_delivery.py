@@ -10,7 +10,7 @@ import pytest
 
 from forebay.errors import Code, MeshError
 from forebay.router.client import GatheredAnswer, Started
-from forebay.router.delivery import STUCK_AFTER_S, Delivery, Outflow
+from forebay.router.delivery import LOOK_EVERY_S, Delivery, Outflow
 from forebay.router.domain.stream import Piece, TokenStream
 from forebay.testing.clock import FakeClock
 
@@ -100,7 +100,7 @@ async def test_slow_clients_hold_up_nobody_and_lose_nothing(clock: FakeClock) ->
         await ticks()
         assert quick.queued, "both flushers are stuck"
         for _ in range(2):
-            clock.advance(STUCK_AFTER_S)
+            clock.advance(LOOK_EVERY_S)
             await ticks()
         await quick.drained()
         for outflow in slow:
@@ -113,6 +113,30 @@ async def test_slow_clients_hold_up_nobody_and_lose_nothing(clock: FakeClock) ->
         await quick.drained()
         assert len(asyncio.all_tasks()) == 2 + 2  # this test, `run`, and two flushers
     assert all(outflow.client.token_ids == [1, 2] for outflow in [*slow, quick])  # type: ignore[attr-defined]
+
+
+async def test_many_slow_clients_at_once_hold_up_the_others_for_a_second(clock: FakeClock) -> None:
+    delivery = Delivery(clock, flushers=4)
+    slow = [Outflow(TokenStream(10), GatedClient(is_open=False)) for _ in range(1000)]
+    quick = Outflow(TokenStream(10), GatedClient())
+    async with running(delivery):
+        await ticks()
+        for outflow in slow:
+            push(delivery, outflow, 1)
+        push(delivery, quick, 1)
+        for _ in range(10):
+            clock.advance(LOOK_EVERY_S)
+            await ticks()
+        assert quick.client.token_ids == [1]  # type: ignore[attr-defined]
+        for outflow in slow:
+            outflow.client.gate.set()  # type: ignore[attr-defined]
+        for outflow in slow:
+            await outflow.drained()
+        await ticks()
+        assert len(asyncio.all_tasks()) == 2 + 4, "what was started for them is gone"
+        push(delivery, quick, 2)
+        await quick.drained()
+    assert all(outflow.client.token_ids == [1] for outflow in slow)  # type: ignore[attr-defined]
 
 
 async def test_nothing_more_is_sent_to_a_client_that_is_gone(clock: FakeClock) -> None:
@@ -135,7 +159,7 @@ async def test_a_client_that_reads_nothing_is_cut_off_and_no_other(clock: FakeCl
         push(delivery, stuck, 1)
         push(delivery, slow, 1)
         for tenth in range(599):
-            clock.advance(STUCK_AFTER_S)
+            clock.advance(LOOK_EVERY_S)
             await ticks(4)
             if tenth % 300 == 299:
                 slow.client.gate.set()  # type: ignore[attr-defined]
@@ -144,7 +168,7 @@ async def test_a_client_that_reads_nothing_is_cut_off_and_no_other(clock: FakeCl
                 push(delivery, slow, 2)
         assert cut == []
         for _ in range(2):
-            clock.advance(STUCK_AFTER_S)
+            clock.advance(LOOK_EVERY_S)
             await ticks()
         assert cut == ["stuck"]
         with pytest.raises(MeshError, match="CLIENT_TOO_SLOW"):

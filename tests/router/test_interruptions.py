@@ -63,6 +63,33 @@ async def test_a_deadline_ends_what_runs(world: RouterWorld) -> None:
     await soon(world.quota.settles.get())
 
 
+@pytest.mark.parametrize("last_word", ["finish", "handover", "break"])
+async def test_a_spent_budget_ends_the_answer_with_all_the_text_of_its_tokens(
+    world: RouterWorld, last_word: str
+) -> None:
+    await world.start()
+    call = world.stream()
+    request_id = (await started(call)).request_id
+    start = await soon(world.worker.starts.get())
+    world.worker.say(start.ref, 0, [1, 2], "a", held="b")
+    assert (await soon(call.read())).delta.text == "a"
+    assert world.quota.outbox is not None
+    world.quota.outbox.message.renewals.stop.append(request_id)
+    world.quota.outbox.flush()
+    assert (await soon(world.worker.cancels.get())).reason == common_pb2.FINISH_REASON_BUDGET
+    match last_word:
+        case "finish":
+            world.worker.finish(start, 2, common_pb2.FINISH_REASON_BUDGET)
+        case "handover":
+            world.worker.hand_over(start.ref)
+        case _:
+            world.worker.break_off()
+    tokens, text, finished = await rest(call, seen=2)
+    assert (tokens, text) == ([], "b"), "what might have begun a stop string does not any more"
+    assert finished.finish_reasons == [common_pb2.FINISH_REASON_BUDGET]
+    assert (await soon(world.quota.settles.get())).completion_tokens == 2
+
+
 async def test_a_broken_worker_is_replaced_and_the_client_sees_one_stream(world: RouterWorld) -> None:
     await world.start()
     call = world.stream()

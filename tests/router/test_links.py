@@ -12,7 +12,7 @@ import pytest
 
 from forebay.api.common.v1 import common_pb2
 from forebay.api.quota.v1 import quota_pb2
-from forebay.config import ConfigError
+from forebay.config import ConfigError, TlsConfig
 from forebay.errors import Code, MeshError
 from forebay.lifecycle import background
 from forebay.router.config import RouterConfig
@@ -28,7 +28,7 @@ from forebay.rpc.leader import LeaderChannel
 from forebay.testing.clock import FakeClock
 
 from .peers import FakeQuota, FakeScheduler, FakeWorker, soon
-from .samples import request
+from .samples import ask, request
 
 ROUTER = common_pb2.Peer(id="router-1", incarnation=1)
 SETTLEMENT = Settlement(True, Usage(3, 0, 2), 0.0)
@@ -168,6 +168,17 @@ async def test_a_reservation_nobody_waits_for_any_more_is_given_back(quota: Quot
     assert (settle.request_id, settle.tenant_id, settle.started) == (asked.request_id, "acme", False)
 
 
+async def test_a_request_out_of_time_does_not_blame_quota(quota: QuotaWorld) -> None:
+    await quota.start()
+    await quota.connect()
+    quota.fake.silent = True
+    with pytest.raises(MeshError) as caught:
+        await quota.link.reserve(request(deadline_at=0.01))
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+    asked, settle = await soon(quota.fake.reserves.get()), await soon(quota.fake.settles.get())
+    assert (settle.request_id, settle.started) == (asked.request_id, False)
+
+
 async def test_a_reservation_is_asked_for_again_on_the_next_session(quota: QuotaWorld) -> None:
     await quota.start()
     await quota.connect()
@@ -223,6 +234,21 @@ async def test_the_link_finds_the_leader_and_the_next_one(clock: FakeClock) -> N
     await schedulers.close()
 
 
+async def test_a_client_that_would_queue_for_ever_is_queued_up_to_its_deadline(clock: FakeClock) -> None:
+    fake, live = FakeScheduler(), LiveRequests()
+    await fake.server.start()
+    schedulers = LeaderChannel([fake.server.address], grpc.aio.insecure_channel)
+    link = SchedulerLink(schedulers, ROUTER, live, clock, wait_s=5)
+    queued = request(deadline_at=600.0)
+    queued.ask = ask(queue_timeout_s=float(2**63))  # the longest that the contract's message can say, and a little more
+    live[queued.id] = queued
+    queued.tell(Reserved())
+    async with background(link.session.run(), "scheduler"):
+        assert (await soon(fake.submissions.get())).queue_timeout.seconds == 600
+    await fake.server.kill()
+    await schedulers.close()
+
+
 async def granted(links: WorkerLinks, fake: FakeWorker) -> Request:
     """Returns a request that was sent to a worker under a grant for its first life."""
     live = request()
@@ -260,6 +286,26 @@ async def test_a_worker_that_is_not_there_ends_the_attempt(clock: FakeClock) -> 
         while not isinstance(decision := await soon(live.decisions.get()), Submit):
             pass
         assert (decision.attempt, live.life.excluded, live.life.continued) == (2, "w1", False)
+
+
+async def test_a_certificate_that_is_missing_for_a_moment_costs_an_attempt_and_not_the_router(
+    clock: FakeClock, tmp_path: Path
+) -> None:
+    file = tmp_path / "router.pem"
+    file.write_text("being replaced")
+    tls = TlsConfig(ca_file=file, certificate_file=file, key_file=file)
+    file.unlink()
+    fake = FakeWorker()
+    await fake.server.start()
+    links = WorkerLinks(ROUTER, Delivery(clock), clock, tls)
+    async with background(links.run(), "workers") as running:
+        live = await granted(links, fake)
+        while not isinstance(decision := await soon(live.decisions.get()), Submit):
+            pass
+        assert (decision.attempt, live.life.continued) == (2, False)
+        assert not links._links, "the next grant tries again"
+        assert not running.done()
+    await fake.server.kill()
 
 
 async def test_a_payload_that_has_not_left_is_taken_back(clock: FakeClock) -> None:

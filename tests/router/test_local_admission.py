@@ -138,7 +138,7 @@ async def test_a_request_in_a_hurry_says_nothing_of_quota(world: World) -> None:
     world.fake.silent = True
     with pytest.raises(MeshError) as caught:
         await soon(world.link.reserve(request(deadline_at=world.clock.monotonic() + 0.01)))
-    assert caught.value.reason == "QUOTA_UNAVAILABLE"
+    assert caught.value.reason == "DEADLINE_EXCEEDED"
     assert not world.local.owed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import pytest
 
@@ -64,6 +65,7 @@ async def test_an_event_says_what_was_seen(world: World) -> None:
     await world.start()
     await world.connect()
     live = request()
+    live.payload = replace(live.payload, adapter="support")
     live.granted_at, live.first_output_at = 2.0, 2.5
     world.clock.advance(4.0)
     world.link.report(live, completed())
@@ -72,6 +74,7 @@ async def test_an_event_says_what_was_seen(world: World) -> None:
     assert (first.request_id, first.attempt, first.source) == (live.id, 1, metering_pb2.EVENT_SOURCE_ROUTER)
     assert (first.tenant_id, first.key_id, first.plan) == ("acme", live.caller.key.key_id, "enterprise")
     assert (first.service_class, first.model, first.worker.id, first.worker.incarnation) == ("gold", "tiny", "w1", 7)
+    assert first.adapter == "support"
     assert (first.prompt_tokens, first.cached_tokens, first.gpu_time.nanos) == (len(HELLO_IDS), 2, 500_000_000)
     assert (first.completion_from, first.completion_to, first.outcome) == (0, 3, metering_pb2.OUTCOME_COMPLETED)
     assert (first.queue_time.seconds, first.time_to_first_token.nanos) == (2, 500_000_000)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from forebay.api.common.v1 import common_pb2
 from forebay.api.metering.v1 import metering_pb2
+from forebay.api.quota.v1 import quota_pb2
 from forebay.api.router.v1 import router_pb2
 from forebay.api.scheduler.v1 import scheduler_pb2
 from forebay.errors import Code, MeshError, QuotaViolation
+from forebay.policy.messages import to_pb_key
 from forebay.router.domain.ask import Message
 from forebay.router.hf_tokenizer import HfTokenizer
+from forebay.router.usage_servicer import MAX_STREAMS
 
 from .conftest import METADATA, RouterWorld, options_for
 from .peers import soon
-from .samples import ACME
+from .samples import ACME, ACME_KEY
 from .streams import failure, rest, started
 
 
@@ -343,6 +347,49 @@ async def test_usage_is_the_callers_own_whatever_it_asks_for(world: RouterWorld)
     await soon(world.metering.following.wait())
     following.cancel()
     await soon(world.metering.left.wait())
+
+
+async def test_who_follows_its_usage_is_shown_nothing_once_its_key_is_revoked(world: RouterWorld) -> None:
+    await world.start()
+    following = world.usage.StreamUsage(router_pb2.StreamUsageRequest(follow=True), metadata=METADATA)
+    await soon(following.read())
+    world.metering.entries.put_nowait(metering_pb2.LedgerEntry(position=2))
+    assert (await soon(following.read())).entries[0].position == 2
+    revoked = to_pb_key(replace(ACME_KEY, revoked=True))
+    world.quota.changes.put_nowait(quota_pb2.WatchPoliciesResponse(version=2, keys=[revoked]))
+    count = router_pb2.CountTokensRequest(prompt=options_for().prompt)
+    while await soon(world.client.CountTokens(count, metadata=METADATA).code()) is grpc.StatusCode.OK:
+        pass
+    world.metering.entries.put_nowait(metering_pb2.LedgerEntry(position=3))
+    error = await failure(following)
+    assert (error.code, error.reason) == (Code.PERMISSION_DENIED, "KEY_REVOKED")
+    await soon(world.metering.left.wait())
+
+
+async def test_a_ledger_that_is_away_is_said_so_without_its_address(world: RouterWorld) -> None:
+    await world.start()
+    await world.metering.server.kill()
+    for call in (
+        world.usage.StreamUsage(router_pb2.StreamUsageRequest(), metadata=METADATA),
+        world.usage.SumUsage(router_pb2.SumUsageRequest(), metadata=METADATA),
+    ):
+        error = await failure(call)
+        assert (error.code, error.reason) == (Code.UNAVAILABLE, "USAGE_UNAVAILABLE")
+        assert "127.0.0.1" not in error.message
+
+
+async def test_a_tenant_follows_its_usage_a_few_times_at_once(world: RouterWorld) -> None:
+    await world.start()
+    follow = router_pb2.StreamUsageRequest(follow=True)
+    streams = [world.usage.StreamUsage(follow, metadata=METADATA) for _ in range(MAX_STREAMS)]
+    for stream in streams:
+        await soon(stream.read())
+    error = await failure(world.usage.StreamUsage(follow, metadata=METADATA))
+    assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS")
+    streams[0].cancel()
+    await soon(world.metering.left.wait())
+    again = world.usage.StreamUsage(follow, metadata=METADATA)
+    await soon(again.read())
 
 
 async def test_the_router_serves_once_it_has_met_quota_and_scheduler(world: RouterWorld) -> None:

@@ -14,7 +14,7 @@ from forebay.errors import Code, MeshError, QuotaViolation
 from forebay.lifecycle import background
 from forebay.router import service
 from forebay.router.access import Caller
-from forebay.router.client import Client, GatheredAnswer, Started
+from forebay.router.client import Client, Finished, GatheredAnswer, Started
 from forebay.router.delivery import Delivery
 from forebay.router.domain.ask import Chat, Message, ModelCard, Sampling, Text
 from forebay.router.domain.decisions import Outcome, Settlement
@@ -317,6 +317,19 @@ async def test_a_client_that_does_not_take_the_first_word_is_cut_off(clock: Fake
     with pytest.raises(MeshError, match="CLIENT_TOO_SLOW"):
         await world.begin(Clogged())
     assert not (await world.settled()).started
+
+
+async def test_a_client_that_does_not_take_the_last_word_is_cut_off(clock: FakeClock) -> None:
+    class Clogged(GatheredAnswer):
+        async def finished(self, finished: Finished) -> None:
+            await asyncio.Event().wait()
+
+    world = World(clock, "w1", bounds=Bounds(slow_client_s=0.01))
+    task = world.begin(Clogged())
+    world.workers.finish((await world.running()).id, FinishReason.STOP)
+    with pytest.raises(MeshError, match="CLIENT_TOO_SLOW"):
+        await asyncio.wait_for(task, 10)
+    assert (await world.settled()).started
 
 
 async def test_a_lost_lease_ends_it(world: World) -> None:

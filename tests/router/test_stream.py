@@ -68,3 +68,14 @@ def test_text_without_tokens_is_passed_on_and_held_text_is_kept() -> None:
     assert stream.pending
     assert stream.take() == (1, [], "é")
     assert stream.held_text == ""
+
+
+def test_what_is_held_at_the_end_is_released_once() -> None:
+    stream = TokenStream(limit=4)
+    assert stream.append([1], "", "EN", 1)
+    assert stream.append([], "", "", 1), "an end without output"
+    assert stream.take() == (0, [1], "")
+    assert stream.release()
+    assert stream.take() == (1, [], "EN")
+    assert not stream.release()
+    assert not stream.pending

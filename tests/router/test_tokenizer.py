@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,9 @@ from forebay.router.domain.ask import Chat, Message, ModelCard, Text, TokenIds
 from forebay.router.hf_tokenizer import HfTokenizer
 from forebay.router.models import Model, Models
 from forebay.router.tokenizer import ByteTokenizer, Tokenizer, encode
+from forebay.router.tokenizer_threads import TokenizerThreads
 
+from .samples import ACME
 from .tiny_model import write_model
 
 CHAT = Chat(
@@ -136,13 +137,13 @@ async def test_a_long_prompt_is_tokenised_in_a_thread_and_equally(tiny: Path) ->
             threads_used.append(threading.current_thread().name)
             return super().encode_text(text)
 
-    with ThreadPoolExecutor(1, thread_name_prefix="pool") as threads:
+    with TokenizerThreads(1, 1) as threads:
         model = Model(ModelCard("m", 10_000, 16), Spy(tiny))
         models = Models([model], threads)
         short, long = "the fox", "the fox " * 1000
-        assert await models.tokenise(model, Text(short), "") == HfTokenizer(tiny).encode_text(short)
-        assert await models.tokenise(model, Text(long), "") == HfTokenizer(tiny).encode_text(long)
-    assert [name.startswith("pool") for name in threads_used] == [False, True]
+        assert await models.tokenise(model, Text(short), ACME) == HfTokenizer(tiny).encode_text(short)
+        assert await models.tokenise(model, Text(long), ACME) == HfTokenizer(tiny).encode_text(long)
+    assert [name.startswith("tokenizer") for name in threads_used] == [False, True]
 
 
 # The yardstick: `transformers`, which gives the engine its ids.

@@ -7,12 +7,15 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 
 from forebay.api.common.v1 import common_pb2
 from forebay.api.router.v1 import router_pb2
+from forebay.errors import Code, MeshError
 
 from .conftest import METADATA, RouterWorld, options_for
 from .peers import soon
+from .streams import failure
 
 CLIENT_TRACE = "0af7651916cd43dd8448eb211c80319c"
 CLIENT_SPAN = "b7ad6b7169203331"
@@ -75,3 +78,19 @@ async def test_one_request_is_one_trace(world: RouterWorld, spans: InMemorySpanE
     assert attributes["gen_ai.response.finish_reasons"] == ("length",)
     assert attributes["forebay.tenant"] == "acme"
     assert "hello" not in str([span.attributes for span in by_name.values()]), "no prompt text"
+
+
+async def test_a_refusal_is_no_failure_of_the_service_and_leaves_none_of_its_words_in_the_trace(
+    world: RouterWorld, spans: InMemorySpanExporter
+) -> None:
+    world.quota.refusal = MeshError(Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED", "what a message says of the prompt")
+    await world.start()
+    assert (await failure(world.stream())).reason == "QUOTA_EXCEEDED"
+    await world.server.drain(1)
+    by_name = {span.name: span for span in spans.get_finished_spans()}
+    assert dict(by_name["router.StreamGenerate"].attributes or {})["error.type"] == "QUOTA_EXCEEDED"
+    assert {name: span.status.status_code for name, span in by_name.items()} == dict.fromkeys(by_name, StatusCode.UNSET)
+    told = [
+        (span.status.description, [dict(event.attributes or {}) for event in span.events]) for span in by_name.values()
+    ]
+    assert "what a message says" not in str(told)

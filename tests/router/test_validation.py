@@ -10,6 +10,7 @@ import pytest
 from forebay.errors import Code, MeshError
 from forebay.router.domain.ask import Ask, Chat, Message, ModelCard, Prompt, Sampling, Text, TokenIds
 from forebay.router.domain.validation import check_ask, completion_bound
+from forebay.rpc.status import to_status
 
 CARD = ModelCard("m", context_tokens=100, default_max_tokens=20)
 VOCABULARY = 1000
@@ -118,6 +119,14 @@ def test_all_violations_are_named_at_once() -> None:
         "labels",
         "queue_timeout",
     ]
+
+
+def test_no_more_violations_are_named_than_an_answer_can_carry() -> None:
+    with pytest.raises(MeshError) as caught:
+        check_ask(ask(Chat((Message("boss", ""),) * 1024)), CARD, VOCABULARY, False, 64)
+    assert caught.value.message.endswith("(and 1021 more)")
+    assert len(caught.value.field_violations) == 16
+    assert len(to_status(caught.value).SerializeToString()) < 4096, "base64 and the rest of the trailers come on top"
 
 
 @pytest.mark.parametrize("sampling", [Sampling(n=2), Sampling(logprobs=0), Sampling(structured_output=True)])

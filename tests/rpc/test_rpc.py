@@ -27,6 +27,7 @@ from forebay.rpc.status import (
     to_pb_error,
     to_status,
 )
+from forebay.telemetry import metrics
 
 NAME = "forebay.api.worker.v1.WorkerService"
 
@@ -239,6 +240,35 @@ async def test_a_session_reconnects_and_greets_again(servicer: Servicer, channel
     await asyncio.gather(running, return_exceptions=True)
     assert handler.opened_count >= 2
     assert client.outbox is None or not client.connected
+
+
+async def test_a_peer_that_says_when_to_come_back_is_left_alone_until_then(
+    servicer: Servicer, channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(session: ServerSession[Any, Any]) -> None:
+        raise MeshError(Code.UNAVAILABLE, "LEDGER_UNAVAILABLE", "the disk is full", retry_after=1.5)
+
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", pause)
+    servicer.execute = fail
+    handler = Handler()
+    stub = worker_pb2_grpc.WorkerServiceStub(channel)
+    ended = metrics.SESSION_RECONNECTS.labels("test")
+    before = ended._value.get()
+    client = SessionClient("test 127.0.0.1:1", stub.Execute, worker_pb2.ExecuteRequest, handler)
+    running = asyncio.create_task(client.run())
+    for _ in range(2):
+        assert (await handler.ends.get()).reason == "LEDGER_UNAVAILABLE"
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert pauses[0] == 1.5
+    assert ended._value.get() > before, "an address is no label: there is no end of them"
 
 
 async def test_a_peer_that_is_not_the_one_sought_was_never_connected(

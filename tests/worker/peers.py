@@ -19,7 +19,7 @@ T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-async def within(what: Awaitable[T], seconds: float = 5.0) -> T:
+async def within(what: Awaitable[T], seconds: float = 15.0) -> T:
     """Awaits something that must come; a test that would hang fails instead."""
     async with asyncio.timeout(seconds):
         return await what

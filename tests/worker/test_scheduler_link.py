@@ -12,8 +12,8 @@ from forebay.rpc.leader import LeaderChannel
 from forebay.rpc.session import Outbox
 from forebay.testing.clock import FakeClock
 from forebay.worker.domain.roster import Roster
-from forebay.worker.domain.usage import Ending
-from forebay.worker.event_log import MemoryEventLog
+from forebay.worker.domain.usage import Ending, UsageEvent
+from forebay.worker.event_log import EventLog, Kept, MemoryEventLog
 from forebay.worker.scheduler_link import SchedulerLink
 from forebay.worker.service import WorkerService
 
@@ -25,11 +25,15 @@ LOST = MeshError(Code.UNAVAILABLE, "SESSION_ENDED", "gone")
 class Bench:
     """A link on a service, and the session it would write to."""
 
-    def __init__(self, limit: int = 100) -> None:
+    def __init__(self, limit: int = 100, event_log: EventLog | None = None) -> None:
         self.clock = FakeClock()
         self.engine = HandEngine()
         self.service = WorkerService(
-            self.engine, MemoryEventLog(100), Roster(WORKER, INCARNATION), self.clock, lambda tenant: b"k" * 32
+            self.engine,
+            MemoryEventLog(100) if event_log is None else event_log,
+            Roster(WORKER, INCARNATION),
+            self.clock,
+            lambda tenant: b"k" * 32,
         )
         self.service.started = True
         self.engine._sink = self.service.step
@@ -209,3 +213,30 @@ async def test_a_session_that_overflows_does_not_disturb_the_worker() -> None:
         bench.service.start(bench.stream, start(n))
     bench.service.session_ended(bench.stream)
     assert bench.service.running == 0
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_a_worker_that_turns_a_payload_away_says_at_once_that_it_is_not_well(before: bool) -> None:
+    class Troubled(MemoryEventLog):
+        """Has trouble from the moment on that it is asked to keep a start, or from before."""
+
+        problem: MeshError | None = None
+
+        @property
+        def trouble(self) -> MeshError | None:
+            return self.problem
+
+        def begin(self, event: UsageEvent, kept: Kept) -> None:
+            self.problem = LOST
+            kept(LOST)
+
+    event_log = Troubled(100)
+    bench = Bench(event_log=event_log)
+    bench.said()
+    event_log.problem = LOST if before else None
+    bench.service.start(bench.stream, start(1))
+    bench.stream.flush(0)
+    assert bench.stream.said == [("refused", 1, "SESSION_ENDED")]
+    said = bench.said()
+    assert said.HasField("engine")
+    assert not said.engine.healthy

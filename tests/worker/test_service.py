@@ -15,8 +15,9 @@ from forebay.worker.domain.salt import cache_salt
 from forebay.worker.domain.usage import Ending, Outcome, UsageEvent
 from forebay.worker.engine import FinishReason, Step
 from forebay.worker.event_log import Kept, MemoryEventLog
+from forebay.worker.register import KEPT_WITHIN_S
 from forebay.worker.router_stream import Finish
-from forebay.worker.service import KEPT_WITHIN_S, WorkerService
+from forebay.worker.service import WorkerService
 
 from .doubles import EPOCH, INCARNATION, WORKER, HandEngine, RecordedReports, RecordedStream, attempt_id, start
 
@@ -267,6 +268,16 @@ def test_one_failed_request_of_a_healthy_engine_is_an_error(bench: Bench) -> Non
     assert finish.error is not None
     assert finish.error.reason == "ENGINE_ERROR"
     assert [event.outcome for event in bench.events()] == [Outcome.FAILED]
+
+
+def test_a_request_that_the_engine_gives_up_is_no_deadline_that_passed(bench: Bench) -> None:
+    stream = RecordedStream()
+    bench.service.start(stream, start(1))
+    bench.engine.step(ONE, finish=FinishReason.CANCELLED)
+    finish = finish_of(stream, 1)
+    assert finish.ending is Ending.CANCELLED
+    assert finish.error is not None
+    assert (finish.error.code, finish.error.reason) == (Code.UNAVAILABLE, "ENGINE_GAVE_UP")
 
 
 def test_a_worker_whose_events_are_not_acknowledged_takes_no_more_and_loses_none() -> None:

@@ -86,7 +86,9 @@ class Access:
         if tenant is not None and tenant.suspended:
             return _suspended()
         if tenant is None or key is None or key.revoked or key.hash != caller.key.hash:
-            return MeshError(Code.PERMISSION_DENIED, "KEY_REVOKED", "the key was revoked while the request ran")
+            return MeshError(
+                Code.PERMISSION_DENIED, "KEY_REVOKED", "the key was revoked while the request ran; use another"
+            )
         return None
 
     def _expired(self, key: KeyPolicy) -> bool:

@@ -54,13 +54,22 @@ class Client(Protocol):
 
 
 class GatheredAnswer:
-    """The port's in-memory twin, which unary calls are answered from: it takes everything at once and keeps it."""
+    """The port's in-memory twin, which unary calls are answered from: it takes everything at once and keeps it.
+
+    Attributes:
+        texts: of the pieces; joined at the end alone, since a text that grows is copied with each piece.
+    """
 
     def __init__(self) -> None:
         self.start: Started | None = None
         self.token_ids: list[int] = []
-        self.text = ""
+        self.texts: list[str] = []
         self.end: Finished | None = None
+
+    @property
+    def text(self) -> str:
+        """The whole text so far."""
+        return "".join(self.texts)
 
     async def started(self, started: Started) -> None:
         """Keeps the first word."""
@@ -71,7 +80,7 @@ class GatheredAnswer:
         position, token_ids, text = piece
         assert position == len(self.token_ids)
         self.token_ids += token_ids
-        self.text += text
+        self.texts.append(text)
 
     async def finished(self, finished: Finished) -> None:
         """Keeps the last word."""

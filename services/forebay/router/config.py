@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, model_validato
 
 from forebay.config import Address, Addresses, PublicTlsConfig
 from forebay.policy.pepper import PepperConfig
+from forebay.rpc.server import MAX_MESSAGE_BYTES
 
 
 class ModelConfig(BaseModel):
@@ -44,7 +45,12 @@ class RouterConfig(PepperConfig):
     default_deadline_s: float = Field(600.0, gt=0, le=86_400, description="a request's time if its client sets none")
     usage_wait_s: float = Field(5.0, gt=0, le=60, description="wait for a cancelled request's usage")
     max_requests: int = Field(4096, ge=1, le=4096, description="requests at a time; further ones are UNAVAILABLE")
-    max_tenant_requests: int = Field(1024, ge=1, le=4096, description="those of one tenant at a time")
+    max_tenant_requests: int = Field(
+        1024,
+        ge=1,
+        le=4096,
+        description="those of one tenant at a time; also its long prompts that wait to be tokenised",
+    )
     max_prompt_bytes: int = Field(1 << 20, ge=1, le=8 << 20, description="the most text in one prompt")
     max_attempts: int = Field(8, ge=1, le=16, description="executions of one request before it is given up")
     prefix_block_tokens: int = Field(
@@ -63,6 +69,12 @@ class RouterConfig(PepperConfig):
         60.0, gt=0, le=3600, description="a client that reads nothing for this long while there is something is cut off"
     )
     flushers: int = Field(4, ge=1, le=64, description="tasks that write to clients")
+
+    @property
+    def max_message_bytes(self) -> int:
+        """The largest request: a prompt that is somewhat too long is still told so in a typed error, as text or as ids."""
+        longest_ids = 5 * max(model.context_tokens for model in self.models)
+        return min(max(4 * self.max_prompt_bytes, longest_ids), MAX_MESSAGE_BYTES)
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

@@ -8,8 +8,9 @@ leave in each message: no timer decides, the load does.
 Each stream has one writer at a time, because it is either in the queue, or in one flusher's hands, or in neither.
 
 A client that does not read would hold a flusher for as long as its connection lasts. So a watchdog looks every 100 ms, and
-where a flusher has been in one write for longer it starts another in its place; the stuck one leaves when its write ends. Tasks
-are made for slow clients only, one each at most.
+where a flusher is stuck in a write it starts another in its place; the stuck one leaves when its write ends. Where all are stuck
+it starts two for each, so that a thousand streams on a connection that nobody reads hold up the others for a second and not
+for half a minute; whoever then finds nothing to do leaves. Tasks are made for slow clients only, two each at most.
 
 And it would hold its request, with its room in an engine. So a client that has taken nothing for too long is cut off: its request
 is told, and its write is left to end with the call.
@@ -28,7 +29,9 @@ from forebay.router.domain.stream import TokenStream
 from forebay.telemetry.logs import get_logger
 
 FLUSHERS = 4
-STUCK_AFTER_S = 0.1
+LOOK_EVERY_S = 0.1
+# Shorter than that, so that who is stuck from one look on is known to be at the next.
+STUCK_AFTER_S = 0.05
 SLOW_CLIENT_S = 60.0
 
 log = get_logger("delivery")
@@ -135,7 +138,7 @@ class Delivery:
         async with asyncio.TaskGroup() as group:
             self._flushers = [self._hire(group) for _ in range(self._count)]
             while True:
-                await self._clock.sleep(STUCK_AFTER_S)
+                await self._clock.sleep(LOOK_EVERY_S)
                 self._replace_stuck(group)
                 self._give_up_slow()
 
@@ -146,11 +149,14 @@ class Delivery:
 
     def _replace_stuck(self, group: asyncio.TaskGroup) -> None:
         now = self._clock.monotonic()
-        for place, flusher in enumerate(self._flushers):
-            if flusher.writing is not None and now - flusher.since >= STUCK_AFTER_S:
-                flusher.retired = True
-                self._stuck.append(flusher)
-                self._flushers[place] = self._hire(group)
+        stuck = [each for each in self._flushers if each.writing is not None and now - each.since >= STUCK_AFTER_S]
+        for flusher in stuck:
+            flusher.retired = True
+        self._stuck += stuck
+        self._flushers = [flusher for flusher in self._flushers if not flusher.retired]
+        wanted = self._count if self._flushers else 2 * len(stuck)
+        while len(self._flushers) < wanted:
+            self._flushers.append(self._hire(group))
 
     def _give_up_slow(self) -> None:
         now = self._clock.monotonic()
@@ -164,6 +170,9 @@ class Delivery:
         ready = self._ready
         while not me.retired:
             if not ready:
+                if len(self._flushers) > self._count:
+                    self._flushers.remove(me)
+                    return
                 await self._wait()
                 continue
             outflow = ready.popleft()

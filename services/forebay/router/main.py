@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
 from forebay.api.common.v1 import common_pb2
@@ -27,6 +26,7 @@ from forebay.router.request import LiveRequests
 from forebay.router.scheduler_link import SchedulerLink
 from forebay.router.service import Bounds, Router
 from forebay.router.servicer import RouterServicer
+from forebay.router.tokenizer_threads import TokenizerThreads
 from forebay.router.usage_servicer import UsageServicer
 from forebay.router.worker_link import WorkerLinks
 from forebay.rpc.client import connect
@@ -40,7 +40,11 @@ _LAST_SETTLEMENTS_S = 2.0
 async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
     """Returns the router's server, not yet started; what runs beside it ends with `stack`."""
     server = RpcServer(
-        config.listen, tls=config.public_tls, max_connections=config.max_connections, channelz=config.channelz
+        config.listen,
+        tls=config.public_tls,
+        max_connections=config.max_connections,
+        max_message_bytes=config.max_message_bytes,
+        channelz=config.channelz,
     )
     clock = SystemClock()
     me = common_pb2.Peer(id=config.id, incarnation=int(clock.now() * 1e6))
@@ -60,7 +64,7 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
         honour_cut_off_s=config.policy_honour_s,
     )
 
-    threads = stack.enter_context(ThreadPoolExecutor(config.tokenizer_threads, thread_name_prefix="tokenizer"))
+    threads = stack.enter_context(TokenizerThreads(config.tokenizer_threads, config.max_tenant_requests))
     models = Models([_model(model) for model in config.models], threads)
 
     local: LocalAdmission | None = None

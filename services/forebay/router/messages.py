@@ -8,6 +8,7 @@ from forebay.router.client import Finished, GatheredAnswer, Started
 from forebay.router.domain.ask import Ask, Chat, Message, ModelCard, Prompt, Sampling, Text, TokenIds
 from forebay.router.domain.events import FinishReason, Usage
 from forebay.router.domain.stream import Piece
+from forebay.router.domain.validation import MAX_MESSAGES
 from forebay.rpc.status import from_pb_duration, to_pb_duration
 
 
@@ -29,7 +30,9 @@ def from_pb_prompt(prompt: router_pb2.Prompt) -> Prompt | None:
     """Returns a prompt, or None when the message has none."""
     match prompt.WhichOneof("form"):
         case "chat":
-            return Chat(tuple(Message(message.role, message.content) for message in prompt.chat.messages))
+            # A message may hold millions of turns, and making them would hold up everybody; one too many is known by its number.
+            turns = prompt.chat.messages[: MAX_MESSAGES + 1]
+            return Chat(tuple(Message(turn.role, turn.content) for turn in turns))
         case "text":
             return Text(prompt.text)
         case "tokens":

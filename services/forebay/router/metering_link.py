@@ -158,6 +158,7 @@ class MeteringLink:
             priced_by_plan=tenant.priced_by_plan,
             service_class=tenant.service_class.name.lower(),
             model=payload.model,
+            adapter=payload.adapter,
             pool=tenant.pool,
             worker=common_pb2.Peer(id=grant.worker_id, incarnation=grant.worker_incarnation),
             prompt_tokens=prompt_tokens,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
-from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from forebay.errors import Code, MeshError
+from forebay.policy.model import TenantPolicy
 from forebay.router.access import Caller
 from forebay.router.domain.ask import ModelCard, Prompt
 from forebay.router.tokenizer import Tokenizer, encode, prompt_size
+from forebay.router.tokenizer_threads import TokenizerThreads
 
-# Below this many characters a prompt is tokenised (in well under a millisecond) sooner than a thread would have begun.
+# Below this many characters a prompt is tokenised (in less than a millisecond) sooner than a thread would have begun.
 _IN_LINE_CHARACTERS = 2_000
 
 
@@ -27,7 +27,7 @@ class Model:
 class Models:
     """All models of one router."""
 
-    def __init__(self, models: Iterable[Model], threads: Executor) -> None:
+    def __init__(self, models: Iterable[Model], threads: TokenizerThreads) -> None:
         """Takes the models; prompts above a size are tokenised in `threads`."""
         self._models = {model.card.name: model for model in sorted(models, key=lambda model: model.card.name)}
         self._threads = threads
@@ -51,9 +51,8 @@ class Models:
         message = "there is no such model for this key" if name else "name a model; there is more than one, or none"
         raise MeshError(Code.NOT_FOUND, "MODEL_NOT_FOUND", f"{message}; ListModels lists them")
 
-    async def tokenise(self, model: Model, prompt: Prompt, system_prompt: str) -> list[int]:
-        """Returns a prompt's token ids; errors as of `tokenizer.encode`."""
-        if prompt_size(prompt) + len(system_prompt) <= _IN_LINE_CHARACTERS:
-            return encode(model.tokenizer, prompt, system_prompt)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, encode, model.tokenizer, prompt, system_prompt)
+    async def tokenise(self, model: Model, prompt: Prompt, tenant: TenantPolicy) -> list[int]:
+        """Returns the token ids of a tenant's prompt; errors as of `tokenizer.encode` and `TokenizerThreads.run`."""
+        if prompt_size(prompt) + len(tenant.system_prompt) <= _IN_LINE_CHARACTERS:
+            return encode(model.tokenizer, prompt, tenant.system_prompt)
+        return await self._threads.run(tenant.tenant_id, lambda: encode(model.tokenizer, prompt, tenant.system_prompt))

@@ -29,7 +29,8 @@ class Quota(Protocol):
 
         Raises:
             MeshError: RESOURCE_EXHAUSTED naming every limit without room; INVALID_ARGUMENT for a request that no wait makes fit;
-                UNAVAILABLE when quota cannot be reached within the bounded wait. Nothing is held then, or soon nothing.
+                UNAVAILABLE when quota cannot be reached within the bounded wait, DEADLINE_EXCEEDED when the request's own time
+                is over sooner. Nothing is held then, or soon nothing.
         """
         ...
 

@@ -22,6 +22,7 @@ from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc
 from forebay.clock import Clock
 from forebay.errors import Code, MeshError
 from forebay.router.domain.decisions import Settlement
+from forebay.router.domain.life import deadline_exceeded
 from forebay.router.domain.local_share import unavailable
 from forebay.router.local_admission import LocalAdmission
 from forebay.router.quota import Reservation
@@ -125,7 +126,7 @@ class QuotaLink:
             expired = isinstance(away, TimeoutError) and time_left < self._wait_s
             if self._local is None or expired or not self._decides(call):
                 self._abandon(seq, call)
-                raise unavailable() from None
+                raise (deadline_exceeded() if expired else unavailable()) from None
             return await self._admit(seq, call, self._local)
         except asyncio.CancelledError:
             self._abandon(seq, call)

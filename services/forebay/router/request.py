@@ -151,7 +151,7 @@ def lease_lost() -> Stop:
 
 def out_of_order() -> Stop:
     """The worker's output cannot be passed on without a gap or a repeat."""
-    return _stop(Code.INTERNAL, "STREAM_OUT_OF_ORDER", "the worker's tokens did not follow on those before")
+    return _stop(Code.INTERNAL, "STREAM_OUT_OF_ORDER", "the worker's tokens did not follow on those before; try again")
 
 
 def budget_spent() -> Stop:

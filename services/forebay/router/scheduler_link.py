@@ -145,6 +145,7 @@ class SchedulerLink:
     def _to_pb_submission(self, request: Request, *, again: bool = False) -> scheduler_pb2.Submission:
         tenant, payload, life = request.caller.tenant, request.payload, request.life
         now = self._clock.monotonic()
+        remaining_s = max(0.0, request.deadline_at - now)
         submission = scheduler_pb2.Submission(
             ref=_ref(request),
             tenant_id=tenant.tenant_id,
@@ -161,12 +162,13 @@ class SchedulerLink:
             delivered_tokens=life.base,
             prefix_hashes=payload.prefix_hashes,
             prefix_block_tokens=payload.prefix_block_tokens,
-            remaining=to_pb_duration(max(0.0, request.deadline_at - now)),
+            remaining=to_pb_duration(remaining_s),
             trace=to_pb_trace(request.phase),
         )
         if request.ask.queue_timeout_s is not None:
-            left = request.ask.queue_timeout_s - (now - request.queued_at)
-            submission.queue_timeout.CopyFrom(to_pb_duration(max(0.0, left)))
+            # A client may say any time, and more than a message can.
+            left_s = min(request.ask.queue_timeout_s - (now - request.queued_at), remaining_s)
+            submission.queue_timeout.CopyFrom(to_pb_duration(max(0.0, left_s)))
         if again or life.attempt > 1:
             submission.waited.CopyFrom(to_pb_duration(now - request.enqueued_at))
         if life.excluded is not None and not again:

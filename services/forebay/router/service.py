@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from opentelemetry import trace
@@ -33,7 +33,7 @@ from forebay.router.request import LiveRequests, Payload, Request, client_gone, 
 from forebay.router.scheduler import Scheduler
 from forebay.router.workers import Workers
 from forebay.telemetry.logs import get_logger
-from forebay.telemetry.tracing import trace_id, tracer
+from forebay.telemetry.tracing import in_span, trace_id, tracer
 
 _WATCH_INTERVAL_S = 0.1
 
@@ -52,7 +52,7 @@ class Bounds:
         default_deadline_s: for clients that set none.
         least_useful_s: a request with less time left is refused.
         usage_wait_s: how long a cancelled request waits for its worker's last word.
-        slow_client_s: how long a client may take for the first word of its answer.
+        slow_client_s: how long a client may take for the first word of its answer, and for the last.
         prefix_block_tokens: tokens per prefix hash.
     """
 
@@ -153,8 +153,8 @@ class Router:
         prompt = self._check(caller, ask, model)
 
         # 2. The prompt is rendered and tokenised, and exactly prompt + max_tokens are held under every limit at once.
-        with tracer().start_as_current_span("router.tokenize"):
-            prompt_ids = await self._models.tokenise(model, prompt, caller.tenant.system_prompt)
+        with in_span("router.tokenize"):
+            prompt_ids = await self._models.tokenise(model, prompt, caller.tenant)
             payload = self._payload(caller, ask, model, prompt_ids)
         request = Request(
             request_id,
@@ -167,14 +167,14 @@ class Router:
             max_attempts=self._bounds.max_attempts,
         )
         self._describe(request)
-        with tracer().start_as_current_span("router.reserve"):
+        with in_span("router.reserve"):
             reservation = await self._quota.reserve(request)
         reached("router.after_reserve")
         self._live[request_id] = request
         try:
             if (objection := self._objection(caller)) is not None:
                 raise objection  # it came between the key's check and the reservation
-            await self._begin(client, Started(request_id, payload.model, len(prompt_ids), trace_id()))
+            await self._write(client.started(Started(request_id, payload.model, len(prompt_ids), trace_id())))
             request.start_at = self._clock.monotonic() + reservation.start_after_s
 
             # 3. Its sizes are submitted. 4, 5. The scheduler grants it. 6. Payload and grant go to the worker.
@@ -193,17 +193,21 @@ class Router:
             async with asyncio.timeout(max(0.0, deadline_at - self._clock.monotonic())):
                 await request.outflow.drained()
                 if end.error is None:
-                    await client.finished(self._finished(request, end))
+                    if (
+                        request.tokens.release()
+                    ):  # an engine that ends by itself has done so; one that was stopped has not
+                        await self._write(client.deliver(request.tokens.take()))
+                    await self._write(client.finished(self._finished(request, end)))
         except TimeoutError:
             raise deadline_exceeded() from None
         if end.error is not None:
             raise end.error
 
-    async def _begin(self, client: Client, first: Started) -> None:
-        """Gives the client its first word. Only a connection that is clogged by other streams can hold that up."""
+    async def _write(self, write: Awaitable[None]) -> None:
+        """Gives the client its first or last word; only a connection that is clogged can hold that up."""
         try:
             async with asyncio.timeout(self._bounds.slow_client_s):
-                await client.started(first)
+                await write
         except TimeoutError:
             raise too_slow() from None
 
@@ -268,14 +272,17 @@ class Router:
         """Returns a prompt's tokens, template and system prompt included, and how many more the model's context has room for.
 
         Raises:
-            MeshError: NOT_FOUND for the model, INVALID_ARGUMENT for the prompt.
+            MeshError: NOT_FOUND for the model, INVALID_ARGUMENT for the prompt, RESOURCE_EXHAUSTED when too many wait.
         """
         model = self._models.resolve(caller, model_name)
-        system_prompt = caller.tenant.system_prompt
         checked = check_prompt(
-            prompt, model.card, model.tokenizer.vocabulary, bool(system_prompt), self._bounds.max_prompt_bytes
+            prompt,
+            model.card,
+            model.tokenizer.vocabulary,
+            bool(caller.tenant.system_prompt),
+            self._bounds.max_prompt_bytes,
         )
-        size = len(await self._models.tokenise(model, checked, system_prompt))
+        size = len(await self._models.tokenise(model, checked, caller.tenant))
         return size, max(0, model.card.context_tokens - size)
 
     def list_models(self, caller: Caller, after: str, count: int) -> tuple[list[ModelCard], bool]:
@@ -293,8 +300,9 @@ class Router:
             self._bounds.max_prompt_bytes,
         )
         if (adapter := caller.adapter(ask.adapter)) and adapter not in caller.tenant.adapters:
+            # The name is the client's, of any length, and an error has room for little.
             raise MeshError(
-                Code.NOT_FOUND, "ADAPTER_NOT_FOUND", f"the tenant has no adapter {adapter}; name another, or none"
+                Code.NOT_FOUND, "ADAPTER_NOT_FOUND", "the tenant has no adapter of that name; name another, or none"
             )
         return prompt
 

@@ -68,7 +68,7 @@ def prompt_size(prompt: Prompt) -> int:
     """Returns the number of characters that are to be tokenised."""
     match prompt:
         case Chat(messages):
-            return sum(len(message.content) for message in messages)
+            return sum(len(message.role) + len(message.content) for message in messages)
         case Text(text):
             return len(text)
         case TokenIds():

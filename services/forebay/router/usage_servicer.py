@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,16 +10,23 @@ import grpc
 
 from forebay.api.metering.v1 import metering_pb2, metering_pb2_grpc
 from forebay.api.router.v1 import router_pb2, router_pb2_grpc
+from forebay.errors import Code, MeshError, QuotaViolation
 from forebay.router.access import Access, Caller
+from forebay.router.domain.life import deadline_exceeded
 from forebay.router.servicer import verify
 from forebay.rpc.status import from_rpc_error
+from forebay.telemetry.logs import get_logger
 from forebay.telemetry.tracing import to_headers
 
 FULL_NAME = "forebay.api.router.v1.UsageService"
 
 DEFAULT_DEADLINE_S = 30.0
+# Each stream that follows reads the ledger after every commit.
+MAX_STREAMS = 16
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+log = get_logger("usage")
 
 
 class UsageServicer(router_pb2_grpc.UsageServiceServicer):
@@ -28,12 +36,19 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
         """Serves whom `access` knows from the ledger behind `metering`."""
         self._access = access
         self._metering = metering_pb2_grpc.MeteringServiceStub(metering)
+        self._streams: Counter[str] = Counter()
 
     async def StreamUsage(
         self, request: router_pb2.StreamUsageRequest, context: Context
     ) -> AsyncIterator[router_pb2.StreamUsageResponse]:
-        """Forwards a stream of the caller's entries; a stream that follows has no deadline but the client's."""
+        """Forwards a stream of the caller's entries; one that follows ends with the client, or with the caller's leave.
+
+        RESOURCE_EXHAUSTED TOO_MANY_STREAMS beyond MAX_STREAMS of a tenant at a time.
+        """
         caller = await verify(self._access, context)
+        tenant_id = caller.tenant.tenant_id
+        if self._streams[tenant_id] >= MAX_STREAMS:
+            raise _too_many_streams(tenant_id)
         call = self._metering.StreamUsage(
             metering_pb2.StreamUsageRequest(
                 cursor=request.cursor, filter=_own(request.filter, caller), follow=request.follow
@@ -41,13 +56,19 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
             timeout=context.time_remaining(),
             metadata=to_headers(),
         )
+        self._streams[tenant_id] += 1
         try:
             async for response in call:
+                if (objection := self._access.objection(caller)) is not None:
+                    raise objection
                 yield router_pb2.StreamUsageResponse(entries=response.entries, cursor=response.cursor)
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+            raise _told(error) from None
         finally:
             call.cancel()
+            self._streams[tenant_id] -= 1
+            if not self._streams[tenant_id]:
+                del self._streams[tenant_id]
 
     async def SumUsage(self, request: router_pb2.SumUsageRequest, context: Context) -> router_pb2.SumUsageResponse:
         """Forwards a question for the caller's totals."""
@@ -60,7 +81,7 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
                 metadata=to_headers(),
             )
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+            raise _told(error) from None
         return router_pb2.SumUsageResponse(totals=response.totals)
 
 
@@ -70,3 +91,20 @@ def _own(asked: metering_pb2.UsageFilter, caller: Caller) -> metering_pb2.UsageF
     own.CopyFrom(asked)
     own.tenant_ids[:] = [caller.tenant.tenant_id]
     return own
+
+
+def _told(error: grpc.aio.AioRpcError) -> MeshError:
+    """Returns what metering answered; what gRPC says of the way to it names addresses, and is for the log."""
+    told = from_rpc_error(error)
+    if not told.reason.startswith("GRPC_"):
+        return told
+    if told.code is Code.DEADLINE_EXCEEDED:
+        return deadline_exceeded()
+    log.warning("metering does not answer", reason=told.reason, message=told.message)
+    return MeshError(Code.UNAVAILABLE, "USAGE_UNAVAILABLE", "the ledger cannot be reached; try again", retry_after=1)
+
+
+def _too_many_streams(tenant_id: str) -> MeshError:
+    message = f"this router has {MAX_STREAMS} usage streams of the tenant, as many as it takes; end one first"
+    violation = QuotaViolation(f"tenant:{tenant_id}", "usage_streams_per_router", MAX_STREAMS, MAX_STREAMS, 1)
+    return MeshError(Code.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS", message, retry_after=1, quota_violations=[violation])

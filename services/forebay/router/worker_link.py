@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from contextlib import AsyncExitStack
 
 from forebay.api.common.v1 import common_pb2
 from forebay.api.worker.v1 import worker_pb2, worker_pb2_grpc
@@ -82,13 +83,17 @@ class WorkerLinks:
                 link.task = group.create_task(self._keep(link))
 
     async def _keep(self, link: _Link) -> None:
-        channel = connect(link.address, caller=self.router.id, service="worker", tls=self._tls)
-        stub = worker_pb2_grpc.WorkerServiceStub(channel)
-        link.session = SessionClient(f"worker {link.address}", lambda: stub.Execute(), worker_pb2.ExecuteRequest, link)
-        try:
+        async with AsyncExitStack() as stack:
+
+            def connected() -> worker_pb2_grpc.WorkerServiceAsyncStub:
+                channel = connect(link.address, caller=self.router.id, service="worker", tls=self._tls)
+                stack.push_async_callback(channel.close)
+                return worker_pb2_grpc.WorkerServiceStub(channel)
+
+            link.session = SessionClient(
+                f"worker {link.address}", lambda: connected().Execute(), worker_pb2.ExecuteRequest, link
+            )
             await link.session.run()
-        finally:
-            await channel.close()
 
     def over(self, link: _Link) -> None:
         """Takes a link whose session broke out of use; the next grant opens another."""
@@ -148,7 +153,6 @@ class _Link:
         """Sends a payload, now or when the worker has welcomed the session."""
         lane = _Lane(self, next(self._refs), request, grant)
         self._lanes[lane.ref] = self._unsent[lane.ref] = lane
-        lane.outflow.sent = lane.report
         self._send_starts()
         return lane
 
@@ -175,9 +179,9 @@ class _Link:
             lane.outflow.sent = None
 
     def report(self, lane: _Lane) -> None:
-        """Sends what was delivered, if this worker's engine waits for it."""
+        """Sends what was delivered."""
         outbox = self._outbox()
-        if self._window_tokens and outbox is not None:
+        if outbox is not None:
             outbox.message.delivered_refs.append(lane.ref)
             outbox.message.delivered_tokens.append(lane.delivered())
             _flush(outbox)
@@ -240,6 +244,9 @@ class _Link:
         outbox = self._outbox()
         if not self._welcomed or outbox is None or not self._unsent:
             return
+        if self._window_tokens:  # the worker's engine waits for what was delivered, and is to be told after each write
+            for lane in self._unsent.values():
+                lane.outflow.sent = lane.report
         now = self._links.clock.monotonic()
         outbox.message.starts.extend(_to_pb_start(lane, now) for lane in self._unsent.values())
         self._unsent.clear()

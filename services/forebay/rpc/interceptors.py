@@ -30,7 +30,7 @@ from forebay.rpc.status import to_status
 from forebay.rpc.tls import service_of
 from forebay.telemetry import metrics
 from forebay.telemetry.logs import get_logger
-from forebay.telemetry.tracing import from_headers, tracer
+from forebay.telemetry.tracing import from_headers, in_span
 
 log = get_logger("rpc")
 
@@ -108,9 +108,7 @@ async def telemetry(call: Call) -> AsyncIterator[None]:
     service, _, method = call.method.lstrip("/").partition("/")
     name = f"{service.split('.')[2] if service.startswith('forebay.api.') else service}.{method}"
     attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
-    with tracer().start_as_current_span(
-        name, context=from_headers(call.metadata), kind=SpanKind.SERVER, attributes=attributes
-    ) as span:
+    with in_span(name, from_headers(call.metadata), SpanKind.SERVER, attributes) as span:
         try:
             yield
         finally:

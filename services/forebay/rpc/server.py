@@ -21,7 +21,6 @@ MAX_METADATA_BYTES = 16 << 10
 OPTIONS: list[tuple[str, Any]] = [
     # A second process must fail to bind, not share the port and take half of the calls (rule P12).
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.max_concurrent_streams", 4096),
@@ -49,6 +48,7 @@ class RpcServer:
         *,
         tls: TlsConfig | PublicTlsConfig | None = None,
         max_connections: int = 1_024,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
         channelz: bool = False,
         refused: Callable[[RefusedCall], None] | None = None,
     ) -> None:
@@ -59,6 +59,8 @@ class RpcServer:
             tls: with a `TlsConfig` callers must show a certificate, and call what the allowlist gives them; with a
                 `PublicTlsConfig` they check the server's alone; without one the connection is in plaintext.
             max_connections: further ones are closed at once, which their clients see as UNAVAILABLE.
+            max_message_bytes: the largest request; a message of many small parts takes thirty times its size, and is read before
+                anybody knows whose it is.
             channelz: whether to offer grpc.channelz.v1.
             refused: is told of each call that is stopped before its handler; must neither wait nor raise.
 
@@ -67,7 +69,11 @@ class RpcServer:
         """
         self._server = grpc.aio.server(
             interceptors=[Interceptors(mutual=isinstance(tls, TlsConfig), refused=refused)],
-            options=[*OPTIONS, ("grpc.max_allowed_incoming_connections", max_connections)],
+            options=[
+                *OPTIONS,
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_allowed_incoming_connections", max_connections),
+            ],
             compression=grpc.Compression.NoCompression,
         )
         self._health = HealthServicer()

@@ -205,6 +205,7 @@ class SessionClient(Generic[Req, Resp]):
         limit: int = DEFAULT_LIMIT,
         max_backoff_s: float = MAX_BACKOFF_S,
     ) -> None:
+        """Prepares; `name` is a word for logs and metrics, and after a space which of several it is, for logs alone."""
         self._name = name
         self._max_backoff_s = max_backoff_s
         self._open = open
@@ -224,7 +225,10 @@ class SessionClient(Generic[Req, Resp]):
         await self._connected.wait()
 
     async def run(self) -> None:
-        """Opens the session, and again after each end, with a back-off from 50 ms and jitter, until cancelled."""
+        """Opens the session, and again after each end, until cancelled.
+
+        With a back-off from 50 ms and jitter, and no sooner than the peer has said: one whose disk is full welcomes every time.
+        """
         backoff = FIRST_BACKOFF_S
         while True:
             error = await self._run_once()
@@ -236,12 +240,16 @@ class SessionClient(Generic[Req, Resp]):
             self._connected.clear()
             self.outbox = None
             self._handler.closed(error)
-            metrics.SESSION_RECONNECTS.labels(self._name).inc()
-            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter needs no secrecy
+            metrics.SESSION_RECONNECTS.labels(self._name.partition(" ")[0]).inc()
+            pause = backoff * random.uniform(0.5, 1.0)  # noqa: S311 - jitter needs no secrecy
+            await asyncio.sleep(max(pause, error.retry_after or 0.0))
             backoff = min(backoff * 2, self._max_backoff_s)
 
     async def _run_once(self) -> MeshError:
-        call = self._open()
+        try:
+            call = self._open()
+        except OSError as error:  # a certificate's file, which is being replaced
+            return MeshError(Code.UNAVAILABLE, "NOT_CONNECTED", f"the certificate cannot be read: {error.strerror}")
         outbox: Outbox[Req] = Outbox(self._new_request, call.write, self._limit)
         self.outbox = outbox
         writer = asyncio.create_task(outbox.run())

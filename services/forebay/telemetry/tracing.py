@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from opentelemetry import trace
@@ -17,7 +18,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-from opentelemetry.trace import Span, SpanContext, TraceFlags, Tracer
+from opentelemetry.trace import Span, SpanContext, SpanKind, TraceFlags, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
@@ -45,6 +46,8 @@ class FileSpanExporter(SpanExporter):
         """Writes the spans; a disk that is full loses spans, never requests."""
         try:
             with self._lock:
+                if self._file.closed:  # the last turn failed half-way
+                    self._file = self.path.open("a", encoding="utf-8")
                 self._file.write("".join(json.dumps(span_to_dict(span)) + "\n" for span in spans))
                 self._file.flush()
                 if self._file.tell() > self.max_bytes:
@@ -123,6 +126,21 @@ def configure_tracing(
 def tracer() -> Tracer:
     """Returns the mesh's tracer; until tracing is configured its spans go nowhere and cost next to nothing."""
     return trace.get_tracer("forebay")
+
+
+def in_span(
+    name: str,
+    parent: Context | None = None,
+    kind: SpanKind = SpanKind.INTERNAL,
+    attributes: Mapping[str, AttributeValue] | None = None,
+) -> AbstractContextManager[Span]:
+    """Returns a block's span, under `parent` or the current span, which is the current one in the block.
+
+    What the block raises is not recorded: a refusal is no failure, and a message may quote a prompt.
+    """
+    return tracer().start_as_current_span(
+        name, parent, kind, attributes, record_exception=False, set_status_on_exception=False
+    )
 
 
 def to_pb_trace(span: Span | None = None) -> common_pb2.TraceContext:

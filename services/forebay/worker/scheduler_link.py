@@ -141,6 +141,10 @@ class SchedulerLink:
             self._outbox.message.draining = True
             self._flush(self._outbox)
 
+    def unwell(self) -> None:
+        """Says at once what the next tick would have said."""
+        self.tick()
+
     def tick(self) -> None:
         """Reports progress, and the engine's state when it is due or when the worker's health has changed."""
         if self._outbox is None:

@@ -65,6 +65,10 @@ class SchedulerReports(Protocol):
         """Says that the worker takes no more."""
         ...
 
+    def unwell(self) -> None:
+        """Says that the worker had to turn a payload away, before it is sent the same one again."""
+        ...
+
 
 class Unheard:
     """A `SchedulerReports` to which nobody listens."""
@@ -76,4 +80,7 @@ class Unheard:
         """Forgets it."""
 
     def draining(self) -> None:
+        """Forgets it."""
+
+    def unwell(self) -> None:
         """Forgets it."""

@@ -178,7 +178,9 @@ class Life:
             # A stale grant, or a worker without room just then: no reason to keep away from it.
             return self._again(f"its worker refused it ({error.reason})")
         if error.code not in (Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED):
-            error = MeshError(Code.INTERNAL, error.reason, f"the worker refused the payload: {error.message}")
+            error = MeshError(
+                Code.INTERNAL, error.reason, f"the worker refused the payload: {error.message}; try again"
+            )
         return self._finish(End(FinishReason.ERROR, error))
 
     def _report(self, outcome: Outcome) -> Report:
@@ -275,4 +277,5 @@ class Life:
 
 def deadline_exceeded() -> MeshError:
     """Returns the error of a request whose time has run out."""
-    return MeshError(Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline passed before the answer was complete")
+    message = "the deadline passed before the answer was complete; allow more time"
+    return MeshError(Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", message)

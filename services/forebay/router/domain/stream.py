@@ -57,7 +57,7 @@ class TokenStream:
         Args:
             token_ids: new tokens, in order; may be empty.
             text: text to pass on now; may be empty.
-            held_text: text held back after this.
+            held_text: text held back after this; what was held stays so when there are neither tokens nor text.
             completion_tokens: the position after the last of these tokens, as the worker counts.
 
         Returns:
@@ -70,8 +70,16 @@ class TokenStream:
             known.extend(token_ids)
             self._ends.append(completion_tokens)
             self._texts.append(text)
-        self.held_text = held_text
+            self.held_text = held_text
         return True
+
+    def release(self) -> bool:
+        """Adds the text that was held back, for nothing more comes; returns whether there was any."""
+        held, self.held_text = self.held_text, ""
+        if held:
+            self._ends.append(self.received)
+            self._texts.append(held)
+        return bool(held)
 
     def take(self) -> Piece:
         """Returns the next piece: the position of its first token, the tokens, and their text. Something must be `pending`."""

@@ -19,6 +19,8 @@ MAX_STOP_TOKEN_IDS = 64
 MAX_LOGPROBS = 20
 MAX_N = 16
 MAX_SEED = 2**64 - 1
+# An error travels in the trailers of its call, whose clients take 8 KiB of them and no more.
+MAX_VIOLATIONS = 16
 
 
 def check_ask(ask: Ask, model: ModelCard, vocabulary: int, system_prompt: bool, max_prompt_bytes: int) -> Prompt:
@@ -32,7 +34,8 @@ def check_ask(ask: Ask, model: ModelCard, vocabulary: int, system_prompt: bool, 
         max_prompt_bytes: the most text that is tokenised for one request.
 
     Raises:
-        MeshError: INVALID_ARGUMENT with a violation for every wrong field; UNIMPLEMENTED for a feature that is still to come.
+        MeshError: INVALID_ARGUMENT with a violation for every wrong field, of many for the first; UNIMPLEMENTED for a feature
+            that is still to come.
     """
     violations = [
         *_prompt(ask.prompt, model, vocabulary, system_prompt, max_prompt_bytes),
@@ -112,7 +115,7 @@ def _prompt(
                 yield FieldViolation("prompt.tokens", "is refused for a tenant with a system prompt; send a chat")
             if not 1 <= len(ids) <= model.context_tokens:
                 yield FieldViolation("prompt.tokens.ids", f"must hold 1 to {model.context_tokens} ids")
-            if ids and max(ids) >= vocabulary:
+            elif max(ids) >= vocabulary:
                 yield FieldViolation("prompt.tokens.ids", f"must each be below {vocabulary}")
 
 
@@ -178,4 +181,4 @@ def _raise_if_any(violations: list[FieldViolation]) -> None:
 def _invalid(*violations: FieldViolation) -> MeshError:
     fields = "; ".join(f"{violation.field} {violation.description}" for violation in violations[:3])
     more = f" (and {len(violations) - 3} more)" if len(violations) > 3 else ""
-    return MeshError(Code.INVALID_ARGUMENT, "BAD_REQUEST", fields + more, field_violations=violations)
+    return MeshError(Code.INVALID_ARGUMENT, "BAD_REQUEST", fields + more, field_violations=violations[:MAX_VIOLATIONS])

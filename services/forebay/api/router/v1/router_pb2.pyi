@@ -168,7 +168,7 @@ class GenerateOptions(_message.Message):
     model: _builtins.str
     """A name from ListModels. Empty takes the only one, where there is only one."""
     client_request_id: _builtins.str
-    """The client's own name for this request, at most 128 bytes; a label in logs and usage, never an identity."""
+    """The client's own name for this request, at most 128 bytes; a label in usage, never an identity."""
     adapter: _builtins.str
     """An adapter of the tenant; empty takes the tenant's default."""
     least_max_tokens: _builtins.int
@@ -450,7 +450,7 @@ class StreamGenerateResponse(_message.Message):
 
         @_builtins.property
         def queue_time(self) -> _duration_pb2.Duration:
-            """The part of it spent in the scheduler's queue."""
+            """Spent in the scheduler's queue, by all attempts."""
 
         def __init__(
             self,
@@ -476,7 +476,7 @@ class StreamGenerateResponse(_message.Message):
 
     @_builtins.property
     def delta(self) -> Global___StreamGenerateResponse.Delta:
-        """One or more tokens; more than one when the client reads more slowly than the engine writes."""
+        """One or more tokens, more than one when the client reads more slowly than the engine writes; or text alone."""
 
     @_builtins.property
     def finished(self) -> Global___StreamGenerateResponse.Finished:

@@ -28,7 +28,8 @@ if _version_not_supported:
 class RouterServiceStub:
     """RouterService answers prompts. A limit or budget of the tenant that has no room is RESOURCE_EXHAUSTED with QuotaFailure
     and RetryInfo; no capacity, shed load or a drain is UNAVAILABLE; bad input is INVALID_ARGUMENT with BadRequest; an unknown,
-    expired or revoked key is UNAUTHENTICATED.
+    expired or revoked key is UNAUTHENTICATED; a suspended tenant is PERMISSION_DENIED, and so is a key that is revoked while its
+    call runs.
     """
 
     def __init__(self, channel):
@@ -67,7 +68,8 @@ class RouterServiceStub:
 class RouterServiceServicer:
     """RouterService answers prompts. A limit or budget of the tenant that has no room is RESOURCE_EXHAUSTED with QuotaFailure
     and RetryInfo; no capacity, shed load or a drain is UNAVAILABLE; bad input is INVALID_ARGUMENT with BadRequest; an unknown,
-    expired or revoked key is UNAUTHENTICATED.
+    expired or revoked key is UNAUTHENTICATED; a suspended tenant is PERMISSION_DENIED, and so is a key that is revoked while its
+    call runs.
     """
 
     def Generate(self, request, context):
@@ -87,7 +89,8 @@ class RouterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request, context):
-        """CountTokens says how many tokens a prompt has, template and the tenant's system prompt included. Spends no quota.
+        """CountTokens says how many tokens a prompt has, template and the tenant's system prompt included. Spends no quota. RESOURCE_EXHAUSTED
+        TENANT_FULL when too many long prompts of the tenant wait for this.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,7 +149,8 @@ def add_RouterServiceServicer_to_server(servicer, server):
 class RouterService:
     """RouterService answers prompts. A limit or budget of the tenant that has no room is RESOURCE_EXHAUSTED with QuotaFailure
     and RetryInfo; no capacity, shed load or a drain is UNAVAILABLE; bad input is INVALID_ARGUMENT with BadRequest; an unknown,
-    expired or revoked key is UNAUTHENTICATED.
+    expired or revoked key is UNAUTHENTICATED; a suspended tenant is PERMISSION_DENIED, and so is a key that is revoked while its
+    call runs.
     """
 
     @staticmethod
@@ -314,7 +318,8 @@ class UsageServiceServicer:
     """
 
     def StreamUsage(self, request, context):
-        """StreamUsage sends ledger entries from a cursor on, in ledger order, without gap or repeat.
+        """StreamUsage sends ledger entries from a cursor on, in ledger order, without gap or repeat. RESOURCE_EXHAUSTED
+        TOO_MANY_STREAMS beyond 16 of a tenant at a time on one router.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -31,7 +31,8 @@ GRPC_VERSION: str
 class RouterServiceStub:
     """RouterService answers prompts. A limit or budget of the tenant that has no room is RESOURCE_EXHAUSTED with QuotaFailure
     and RetryInfo; no capacity, shed load or a drain is UNAVAILABLE; bad input is INVALID_ARGUMENT with BadRequest; an unknown,
-    expired or revoked key is UNAUTHENTICATED.
+    expired or revoked key is UNAUTHENTICATED; a suspended tenant is PERMISSION_DENIED, and so is a key that is revoked while its
+    call runs.
     """
 
     @_typing.overload
@@ -47,7 +48,9 @@ class RouterServiceStub:
     `finished`, and nothing after it.
     """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_router_pb2.CountTokensRequest, _router_pb2.CountTokensResponse]
-    """CountTokens says how many tokens a prompt has, template and the tenant's system prompt included. Spends no quota."""
+    """CountTokens says how many tokens a prompt has, template and the tenant's system prompt included. Spends no quota. RESOURCE_EXHAUSTED
+    TENANT_FULL when too many long prompts of the tenant wait for this.
+    """
     ListModels: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListModelsRequest, _router_pb2.ListModelsResponse]
     """ListModels lists the models that the caller's key may use."""
     Embed: _grpc.UnaryUnaryMultiCallable[_router_pb2.EmbedRequest, _router_pb2.EmbedResponse]
@@ -57,7 +60,8 @@ class RouterServiceStub:
 class RouterServiceAsyncStub(RouterServiceStub):
     """RouterService answers prompts. A limit or budget of the tenant that has no room is RESOURCE_EXHAUSTED with QuotaFailure
     and RetryInfo; no capacity, shed load or a drain is UNAVAILABLE; bad input is INVALID_ARGUMENT with BadRequest; an unknown,
-    expired or revoked key is UNAUTHENTICATED.
+    expired or revoked key is UNAUTHENTICATED; a suspended tenant is PERMISSION_DENIED, and so is a key that is revoked while its
+    call runs.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -70,7 +74,9 @@ class RouterServiceAsyncStub(RouterServiceStub):
     `finished`, and nothing after it.
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_router_pb2.CountTokensRequest, _router_pb2.CountTokensResponse]  # type: ignore[assignment]
-    """CountTokens says how many tokens a prompt has, template and the tenant's system prompt included. Spends no quota."""
+    """CountTokens says how many tokens a prompt has, template and the tenant's system prompt included. Spends no quota. RESOURCE_EXHAUSTED
+    TENANT_FULL when too many long prompts of the tenant wait for this.
+    """
     ListModels: _aio.UnaryUnaryMultiCallable[_router_pb2.ListModelsRequest, _router_pb2.ListModelsResponse]  # type: ignore[assignment]
     """ListModels lists the models that the caller's key may use."""
     Embed: _aio.UnaryUnaryMultiCallable[_router_pb2.EmbedRequest, _router_pb2.EmbedResponse]  # type: ignore[assignment]
@@ -79,7 +85,8 @@ class RouterServiceAsyncStub(RouterServiceStub):
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     """RouterService answers prompts. A limit or budget of the tenant that has no room is RESOURCE_EXHAUSTED with QuotaFailure
     and RetryInfo; no capacity, shed load or a drain is UNAVAILABLE; bad input is INVALID_ARGUMENT with BadRequest; an unknown,
-    expired or revoked key is UNAUTHENTICATED.
+    expired or revoked key is UNAUTHENTICATED; a suspended tenant is PERMISSION_DENIED, and so is a key that is revoked while its
+    call runs.
     """
 
     @_abc_1.abstractmethod
@@ -108,7 +115,9 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _router_pb2.CountTokensRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.CountTokensResponse, _abc.Awaitable[_router_pb2.CountTokensResponse]]:
-        """CountTokens says how many tokens a prompt has, template and the tenant's system prompt included. Spends no quota."""
+        """CountTokens says how many tokens a prompt has, template and the tenant's system prompt included. Spends no quota. RESOURCE_EXHAUSTED
+        TENANT_FULL when too many long prompts of the tenant wait for this.
+        """
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -138,7 +147,9 @@ class UsageServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> UsageServiceAsyncStub: ...
     StreamUsage: _grpc.UnaryStreamMultiCallable[_router_pb2.StreamUsageRequest, _router_pb2.StreamUsageResponse]
-    """StreamUsage sends ledger entries from a cursor on, in ledger order, without gap or repeat."""
+    """StreamUsage sends ledger entries from a cursor on, in ledger order, without gap or repeat. RESOURCE_EXHAUSTED
+    TOO_MANY_STREAMS beyond 16 of a tenant at a time on one router.
+    """
     SumUsage: _grpc.UnaryUnaryMultiCallable[_router_pb2.SumUsageRequest, _router_pb2.SumUsageResponse]
     """SumUsage adds the ledger up by the given dimensions."""
 
@@ -150,7 +161,9 @@ class UsageServiceAsyncStub(UsageServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     StreamUsage: _aio.UnaryStreamMultiCallable[_router_pb2.StreamUsageRequest, _router_pb2.StreamUsageResponse]  # type: ignore[assignment]
-    """StreamUsage sends ledger entries from a cursor on, in ledger order, without gap or repeat."""
+    """StreamUsage sends ledger entries from a cursor on, in ledger order, without gap or repeat. RESOURCE_EXHAUSTED
+    TOO_MANY_STREAMS beyond 16 of a tenant at a time on one router.
+    """
     SumUsage: _aio.UnaryUnaryMultiCallable[_router_pb2.SumUsageRequest, _router_pb2.SumUsageResponse]  # type: ignore[assignment]
     """SumUsage adds the ledger up by the given dimensions."""
 
@@ -165,7 +178,9 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _router_pb2.StreamUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_router_pb2.StreamUsageResponse], _abc.AsyncIterator[_router_pb2.StreamUsageResponse]]:
-        """StreamUsage sends ledger entries from a cursor on, in ledger order, without gap or repeat."""
+        """StreamUsage sends ledger entries from a cursor on, in ledger order, without gap or repeat. RESOURCE_EXHAUSTED
+        TOO_MANY_STREAMS beyond 16 of a tenant at a time on one router.
+        """
 
     @_abc_1.abstractmethod
     def SumUsage(

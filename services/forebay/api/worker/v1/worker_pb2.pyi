@@ -335,7 +335,11 @@ class ExecuteResponse(_message.Message):
         """Which stream of this session."""
         @_builtins.property
         def error(self) -> _common_pb2.Error:
-            """Why: STALE_GRANT, WRONG_INCARNATION, STALE_EPOCH, LARGER_THAN_GRANT, ALREADY_RUN, DRAINING, or bad sampling."""
+            """Why. The grant does not hold: STALE_GRANT, WRONG_INCARNATION, STALE_EPOCH, BAD_EPOCH, LARGER_THAN_GRANT,
+            TENANT_MISMATCH or ALREADY_RUN. The worker takes none just now: DRAINING, WORKER_FULL, ENGINE_NOT_READY, ENGINE_DEAD,
+            POLICY_UNKNOWN, METERING_BEHIND, SPOOL_FULL or SPOOL_UNAVAILABLE. The payload cannot be run: BAD_PAYLOAD,
+            BAD_REQUEST, NOT_OFFERED or CONTINUATION_UNSUPPORTED.
+            """
 
         def __init__(
             self,
@@ -455,7 +459,9 @@ class Delta(_message.Message):
     text: _builtins.str
     """Text to deliver now."""
     held_text: _builtins.str
-    """Text known but held back after this delta: a character or a stop string is incomplete. Replaces the one before."""
+    """Text known but held back after this delta: a character or a stop string is incomplete. Replaces the one before, unless
+    the delta has neither tokens nor text.
+    """
     completion_tokens: _builtins.int
     """Completion tokens in all, those of earlier attempts included: the position after the last token here."""
     @_builtins.property
