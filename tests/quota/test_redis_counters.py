@@ -94,7 +94,7 @@ async def test_scripts_that_the_server_has_forgotten_are_loaded_again(
     assert statistics(empty_redis_url)["cmdstat_evalsha"] >= 4
 
 
-async def test_all_keys_of_a_tenant_share_its_tag_and_end_by_themselves(
+async def test_all_keys_of_a_tenant_share_its_tag_and_end_together_after_a_month(
     redis_counters: RedisCounters, empty_redis_url: str
 ) -> None:
     await redis_counters.reserve("acme", order(1), ROWS)
@@ -103,9 +103,9 @@ async def test_all_keys_of_a_tenant_share_its_tag_and_end_by_themselves(
     with redis.Redis.from_url(empty_redis_url, decode_responses=True) as client:
         keys = {str(key): client.ttl(key) for key in client.scan_iter()}
     assert set(keys) == {f"forebay:{{acme}}:{part}" for part in ("counters", "reservations", "settled", "due")}
-    month_s = 31 * 86_400
-    assert keys.pop("forebay:{acme}:counters") > month_s
-    assert all(7_100 < seconds <= 7_200 for seconds in keys.values())
+    # A hold whose reservation ended before it would be nobody's to give back.
+    assert min(keys.values()) > 31 * 86_400
+    assert max(keys.values()) - min(keys.values()) <= 1
 
 
 async def test_zero_is_the_servers_own_time(empty_redis_url: str) -> None:
