@@ -36,10 +36,10 @@ class Desk:
     """The service with one tenant and one key, and the clock that store and calendar share."""
 
     def __init__(self, store: CounterStore, clock: FakeClock, limits: Limits, **fields: Any) -> None:
-        key_limits = fields.pop("key_limits", Limits())
+        key_limits, prices = fields.pop("key_limits", Limits()), fields.pop("prices", None) or Prices(PRICES)
         tenant = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, limits=limits, **fields)
         keys = {key_id: KeyPolicy(key_id, "acme", b"h" * 32, limits=key_limits) for key_id in ("k1", "k2")}
-        self.quota = Quota(PolicyFeed(Policies({"acme": tenant}, keys, {}), clock), store, Prices(PRICES), clock.now)
+        self.quota = Quota(PolicyFeed(Policies({"acme": tenant}, keys, {}), clock), store, prices, clock.now)
         self.count = 0
 
     async def ask(self, prompt: int = 10, completion: int = 20, key: str = "k1", model: str = "m") -> str:
@@ -134,6 +134,19 @@ async def test_without_prices_no_budget_is_spent(store: CounterStore, clock: Fak
     with pytest.raises(MeshError) as caught:
         await quota.reserve("acme", Order("a" * 32, ROUTER, 1, 1))
     assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "PRICES_UNKNOWN")
+
+
+async def test_without_prices_no_settlement_makes_a_request_free(store: CounterStore, clock: FakeClock) -> None:
+    before = Desk(store, clock, Limits(daily_budget_nano_usd=USD))
+    lease, started = Lease("acme", await before.ask(10, 80)), Usage(1, 10, 5)
+    never = Lease("acme", await before.ask(10, 20))
+    restarted = Desk(store, clock, Limits(daily_budget_nano_usd=USD), prices=Prices())
+    with pytest.raises(MeshError) as caught:
+        await restarted.quota.settle(lease, started, "m")
+    assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "PRICES_UNKNOWN")
+    assert await restarted.quota.settle(never, Usage(0, 0, 0), "m"), "nothing was used, whatever it costs"
+    assert await before.quota.settle(lease, started, "m")
+    assert await before.used() == {"daily_budget_nano_usd": 15 * USD // 1000}
 
 
 async def test_keys_and_models_have_limits_within_the_tenants(store: CounterStore, clock: FakeClock) -> None:

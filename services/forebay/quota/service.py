@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from forebay import killpoints
 from forebay.errors import Code, FieldViolation, MeshError
@@ -24,10 +25,16 @@ from forebay.quota.domain.reservations import Decision, Lease, LimitState, Order
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
 from forebay.quota.safety_gate import SafetyGate
+from forebay.telemetry.logs import get_logger
 
 _NOTHING = Usage(0, 0, 0)
 # Leases of one message that are taken in again together; the others of this replica's calls go between.
 RESTORED_AT_ONCE = 256
+# Failures that say nothing of other tenants.
+_ONE_TENANTS = {"COUNTERS_UNKNOWN", "PRICES_UNKNOWN"}
+
+T = TypeVar("T")
+log = get_logger("quota")
 
 
 class Quota:
@@ -122,13 +129,17 @@ class Quota:
 
         The tenant may be gone by now: what it holds is settled all the same. A reservation that the counters have lost is taken
         in first, so that the settlement counts in them and not in the ledger's sum (`forebay.quota.domain.rebuild`).
+
+        Raises:
+            MeshError: UNAVAILABLE, also when a budget is to be kept and no price is known yet.
         """
         tenant_id, request_id = lease.tenant_id, lease.request_id
         if self._gate is not None:
             await self._gate.entered(request_id)
         tenant = self._feed.policies.tenants.get(tenant_id)
-        if tenant is not None:
-            used = replace(used, cost_nano_usd=self._prices.cost(tenant, model, used, self._now()))
+        if tenant is not None and used.requests:
+            key = self._key(tenant_id, lease.hold.key_id) if lease.hold is not None else None
+            used = replace(used, cost_nano_usd=self._prices.cost(tenant, key, model, used, self._now()))
         amounts = amounts_of(used)
         applied = await self._counters.settle(tenant_id, request_id, amounts)
         if not applied and await self._restore(lease):
@@ -140,7 +151,7 @@ class Quota:
         """Extends leases; returns the request ids of those that are lost.
 
         A tenant that is gone has lost its leases: nothing says any more what it may hold. What the counters have lost is taken
-        in again.
+        in again. Of a tenant about which nothing can be said now, no lease is extended or lost: it holds up nobody else's.
         """
         by_id = {lease.request_id: lease for lease in leases}
         by_tenant: defaultdict[str, list[str]] = defaultdict(list)
@@ -158,11 +169,11 @@ class Quota:
             else:
                 values = hold_values(self._tenant(tenant_id), keys[tenant_id])
                 calls.append(self._counters.renew(tenant_id, router, request_ids, values))
-        unknown = [request_id for lost_of_tenant in await asyncio.gather(*calls) for request_id in lost_of_tenant]
+        unknown = [request_id for lost_of_tenant in await _answered(calls) for request_id in lost_of_tenant or ()]
         for at in range(0, len(unknown), RESTORED_AT_ONCE):
             some = unknown[at : at + RESTORED_AT_ONCE]
-            restored = await asyncio.gather(*(self._restore(by_id[request_id]) for request_id in some))
-            lost += [request_id for request_id, held in zip(some, restored, strict=True) if not held]
+            restored = await _answered([self._restore(by_id[request_id]) for request_id in some])
+            lost += [request_id for request_id, held in zip(some, restored, strict=True) if held is False]
         return lost
 
     async def over_budget(self, leases: Iterable[Lease]) -> list[str]:
@@ -201,7 +212,8 @@ class Quota:
         tenant, hold = self._feed.policies.tenants.get(lease.tenant_id), lease.hold
         if tenant is None or hold is None:
             return False
-        key, at_s = self._key(lease.tenant_id, hold.key_id), hold.reserved_at_s
+        # A router whose clock is ahead would open a day before its time, and what counts in the present one would be gone.
+        key, at_s = self._key(lease.tenant_id, hold.key_id), min(hold.reserved_at_s, self._now())
         asked = Usage(1, hold.order.prompt_tokens, hold.order.max_completion_tokens)
         most = self._prices.most(tenant, key, hold.model, asked, at_s)
         rows = rows_of(tenant, replace(asked, cost_nano_usd=most), at_s, key, hold.model)
@@ -216,6 +228,17 @@ class Quota:
         if tenant is None:
             raise tenant_not_found(tenant_id)
         return effective_limits(tenant, self._now())
+
+
+async def _answered(calls: Iterable[Awaitable[T]]) -> list[T | None]:
+    """Returns the answers, None for those about a tenant of which nothing can be said now; raises once all have ended."""
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            if not isinstance(answer, MeshError) or answer.reason not in _ONE_TENANTS:
+                raise answer
+            log.warning("leases not renewed", error=answer.message)
+    return [None if isinstance(answer, BaseException) else answer for answer in answers]
 
 
 def tenant_not_found(tenant_id: str) -> MeshError:
