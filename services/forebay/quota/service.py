@@ -115,9 +115,7 @@ class Quota:
         asked = Usage(1, order.prompt_tokens, order.max_completion_tokens)
         most = self._prices.most(tenant, key, model, asked, now_s)
         rows = rows_of(tenant, replace(asked, cost_nano_usd=most), now_s, key, model)
-        # A day that is over is not opened again.
-        counted = [row for row in charged(rows) if row.period is None or row.period.ends_at_ms > self._now() * 1000]
-        decision = await self._counters.reserve(tenant_id, order, counted)
+        decision = await self._counters.reserve(tenant_id, order, charged(rows, self._now()))
         if decision.outcome is Outcome.TAKEN:
             raise _taken(order)
         if orphaned and self._look_up is not None:

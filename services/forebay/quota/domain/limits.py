@@ -139,9 +139,16 @@ def hold_values(tenant: TenantPolicy, keys: Iterable[KeyPolicy]) -> tuple[Row, .
     )
 
 
-def charged(rows: Iterable[Row]) -> list[Row]:
-    """Returns rows as what was admitted without the counters meets them: there is always room, and a rate has drained by now."""
-    return [replace(row, value=None) for row in rows if row.kind is not Kind.RATE]
+def charged(rows: Iterable[Row], now_s: float) -> list[Row]:
+    """Returns rows as what was admitted without the counters meets them.
+
+    There is always room, a rate has drained by now, and a day that is over is not opened again.
+    """
+    return [
+        replace(row, value=None)
+        for row in rows
+        if row.kind is not Kind.RATE and (row.period is None or now_s * 1000 < row.period.ends_at_ms)
+    ]
 
 
 def amounts_of(usage: Usage) -> dict[str, int]:
