@@ -26,9 +26,9 @@ from redis.asyncio import RedisCluster
 from redis.exceptions import NoScriptError, ResponseError
 
 from forebay.errors import Code, MeshError
-from forebay.quota.domain.counters import HOLD_RETRY_MS
 from forebay.quota.domain.edge import Taken
 from forebay.quota.domain.limits import Kind, Row
+from forebay.quota.domain.meters import HOLD_RETRY_MS
 from forebay.quota.domain.rebuild import Gathered, NeedsRebuildError, Totals
 from forebay.quota.domain.reservations import (
     Decision,

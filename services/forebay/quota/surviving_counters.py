@@ -26,9 +26,9 @@ from forebay.clock import Clock
 from forebay.errors import MeshError
 from forebay.journal import Journal
 from forebay.quota.counters import CounterStore, InMemoryCounters
-from forebay.quota.domain.counters import HOLD_RETRY_MS
 from forebay.quota.domain.edge import Taken
 from forebay.quota.domain.limits import Kind, Row, charged
+from forebay.quota.domain.meters import HOLD_RETRY_MS
 from forebay.quota.domain.periods import Period
 from forebay.quota.domain.rebuild import CountersUnknownError, Totals
 from forebay.quota.domain.reservations import (

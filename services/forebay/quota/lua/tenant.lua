@@ -1,5 +1,5 @@
 -- The state of one tenant, and what every script here does with it. Goes in front of each of them.
--- The specification, operation by operation, is forebay.quota.domain.counters.
+-- The specification, operation by operation, is forebay.quota.domain.counters; of one row, forebay.quota.domain.meters.
 --
 -- KEYS, all with the tag {tenant}:
 --   KEYS[1] counters      hash  now                latest time seen, ms; it never goes back
