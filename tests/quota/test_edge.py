@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from forebay.errors import Code
 from forebay.policy.keys import hash_key, new_key
-from forebay.policy.model import KeyPolicy, Limits, ServiceClass, TenantPolicy
+from forebay.policy.model import Canary, CanaryStep, KeyPolicy, Limits, ServiceClass, TenantPolicy
 from forebay.quota.counters import CounterStore, InMemoryCounters
 from forebay.quota.domain.edge import Taken, edge_rows
 from forebay.quota.domain.limits import Kind, Row, Usage, rows_of
@@ -90,6 +90,17 @@ async def test_the_edge_and_the_router_count_apart(store: CounterStore, tenant: 
         order = Order(f"{n:032}", Router("router-1", 1), 1, 1)
         assert not (await store.reserve("acme", order, rows)).violations
     assert not any(taken.room for taken in await store.take("acme", edge_rows(tenant, 1)))
+
+
+async def test_a_new_tenants_share_of_its_limits_holds_at_the_edge_too(clock: FakeClock) -> None:
+    canary = Canary(clock.now(), (CanaryStep(50, 60),))
+    tenant = TenantPolicy(
+        "acme", "basic", ServiceClass.BRONZE, 500, limits=Limits(requests_per_minute=4), canary=canary
+    )
+    store = InMemoryCounters(Terms(), lambda: int(clock.now() * 1000))
+    edge = Edge(PolicyFeed(Policies({"acme": tenant}, {}, {}), clock), store, PEPPER, clock)
+    decisions = [await edge.count("acme", 1) for _ in range(3)]
+    assert [each is not None and each.refusal is None for each in decisions] == [True, True, False]
 
 
 def test_no_limit_is_no_row() -> None:

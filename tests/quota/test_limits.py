@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +16,7 @@ from forebay.quota.domain.limits import Kind, Row, Usage, amounts_of, rows_of
 from forebay.quota.domain.periods import calendar
 from forebay.quota.domain.policies import Policies
 from forebay.quota.domain.prices import Price, PriceTable
-from forebay.quota.domain.reservations import Decision, Lease, Order, Outcome, Router
+from forebay.quota.domain.reservations import Decision, Hold, Lease, Order, Outcome, Router
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
 from forebay.quota.service import Quota
@@ -126,6 +127,24 @@ async def test_streams_are_stopped_above_a_budget_for_those_who_want_it(
     lowered = Desk(store, clock, Limits(daily_budget_nano_usd=USD // 100), stop_on_budget=stop_on_budget)
     assert await before.quota.over_budget([lease]) == []
     assert await lowered.quota.over_budget([lease]) == ([request_id] if stop_on_budget else [])
+
+
+@pytest.mark.parametrize("whose", ["key_limits", "model_limits"])
+async def test_streams_are_stopped_above_the_budget_of_a_key_or_on_a_model(
+    store: CounterStore, clock: FakeClock, whose: str
+) -> None:
+    def desk(budget: int) -> Desk:
+        limits = Limits(daily_budget_nano_usd=budget)
+        return Desk(
+            store, clock, Limits(), stop_on_budget=True, **{whose: limits if whose == "key_limits" else {"m": limits}}
+        )
+
+    before = desk(USD)
+    request_id = await before.ask(10, 80)
+    hold = Hold(Order(request_id, ROUTER, 10, 80), "k1", "m", clock.now())
+    lease, other = Lease("acme", request_id, hold), Lease("acme", "f" * 32, replace(hold, key_id="k2", model="n"))
+    assert await before.quota.over_budget([lease, other]) == []
+    assert await desk(USD // 100).quota.over_budget([lease, other]) == [request_id]
 
 
 async def test_without_prices_no_budget_is_spent(store: CounterStore, clock: FakeClock) -> None:

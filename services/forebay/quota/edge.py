@@ -15,6 +15,7 @@ from forebay.errors import MeshError
 from forebay.policy.keys import hash_key, parse_key_id
 from forebay.policy.model import TenantPolicy
 from forebay.quota.counters import CounterStore
+from forebay.quota.domain.canary import effective_limits
 from forebay.quota.domain.edge import COUNTED_AS, Taken, edge_rows
 from forebay.quota.domain.limits import Row
 from forebay.quota.domain.refusals import out_of_quota
@@ -55,7 +56,7 @@ class Edge:
             MeshError: UNAVAILABLE, without the store.
         """
         tenant: TenantPolicy | None = self._feed.policies.tenants.get(tenant_id)
-        rows = edge_rows(tenant, hits) if tenant is not None else ()
+        rows = edge_rows(effective_limits(tenant, self._clock.now()), hits) if tenant is not None else ()
         if not rows:
             return None
         met = list(zip(rows, await self._counters.take(tenant_id, rows), strict=True))

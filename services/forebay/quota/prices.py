@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from forebay.errors import Code, MeshError
 from forebay.policy.model import KeyPolicy, Limits, TenantPolicy
-from forebay.quota.domain.limits import Usage
+from forebay.quota.domain.limits import Usage, has_budget
 from forebay.quota.domain.prices import PriceTable
 
 RETRY_AFTER_S = 1.0
@@ -33,7 +33,7 @@ class Prices:
         if self.table is not None:
             return self.table
         limits = [tenant.limits, tenant.model_limits.get(model, Limits()), key.limits if key else Limits()]
-        if any(each.daily_budget_nano_usd or each.monthly_budget_nano_usd for each in limits):
+        if any(map(has_budget, limits)):
             raise MeshError(
                 Code.UNAVAILABLE,
                 "PRICES_UNKNOWN",

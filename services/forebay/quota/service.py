@@ -15,13 +15,12 @@ from typing import TypeVar
 
 from forebay import killpoints
 from forebay.errors import Code, FieldViolation, MeshError
-from forebay.policy.model import KeyPolicy, LossPolicy, TenantPolicy
+from forebay.policy.model import KeyPolicy, Limits, LossPolicy, TenantPolicy
 from forebay.quota.counters import CounterStore
 from forebay.quota.domain.canary import effective_limits
-from forebay.quota.domain.limits import BUDGETS, Row, Usage, amounts_of, charged, hold_values, rows_of
-from forebay.quota.domain.rebuild import CountersUnknownError
+from forebay.quota.domain.limits import BUDGETS, Row, Usage, amounts_of, charged, has_budget, hold_values, rows_of
 from forebay.quota.domain.refusals import out_of_quota
-from forebay.quota.domain.reservations import Decision, Lease, LimitState, Order, Outcome, Reservation, Router
+from forebay.quota.domain.reservations import Decision, Hold, Lease, LimitState, Order, Outcome, Reservation, Router
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
 from forebay.quota.safety_gate import SafetyGate
@@ -177,22 +176,32 @@ class Quota:
     async def over_budget(self, leases: Iterable[Lease]) -> list[str]:
         """Returns the request ids, of those leases, that are to be stopped in mid-stream.
 
-        They are those of tenants that want it so and are above a budget: it was lowered, or what ran cost more than was held.
+        They are those of tenants that want it so and are above a budget, be it the tenant's, the key's or that on the model: it
+        was lowered, or what ran cost more than was held. Where that is not known, streams go on.
         """
-        by_tenant: defaultdict[str, list[str]] = defaultdict(list)
+        by_budgets: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
         for lease in leases:
-            by_tenant[lease.tenant_id].append(lease.request_id)
-        stopped: list[str] = []
-        for tenant_id, request_ids in by_tenant.items():
-            tenant = self._feed.policies.tenants.get(tenant_id)
+            tenant = self._feed.policies.tenants.get(lease.tenant_id)
             if tenant is not None and tenant.stop_on_budget:
-                try:
-                    states = await self.peek(tenant_id)
-                except CountersUnknownError:
-                    continue  # nor is it known whether it is above: its streams go on, and nobody else's answer is held up
-                if any(state.limit in BUDGETS and state.used > state.value for state in states):
-                    stopped += request_ids
-        return stopped
+                by_budgets[self._budgets_of(tenant, lease.hold)].append(lease.request_id)
+        peeked = await _answered(self.peek(*whose) for whose in by_budgets)
+        return [
+            request_id
+            for states, request_ids in zip(peeked, by_budgets.values(), strict=True)
+            if any(state.limit in BUDGETS and state.used > state.value for state in states or ())
+            for request_id in request_ids
+        ]
+
+    def _budgets_of(self, tenant: TenantPolicy, hold: Hold | None) -> tuple[str, str, str]:
+        """Returns the tenant, and of a hold the key and the model if they have budgets of their own."""
+        if hold is None:
+            return tenant.tenant_id, "", ""
+        key = self._key(tenant.tenant_id, hold.key_id)
+        return (
+            tenant.tenant_id,
+            hold.key_id if key is not None and has_budget(key.limits) else "",
+            hold.model if has_budget(tenant.model_limits.get(hold.model, Limits())) else "",
+        )
 
     async def peek(self, tenant_id: str, key_id: str = "", model: str = "") -> Sequence[LimitState]:
         """Returns the state of a tenant's limits, and of those of a key and on a model; NOT_FOUND without such a tenant."""
@@ -235,7 +244,7 @@ async def _answered(calls: Iterable[Awaitable[T]]) -> list[T | None]:
         if isinstance(answer, BaseException):
             if not isinstance(answer, MeshError) or answer.reason not in _ONE_TENANTS:
                 raise answer
-            log.warning("leases not renewed", error=answer.message)
+            log.warning("leases passed over", error=answer.message)
     return [None if isinstance(answer, BaseException) else answer for answer in answers]
 
 

@@ -123,6 +123,11 @@ def rows_of(
     return tuple(rows)
 
 
+def has_budget(limits: Limits) -> bool:
+    """Whether any of them is in money."""
+    return any(getattr(limits, name) for name in BUDGETS)
+
+
 def hold_values(tenant: TenantPolicy, keys: Iterable[KeyPolicy]) -> tuple[Row, ...]:
     """Returns what may be held at once, by the tenant, on each of its models and by each of these keys: what revival asks."""
     subjects: Mapping[str, Limits] = {
