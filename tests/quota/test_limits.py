@@ -147,12 +147,24 @@ async def test_streams_are_stopped_above_the_budget_of_a_key_or_on_a_model(
     assert await desk(USD // 100).quota.over_budget([lease, other]) == [request_id]
 
 
-async def test_without_prices_no_budget_is_spent(store: CounterStore, clock: FakeClock) -> None:
-    tenant = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, limits=Limits(daily_budget_nano_usd=USD))
+@pytest.mark.parametrize("budget", [USD, 0])
+async def test_without_prices_no_budget_is_spent(store: CounterStore, clock: FakeClock, budget: int) -> None:
+    tenant = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, limits=Limits(daily_budget_nano_usd=budget))
     quota = Quota(PolicyFeed(Policies({"acme": tenant}, {}, {}), clock), store, Prices(), clock.now)
     with pytest.raises(MeshError) as caught:
         await quota.reserve("acme", Order("a" * 32, ROUTER, 1, 1))
     assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "PRICES_UNKNOWN")
+
+
+async def test_a_budget_of_nothing_admits_what_is_free(store: CounterStore, clock: FakeClock) -> None:
+    free = Prices(PriceTable([Price("model:m", "prompt_tokens", 10**12)]))
+    desk = Desk(store, clock, Limits(daily_budget_nano_usd=0), prices=free)
+    for _ in range(3):
+        await desk.ask(model="n")
+    assert await desk.used() == {"daily_budget_nano_usd": 0}
+    with pytest.raises(MeshError) as caught:
+        await desk.ask(model="m")
+    assert caught.value.reason == "LARGER_THAN_LIMIT"
 
 
 async def test_without_prices_no_settlement_makes_a_request_free(store: CounterStore, clock: FakeClock) -> None:

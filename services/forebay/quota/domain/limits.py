@@ -125,7 +125,7 @@ def rows_of(
 
 def has_budget(limits: Limits) -> bool:
     """Whether any of them is in money."""
-    return any(getattr(limits, name) for name in BUDGETS)
+    return any(getattr(limits, name) is not None for name in BUDGETS)
 
 
 def hold_values(tenant: TenantPolicy, keys: Iterable[KeyPolicy]) -> tuple[Row, ...]:
@@ -197,4 +197,5 @@ def _throttle_at(base: int, thresholds: Thresholds) -> int | None:
 
 
 def _share(base: int, percent: int) -> int:
-    return min(max(1, base * percent // 100), MOST)
+    """Returns a share rounded down, not below 1; of a budget of nothing, nothing."""
+    return min(max(min(1, base), base * percent // 100), MOST)
