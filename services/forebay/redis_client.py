@@ -30,7 +30,8 @@ def redis_client(url: str, timeout_s: float = TIMEOUT_S) -> Any:
         "decode_responses": True,
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,
+        "retry": Retry(NoBackoff(), 0),
     }
     if url.startswith(CLUSTER):
         return RedisCluster.from_url(f"redis://{url.removeprefix(CLUSTER)}", **options)
-    return Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
+    return Redis.from_url(url, **options)

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import redis
+from redis.asyncio import RedisCluster
+from redis.exceptions import ConnectionError
 
 from forebay.errors import Code, MeshError
 from forebay.policy.model import Limits, ServiceClass, TenantPolicy
@@ -19,7 +21,7 @@ from forebay.quota.domain.reservations import Observation, Order, Outcome, Route
 from forebay.quota.domain.safety import Ask
 from forebay.quota.redis_counters import _SWEEP, LANES, MAX_PIPELINE, RedisCounters
 from forebay.quota.redis_safety import RedisSafety
-from forebay.testing.valkey import ValkeyServer
+from forebay.testing.valkey import ValkeyCluster, ValkeyServer
 
 ROWS = rows_of(TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500), Usage(1, 10, 10))
 
@@ -182,6 +184,25 @@ async def test_a_cluster_of_which_no_node_answers_is_a_typed_error() -> None:
     assert not running.done()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+    await safety.close()
+
+
+@pytest.mark.slow
+async def test_a_cluster_is_asked_once_whatever_becomes_of_the_answer(
+    cluster: ValkeyCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    safety = RedisSafety(cluster.url)
+    await safety.grant(1, Ask(1))
+    asked = []
+
+    async def lose(self: RedisCluster, node: object, *command: object, **options: object) -> None:
+        asked.append(command[0])
+        raise ConnectionError("lost")
+
+    monkeypatch.setattr(RedisCluster, "_execute_command", lose)
+    with pytest.raises(MeshError) as caught:
+        await safety.grant(1, Ask(1))
+    assert (caught.value.reason, asked) == ("QUOTA_STORE_UNAVAILABLE", ["EVALSHA"])
     await safety.close()
 
 
