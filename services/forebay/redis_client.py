@@ -7,7 +7,7 @@ from typing import Any
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisClusterException, RedisError
+from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError
 
 CLUSTER = "redis+cluster://"
 TIMEOUT_S = 2.0
@@ -34,4 +34,5 @@ def redis_client(url: str, timeout_s: float = TIMEOUT_S) -> Any:
     }
     if url.startswith(CLUSTER):
         return RedisCluster.from_url(f"redis://{url.removeprefix(CLUSTER)}", **options)
-    return Redis.from_url(url, **options)
+    # None, but a connection to a server that has become a replica is closed: its name may be another server's by now.
+    return Redis.from_url(url, retry_on_error=[ReadOnlyError], **options)

@@ -162,6 +162,27 @@ async def test_a_lost_server_is_a_typed_error_and_is_found_again(own_server: Val
     await asyncio.gather(running, return_exceptions=True)
 
 
+@pytest.mark.slow
+async def test_a_server_that_no_longer_writes_is_looked_for_anew(own_server: ValkeyServer) -> None:
+    # What stands behind its name may be another one by now; an open connection would lead to this one for ever.
+    counters, safety = RedisCounters(own_server.url, Terms()), RedisSafety(own_server.url)
+    running = asyncio.create_task(counters.run())
+    await counters.begin("acme", lost=False)
+    with redis.Redis.from_url(own_server.url) as client:
+        client.execute_command("REPLICAOF", "127.0.0.1", "1")
+        for ask in (lambda: counters.settle("acme", order(1).request_id, {}), lambda: safety.grant(1, Ask(1))):
+            connections = []
+            for _ in range(2):
+                with pytest.raises(MeshError) as caught:
+                    await ask()
+                assert caught.value.reason == "QUOTA_STORE_UNAVAILABLE"
+                connections.append(client.info("stats")["total_connections_received"])
+            assert connections[0] < connections[1]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await safety.close()
+
+
 async def test_a_cluster_of_which_no_node_answers_is_a_typed_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
