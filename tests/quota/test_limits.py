@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from forebay.errors import Code, MeshError
+from forebay.errors import Code, MeshError, QuotaViolation
 from forebay.policy.model import KeyPolicy, Limits, ServiceClass, TenantPolicy, Thresholds
 from forebay.quota.counters import CounterStore
 from forebay.quota.domain.limits import Kind, Row, Usage, amounts_of, rows_of
 from forebay.quota.domain.periods import calendar
 from forebay.quota.domain.policies import Policies
 from forebay.quota.domain.prices import Price, PriceTable
+from forebay.quota.domain.refusals import out_of_quota
 from forebay.quota.domain.reservations import Decision, Hold, Lease, Order, Outcome, Router
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
@@ -115,6 +116,15 @@ async def test_a_budget_holds_the_most_and_keeps_what_it_did_cost(store: Counter
     }
     clock.advance(86_400)
     assert await desk.used() == {"daily_budget_nano_usd": 0, "monthly_budget_nano_usd": 15 * USD // 1000}
+
+
+@pytest.mark.parametrize(
+    ("wait_ms", "said"), [(334, "0.334 s"), (61_000, "61 s"), (3_600_000, "1 h"), (2_678_399_001, "744 h")]
+)
+def test_a_refusal_says_when_to_try_again_in_words_that_are_read(wait_ms: int, said: str) -> None:
+    refusal = out_of_quota([QuotaViolation("tenant:acme", "monthly_budget_nano_usd", 5, 5, 1)], wait_ms)
+    assert refusal.message.endswith(f"; try again in {said}")
+    assert refusal.retry_after == wait_ms / 1000
 
 
 @pytest.mark.parametrize("stop_on_budget", [False, True])
