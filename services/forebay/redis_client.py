@@ -7,7 +7,7 @@ from typing import Any
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisClusterException, RedisError
+from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError
 
 CLUSTER = "redis+cluster://"
 TIMEOUT_S = 2.0
@@ -30,7 +30,9 @@ def redis_client(url: str, timeout_s: float = TIMEOUT_S) -> Any:
         "decode_responses": True,
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,
+        "retry": Retry(NoBackoff(), 0),
     }
     if url.startswith(CLUSTER):
         return RedisCluster.from_url(f"redis://{url.removeprefix(CLUSTER)}", **options)
-    return Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
+    # None, but a connection to a server that has become a replica is closed: its name may be another server's by now.
+    return Redis.from_url(url, retry_on_error=[ReadOnlyError], **options)

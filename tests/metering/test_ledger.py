@@ -263,6 +263,31 @@ async def test_filters_select_rows_and_totals_alike(
     assert (await grand_total(ledger, selection)).cost_nano_usd == sum(entry.row.cost_nano_usd for entry in found)
 
 
+@pytest.mark.parametrize("from_ns", [None, 0, 1, DAY_NS // 2, DAY_NS, DAY_NS + 1, 2 * DAY_NS])
+@pytest.mark.parametrize("for_ns", [None, 0, 1, DAY_NS - 1, DAY_NS, 2 * DAY_NS, 3 * DAY_NS - 1])
+async def test_days_in_part_and_whole_add_up_to_their_rows(
+    ledger: Ledger, from_ns: int | None, for_ns: int | None
+) -> None:
+    midnight_ns = NOON_NS // DAY_NS * DAY_NS
+    times = [midnight_ns + n * DAY_NS // 2 + extra for n in range(8) for extra in (0, 1)]
+    await append(
+        ledger, *(usage_event(n, key_id=str(n % 3), finished_at_ns=time_ns) for n, time_ns in enumerate(times))
+    )
+    selection = UsageFilter(
+        except_request_ids=frozenset({request_id(4), request_id(7), "f" * 32}),
+        finished_from_ns=None if from_ns is None else midnight_ns + from_ns,
+        finished_before_ns=None if for_ns is None else midnight_ns + (from_ns or 0) + for_ns,
+    )
+    found = await entries(ledger, selection)
+    costs: dict[str, int] = {}
+    for entry in found:
+        key_id = entry.row.event.key_id
+        costs[key_id] = costs.get(key_id, 0) + entry.row.cost_nano_usd
+    by_key = await ledger.sum(selection, [Dimension.KEY])
+    assert {total.group[0]: total.cost_nano_usd for total in by_key} == costs
+    assert (await grand_total(ledger, selection)).usage.requests == len(found)
+
+
 async def test_sums_come_by_group_in_order(ledger: Ledger) -> None:
     await append(
         ledger,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from forebay.metering.config import MeteringConfig
 from forebay.metering.main import build as build_metering
 from forebay.policy.model import Limits, ServiceClass, TenantPolicy
 from forebay.quota.budget_check import BudgetCheck
-from forebay.quota.counters import CounterStore
+from forebay.quota.counters import CounterStore, InMemoryCounters
 from forebay.quota.domain.comparison import Comparison
-from forebay.quota.domain.limits import Usage
+from forebay.quota.domain.limits import Row, Usage
 from forebay.quota.domain.policies import Policies
 from forebay.quota.domain.prices import Price, PriceTable
-from forebay.quota.domain.reservations import Lease, Order, Router
+from forebay.quota.domain.rebuild import CountersUnknownError, Totals
+from forebay.quota.domain.reservations import Lease, Order, Router, Terms
 from forebay.quota.messages import from_pb_price
 from forebay.quota.metering_sums import MeteringSums
 from forebay.quota.policies import PolicyFeed
@@ -46,7 +48,8 @@ class World:
     def __init__(self, store: CounterStore, clock: FakeClock, sums: UsageSums, prices: PriceTable = PRICES) -> None:
         limits = Limits(tokens_per_day=10_000, daily_budget_nano_usd=10**15, monthly_budget_nano_usd=10**15)
         tenant = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, limits=limits)
-        self.clock, feed = clock, PolicyFeed(Policies({"acme": tenant}, {}, {}), clock)
+        self.clock = clock
+        self.feed = feed = PolicyFeed(Policies({"acme": tenant}, {}, {}), clock)
         self.store = RebuildingCounters(store, feed, sums, clock.now)
         self.quota = Quota(feed, self.store, Prices(prices), clock.now)
         self.check = BudgetCheck(feed, self.store, sums, clock)
@@ -132,6 +135,25 @@ async def test_what_ran_across_midnight_is_allowed_for(bare_store: CounterStore,
     found = await world.minute()
     assert (found.counted, found.recorded, found.difference) == (17, 34, 0)
     assert world.check.comparisons["acme"]["monthly_budget_nano_usd"].difference == 0
+
+
+class Unknown(InMemoryCounters):
+    """The twin, which knows nothing of one tenant."""
+
+    async def totals(self, tenant_id: str, rows: Sequence[Row]) -> Totals | None:
+        if tenant_id == "aardvark":
+            raise CountersUnknownError(tenant_id)
+        return await super().totals(tenant_id, rows)
+
+
+async def test_a_tenant_that_cannot_be_rebuilt_keeps_no_other_from_being_compared(clock: FakeClock) -> None:
+    store = Unknown(Terms(), lambda: int(clock.now() * 1000), all_new=False)
+    world = World(store, clock, InMemorySums())
+    acme = world.feed.policies.tenants["acme"]
+    world.feed.publish(Policies({"aardvark": replace(acme, tenant_id="aardvark"), "acme": acme}, {}, {}))
+    await world.settle(await world.ask())
+    await world.check.compare()
+    assert (await world.minute()).counted == 17
 
 
 @pytest.fixture

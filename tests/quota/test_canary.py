@@ -10,8 +10,10 @@ from forebay.policy.model import Canary, CanaryStep, Limits, ServiceClass, Tenan
 from forebay.quota.counters import InMemoryCounters
 from forebay.quota.domain.canary import effective_limits
 from forebay.quota.domain.policies import Policies
+from forebay.quota.domain.prices import PriceTable
 from forebay.quota.domain.reservations import Order, Router, Terms
 from forebay.quota.policies import PolicyFeed
+from forebay.quota.prices import Prices
 from forebay.quota.service import Quota
 from forebay.testing.clock import FakeClock
 
@@ -43,7 +45,8 @@ def test_a_schedule_crosses_the_wire() -> None:
 
 async def test_reservations_are_held_to_the_step(clock: FakeClock) -> None:
     feed = PolicyFeed(Policies({"acme": tenant(clock.now())}), clock)
-    quota = Quota(feed, InMemoryCounters(Terms(), lambda: int(clock.now() * 1000)), now=clock.now)
+    free = Prices(PriceTable([]))
+    quota = Quota(feed, InMemoryCounters(Terms(), lambda: int(clock.now() * 1000)), free, clock.now)
     router = Router("router-1", 1)
     await quota.reserve("acme", Order("a" * 32, router, 1, 1))
     with pytest.raises(MeshError) as caught:

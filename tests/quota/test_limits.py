@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from forebay.errors import Code, MeshError
+from forebay.errors import Code, MeshError, QuotaViolation
 from forebay.policy.model import KeyPolicy, Limits, ServiceClass, TenantPolicy, Thresholds
 from forebay.quota.counters import CounterStore
 from forebay.quota.domain.limits import Kind, Row, Usage, amounts_of, rows_of
 from forebay.quota.domain.periods import calendar
 from forebay.quota.domain.policies import Policies
 from forebay.quota.domain.prices import Price, PriceTable
-from forebay.quota.domain.reservations import Decision, Lease, Order, Outcome, Router
+from forebay.quota.domain.refusals import out_of_quota
+from forebay.quota.domain.reservations import Decision, Hold, Lease, Order, Outcome, Router
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
 from forebay.quota.service import Quota
@@ -36,10 +38,10 @@ class Desk:
     """The service with one tenant and one key, and the clock that store and calendar share."""
 
     def __init__(self, store: CounterStore, clock: FakeClock, limits: Limits, **fields: Any) -> None:
-        key_limits = fields.pop("key_limits", Limits())
+        key_limits, prices = fields.pop("key_limits", Limits()), fields.pop("prices", None) or Prices(PRICES)
         tenant = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, limits=limits, **fields)
         keys = {key_id: KeyPolicy(key_id, "acme", b"h" * 32, limits=key_limits) for key_id in ("k1", "k2")}
-        self.quota = Quota(PolicyFeed(Policies({"acme": tenant}, keys, {}), clock), store, Prices(PRICES), clock.now)
+        self.quota = Quota(PolicyFeed(Policies({"acme": tenant}, keys, {}), clock), store, prices, clock.now)
         self.count = 0
 
     async def ask(self, prompt: int = 10, completion: int = 20, key: str = "k1", model: str = "m") -> str:
@@ -116,6 +118,15 @@ async def test_a_budget_holds_the_most_and_keeps_what_it_did_cost(store: Counter
     assert await desk.used() == {"daily_budget_nano_usd": 0, "monthly_budget_nano_usd": 15 * USD // 1000}
 
 
+@pytest.mark.parametrize(
+    ("wait_ms", "said"), [(334, "0.334 s"), (61_000, "61 s"), (3_600_000, "1 h"), (2_678_399_001, "744 h")]
+)
+def test_a_refusal_says_when_to_try_again_in_words_that_are_read(wait_ms: int, said: str) -> None:
+    refusal = out_of_quota([QuotaViolation("tenant:acme", "monthly_budget_nano_usd", 5, 5, 1)], wait_ms)
+    assert refusal.message.endswith(f"; try again in {said}")
+    assert refusal.retry_after == wait_ms / 1000
+
+
 @pytest.mark.parametrize("stop_on_budget", [False, True])
 async def test_streams_are_stopped_above_a_budget_for_those_who_want_it(
     store: CounterStore, clock: FakeClock, stop_on_budget: bool
@@ -128,12 +139,55 @@ async def test_streams_are_stopped_above_a_budget_for_those_who_want_it(
     assert await lowered.quota.over_budget([lease]) == ([request_id] if stop_on_budget else [])
 
 
-async def test_without_prices_no_budget_is_spent(store: CounterStore, clock: FakeClock) -> None:
-    tenant = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, limits=Limits(daily_budget_nano_usd=USD))
+@pytest.mark.parametrize("whose", ["key_limits", "model_limits"])
+async def test_streams_are_stopped_above_the_budget_of_a_key_or_on_a_model(
+    store: CounterStore, clock: FakeClock, whose: str
+) -> None:
+    def desk(budget: int) -> Desk:
+        limits = Limits(daily_budget_nano_usd=budget)
+        return Desk(
+            store, clock, Limits(), stop_on_budget=True, **{whose: limits if whose == "key_limits" else {"m": limits}}
+        )
+
+    before = desk(USD)
+    request_id = await before.ask(10, 80)
+    hold = Hold(Order(request_id, ROUTER, 10, 80), "k1", "m", clock.now())
+    lease, other = Lease("acme", request_id, hold), Lease("acme", "f" * 32, replace(hold, key_id="k2", model="n"))
+    assert await before.quota.over_budget([lease, other]) == []
+    assert await desk(USD // 100).quota.over_budget([lease, other]) == [request_id]
+
+
+@pytest.mark.parametrize("budget", [USD, 0])
+async def test_without_prices_no_budget_is_spent(store: CounterStore, clock: FakeClock, budget: int) -> None:
+    tenant = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, limits=Limits(daily_budget_nano_usd=budget))
     quota = Quota(PolicyFeed(Policies({"acme": tenant}, {}, {}), clock), store, Prices(), clock.now)
     with pytest.raises(MeshError) as caught:
         await quota.reserve("acme", Order("a" * 32, ROUTER, 1, 1))
     assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "PRICES_UNKNOWN")
+
+
+async def test_a_budget_of_nothing_admits_what_is_free(store: CounterStore, clock: FakeClock) -> None:
+    free = Prices(PriceTable([Price("model:m", "prompt_tokens", 10**12)]))
+    desk = Desk(store, clock, Limits(daily_budget_nano_usd=0), prices=free)
+    for _ in range(3):
+        await desk.ask(model="n")
+    assert await desk.used() == {"daily_budget_nano_usd": 0}
+    with pytest.raises(MeshError) as caught:
+        await desk.ask(model="m")
+    assert caught.value.reason == "LARGER_THAN_LIMIT"
+
+
+async def test_without_prices_no_settlement_makes_a_request_free(store: CounterStore, clock: FakeClock) -> None:
+    before = Desk(store, clock, Limits(daily_budget_nano_usd=USD))
+    lease, started = Lease("acme", await before.ask(10, 80)), Usage(1, 10, 5)
+    never = Lease("acme", await before.ask(10, 20))
+    restarted = Desk(store, clock, Limits(daily_budget_nano_usd=USD), prices=Prices())
+    with pytest.raises(MeshError) as caught:
+        await restarted.quota.settle(lease, started, "m")
+    assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "PRICES_UNKNOWN")
+    assert await restarted.quota.settle(never, Usage(0, 0, 0), "m"), "nothing was used, whatever it costs"
+    assert await before.quota.settle(lease, started, "m")
+    assert await before.used() == {"daily_budget_nano_usd": 15 * USD // 1000}
 
 
 async def test_keys_and_models_have_limits_within_the_tenants(store: CounterStore, clock: FakeClock) -> None:

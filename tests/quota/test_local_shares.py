@@ -133,6 +133,22 @@ def limits_of(share: quota_pb2.LocalShare) -> dict[str, int]:
     return {f"{limit.subject}/{limit.limit}": limit.value for limit in allowance.limits}
 
 
+async def test_no_more_is_told_than_a_message_has_room_for(
+    clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forebay.quota.local_shares.MAX_LIMITS", 11)
+    world = World(clock, tmp_path)
+    tenants = {name: replace(OPEN, tenant_id=name) for name in ("t1", "t2", "t3")}
+    revoked = {f"k{n}": replace(KEY, key_id=f"k{n}", tenant_id="t1", revoked=True) for n in range(9)}
+    world.feed.publish(Policies(tenants, revoked))
+    router = world.router("router-1")
+    async with background(world.shares.run(), "shares"):
+        router.join()
+        await router.told(1)
+    assert [len(each.limits) for each in router.share.allowances] == [5, 5]
+    assert [each.tenant_id for each in router.share.allowances] == ["t1", "t2"]
+
+
 async def test_a_router_is_told_its_part_of_every_limit_of_who_fails_open(world: World) -> None:
     order = Order("a" * 32, Router("router-1", 1), 100, 100)
     await world.counters.reserve(

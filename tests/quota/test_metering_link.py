@@ -11,9 +11,10 @@ import pytest
 from forebay.api.metering.v1 import metering_pb2 as pb
 from forebay.api.metering.v1 import metering_pb2_grpc
 from forebay.errors import Code, MeshError
-from forebay.policy.model import ServiceClass, TenantPolicy
+from forebay.policy.model import Limits, ServiceClass, TenantPolicy
 from forebay.quota.counters import InMemoryCounters
 from forebay.quota.domain.limits import Usage, rows_of
+from forebay.quota.domain.prices import Price, PriceTable
 from forebay.quota.domain.reservations import Order, Router, Swept, Terms
 from forebay.quota.metering_link import LOOK_BACK_S, RETRY_S, MeteringLink
 from forebay.quota.prices import Prices
@@ -90,13 +91,18 @@ async def ledger() -> Ledger:
 
 
 @pytest.fixture
-async def link(ledger: Ledger, counters: Counters, clock: FakeClock) -> AsyncIterator[MeteringLink]:
+def prices() -> Prices:
+    return Prices(PriceTable([Price("default", "completion_tokens", 10**6)]))
+
+
+@pytest.fixture
+async def link(ledger: Ledger, counters: Counters, clock: FakeClock, prices: Prices) -> AsyncIterator[MeteringLink]:
     server = RpcServer("127.0.0.1:0")
     name = "forebay.api.metering.v1.MeteringService"
     server.add(metering_pb2_grpc.add_MeteringServiceServicer_to_server, ledger, name)
     await server.start()
     async with connect(server.address, caller="test") as channel:
-        yield MeteringLink(channel, counters, clock, Prices())
+        yield MeteringLink(channel, counters, clock, prices)
     await server.drain(0)
 
 
@@ -184,6 +190,25 @@ async def test_it_goes_on_from_where_it_was(
     await counters.move()
     assert [request.cursor for request in ledger.requests] == ["", "1"]
     assert await counters.usage_cursor() == "2"
+
+
+async def test_nothing_is_observed_before_prices_are_known(
+    follow: Callable[[], None], ledger: Ledger, counters: Counters, clock: FakeClock, prices: Prices
+) -> None:
+    await hold(counters, "a")
+    ledger.add("a" * 32, completion_to=5)
+    table, prices.table = prices.table, None
+    follow()
+    while not clock._sleepers and not counters.moved.is_set():
+        await asyncio.sleep(0.001)
+    prices.table = table
+    clock.advance(RETRY_S)
+    await counters.move()
+    clock.advance(30)
+    while (await counters.sweep("acme", 10)).total:
+        pass
+    tenant = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, limits=Limits(daily_budget_nano_usd=100))
+    assert [state.used for state in await counters.peek("acme", rows_of(tenant, Usage(0, 0, 0)))] == [5]
 
 
 async def test_what_was_observed_without_its_place_being_kept_is_observed_again(

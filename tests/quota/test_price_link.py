@@ -40,7 +40,7 @@ async def test_prices_are_followed() -> None:
     async with connect(server.address, caller="test") as channel:
         running = asyncio.create_task(PriceLink(channel, prices).run())
         for price in (1, 2):
-            while prices.cost(TENANT, "m", Usage(1, 0, 0), 1.0) != price:
+            while prices.cost(TENANT, None, "m", Usage(1, 0, 0), 1.0) != price:
                 await asyncio.sleep(0.001)
             metering.changed.set()
         running.cancel()

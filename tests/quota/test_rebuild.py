@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -386,6 +386,39 @@ async def test_a_tenant_that_cannot_be_rebuilt_holds_up_no_others_replay(clock: 
         while not await store.reservations("other", "", 1):
             await asyncio.sleep(0)
     assert not await store.reservations("acme", "", 1)
+
+
+async def test_a_tenant_that_cannot_be_rebuilt_keeps_no_others_hold_from_being_taken_in(
+    clock: FakeClock, tmp_path: Path
+) -> None:
+    store = InMemoryCounters(Terms(), lambda: int(clock.now() * 1000), all_new=False)
+    world = World(store, clock, Limits(concurrent_requests=1))
+    other = replace(world.feed.policies.tenants["acme"], tenant_id="other")
+    world.feed.publish(replace(world.feed.policies, tenants={**world.feed.policies.tenants, "other": other}))
+    journal = Journal(tmp_path / "journal")
+    journal.append(tenant="acme", order=asdict(Order("a" * 32, ROUTER, 10, 20)), rows=[])
+    await journal.close()
+    world.ledger.away = True
+    quota = Quota(world.feed, surviving(world, tmp_path), PRICES, clock.now)
+    await store.begin("other", lost=True)
+    held = Hold(Order("b" * 32, ROUTER, 10, 20), "", "m", clock.now())
+    assert await quota.renew(ROUTER, [Lease("acme", "a" * 32), Lease("other", "b" * 32, held)]) == []
+    assert [each.order for each in await store.reservations("other", "", 9)] == [held.order]
+
+
+async def test_a_routers_clock_that_is_ahead_opens_no_day_before_its_time(
+    bare_store: CounterStore, clock: FakeClock
+) -> None:
+    budget = 1_000 * USD_A_TOKEN
+    world = World(bare_store, clock, Limits(daily_budget_nano_usd=budget, monthly_budget_nano_usd=budget))
+    await world.end(await world.ask())
+    running = await world.ask()
+    await world.lose()
+    world.live[running] = replace(world.live[running], reserved_at_s=clock.now() + 40 * 86_400)
+    assert await world.renew() == []
+    assert await world.end(running)
+    clock.advance(30)
+    assert [used // USD_A_TOKEN for used in (await world.used()).values()] == [30, 30]
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import redis
+from redis.asyncio import RedisCluster
+from redis.exceptions import ConnectionError
 
 from forebay.errors import Code, MeshError
 from forebay.policy.model import Limits, ServiceClass, TenantPolicy
@@ -19,7 +21,7 @@ from forebay.quota.domain.reservations import Observation, Order, Outcome, Route
 from forebay.quota.domain.safety import Ask
 from forebay.quota.redis_counters import _SWEEP, LANES, MAX_PIPELINE, RedisCounters
 from forebay.quota.redis_safety import RedisSafety
-from forebay.testing.valkey import ValkeyServer
+from forebay.testing.valkey import ValkeyCluster, ValkeyServer
 
 ROWS = rows_of(TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500), Usage(1, 10, 10))
 
@@ -94,7 +96,7 @@ async def test_scripts_that_the_server_has_forgotten_are_loaded_again(
     assert statistics(empty_redis_url)["cmdstat_evalsha"] >= 4
 
 
-async def test_all_keys_of_a_tenant_share_its_tag_and_end_by_themselves(
+async def test_all_keys_of_a_tenant_share_its_tag_and_end_together_after_a_month(
     redis_counters: RedisCounters, empty_redis_url: str
 ) -> None:
     await redis_counters.reserve("acme", order(1), ROWS)
@@ -103,9 +105,9 @@ async def test_all_keys_of_a_tenant_share_its_tag_and_end_by_themselves(
     with redis.Redis.from_url(empty_redis_url, decode_responses=True) as client:
         keys = {str(key): client.ttl(key) for key in client.scan_iter()}
     assert set(keys) == {f"forebay:{{acme}}:{part}" for part in ("counters", "reservations", "settled", "due")}
-    month_s = 31 * 86_400
-    assert keys.pop("forebay:{acme}:counters") > month_s
-    assert all(7_100 < seconds <= 7_200 for seconds in keys.values())
+    # A hold whose reservation ended before it would be nobody's to give back.
+    assert min(keys.values()) > 31 * 86_400
+    assert max(keys.values()) - min(keys.values()) <= 1
 
 
 async def test_zero_is_the_servers_own_time(empty_redis_url: str) -> None:
@@ -160,6 +162,27 @@ async def test_a_lost_server_is_a_typed_error_and_is_found_again(own_server: Val
     await asyncio.gather(running, return_exceptions=True)
 
 
+@pytest.mark.slow
+async def test_a_server_that_no_longer_writes_is_looked_for_anew(own_server: ValkeyServer) -> None:
+    # What stands behind its name may be another one by now; an open connection would lead to this one for ever.
+    counters, safety = RedisCounters(own_server.url, Terms()), RedisSafety(own_server.url)
+    running = asyncio.create_task(counters.run())
+    await counters.begin("acme", lost=False)
+    with redis.Redis.from_url(own_server.url) as client:
+        client.execute_command("REPLICAOF", "127.0.0.1", "1")
+        for ask in (lambda: counters.settle("acme", order(1).request_id, {}), lambda: safety.grant(1, Ask(1))):
+            connections = []
+            for _ in range(2):
+                with pytest.raises(MeshError) as caught:
+                    await ask()
+                assert caught.value.reason == "QUOTA_STORE_UNAVAILABLE"
+                connections.append(client.info("stats")["total_connections_received"])
+            assert connections[0] < connections[1]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await safety.close()
+
+
 async def test_a_cluster_of_which_no_node_answers_is_a_typed_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
@@ -182,6 +205,25 @@ async def test_a_cluster_of_which_no_node_answers_is_a_typed_error() -> None:
     assert not running.done()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+    await safety.close()
+
+
+@pytest.mark.slow
+async def test_a_cluster_is_asked_once_whatever_becomes_of_the_answer(
+    cluster: ValkeyCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    safety = RedisSafety(cluster.url)
+    await safety.grant(1, Ask(1))
+    asked = []
+
+    async def lose(self: RedisCluster, node: object, *command: object, **options: object) -> None:
+        asked.append(command[0])
+        raise ConnectionError("lost")
+
+    monkeypatch.setattr(RedisCluster, "_execute_command", lose)
+    with pytest.raises(MeshError) as caught:
+        await safety.grant(1, Ask(1))
+    assert (caught.value.reason, asked) == ("QUOTA_STORE_UNAVAILABLE", ["EVALSHA"])
     await safety.close()
 
 

@@ -207,7 +207,7 @@ class Slow(InMemorySafety):
 async def test_requests_that_wait_share_a_round_trip(clock: FakeClock) -> None:
     store = Slow(clock)
     gate = SafetyGate(store, clock, 100)
-    waiting = [asyncio.create_task(gate.enter("0")) for _ in range(20)]
+    waiting = [asyncio.create_task(gate.enter(str(number))) for number in range(20)]
     while not store.asked:
         await asyncio.sleep(0)
     waiting[3].cancel()
@@ -220,11 +220,42 @@ async def test_requests_that_wait_share_a_round_trip(clock: FakeClock) -> None:
     assert store.asked == [20, 21]
 
 
+class OneByOne(Slow):
+    """The twin, which answers when it is let."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock)
+        self.answer.set()
+        self.let = asyncio.Semaphore(0)
+
+    async def grant(self, limit: int, ask: Ask) -> Chunk:
+        await self.let.acquire()
+        return await super().grant(limit, ask)
+
+
+async def test_a_settlement_waits_for_a_request_that_came_again(clock: FakeClock) -> None:
+    store = OneByOne(clock)
+    gate = SafetyGate(store, clock, 100)
+    first = asyncio.create_task(gate.enter("a"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # it is asked for
+    again = asyncio.create_task(gate.enter("a"))
+    await asyncio.sleep(0)
+    store.let.release()
+    await first
+    settling = asyncio.create_task(gate.entered("a"))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not settling.done()
+    store.let.release()
+    await asyncio.gather(again, settling)
+
+
 async def test_who_waits_is_bounded_and_told_when_the_store_is_away(clock: FakeClock) -> None:
     store = Slow(clock)
     store.away = True
     gate = SafetyGate(store, clock, 2)
-    tasks = [asyncio.create_task(gate.enter("0")) for _ in range(5)]
+    tasks = [asyncio.create_task(gate.enter(str(number))) for number in range(5)]
     await asyncio.sleep(0)
     store.answer.set()
     errors = await asyncio.gather(*tasks, return_exceptions=True)

@@ -14,7 +14,8 @@ from forebay.journal import Journal
 from forebay.policy.model import Limits, ServiceClass, TenantPolicy
 from forebay.quota.counters import InMemoryCounters
 from forebay.quota.domain.limits import Usage, amounts_of, rows_of
-from forebay.quota.domain.reservations import Decision, Order, Outcome, Router, Terms
+from forebay.quota.domain.rebuild import CountersUnknownError
+from forebay.quota.domain.reservations import Decision, Order, Outcome, Router, Swept, Terms
 from forebay.quota.surviving_counters import SurvivingCounters
 from forebay.testing.clock import FakeClock
 
@@ -26,10 +27,13 @@ class Server(InMemoryCounters):
     """The twin, with an outage at will, after so many further calls."""
 
     calls_left = 10**9
+    unknown = ""
 
-    async def reserve(self, *arguments: Any) -> Decision:
+    async def reserve(self, tenant_id: str, *arguments: Any) -> Decision:
         self._call()
-        return await super().reserve(*arguments)
+        if tenant_id == self.unknown:
+            raise CountersUnknownError(tenant_id)
+        return await super().reserve(tenant_id, *arguments)
 
     async def settle(self, *arguments: Any) -> bool:
         self._call()
@@ -54,7 +58,8 @@ def around(journal: Journal, server: Server, clock: FakeClock) -> SurvivingCount
     async def claim() -> Fraction:
         return Fraction(1)
 
-    return SurvivingCounters(server, clock, Terms(), "open".__eq__, 2, 60.0, journal, claim, lambda row: 40)
+    fails_open = {"open", "stuck"}.__contains__
+    return SurvivingCounters(server, clock, Terms(), fails_open, 2, 60.0, journal, claim, lambda row: 40)
 
 
 async def ask(counters: Any, number: int, tenant_id: str = "open") -> Outcome:
@@ -84,6 +89,19 @@ async def test_an_outage_admits_nobody_for_ever(server: Server, clock: FakeClock
     clock.advance(60)
     with pytest.raises(MeshError):
         await ask(counters, 2)
+
+
+async def test_the_journal_is_bounded_for_whoever_has_no_limit(
+    server: Server, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forebay.quota.surviving_counters.MOST_ADMITTED", 2)
+    counters = survivor(server, clock, tmp_path)
+    server.calls_left = 0
+    await ask(counters, 1)
+    await ask(counters, 2, "stuck")
+    with pytest.raises(MeshError) as caught:
+        await ask(counters, 3)
+    assert caught.value.reason == "QUOTA_STORE_UNAVAILABLE"
 
 
 @pytest.mark.parametrize("dies", [False, True])
@@ -125,6 +143,44 @@ async def test_a_server_that_comes_and_goes_admits_no_more(server: Server, clock
         await counters.sweep("open", 1)
     assert outcomes == [Outcome.ADMITTED] * 3 + [Outcome.REFUSED] * 2
     assert await used(server) == 3
+
+
+async def test_what_was_charged_is_not_charged_by_the_next_life(
+    server: Server, clock: FakeClock, tmp_path: Path
+) -> None:
+    journal = Journal(tmp_path / "journal")
+    counters = around(journal, server, clock)
+    server.calls_left = 0
+    await ask(counters, 1)
+    await ask(counters, 2, "stuck")
+    assert await counters.settle("open", f"{1:032x}", amounts_of(Usage(1, 10, 5)))
+    server.calls_left, server.unknown = 10**9, "stuck"
+    await counters.sweep("open", 1)
+    await journal.synced()
+    clock.advance(700)  # the settlement is forgotten, and nothing tells a repeat of it from the first
+    assert await server.sweep("open", 9) == Swept(forgotten=1)
+    await survivor(server, clock, tmp_path).sweep("open", 1)
+    assert await used(server) == 0
+
+
+async def test_what_was_admitted_on_a_day_that_is_over_does_not_count_on_the_next(
+    server: Server, clock: FakeClock, tmp_path: Path
+) -> None:
+    daily = replace(TENANT, limits=Limits(tokens_per_day=1_000_000))
+
+    async def reserve(store: Any, number: int, tokens: int) -> None:
+        usage = Usage(1, tokens, 0)
+        await store.reserve("open", Order(f"{number:032x}", ROUTER, tokens, 0), rows_of(daily, usage, clock.now()))
+
+    counters = survivor(server, clock, tmp_path)
+    server.calls_left = 0
+    await reserve(counters, 1, 10)
+    clock.advance(86_400)
+    server.calls_left = 10**9
+    await reserve(server, 2, 3)  # by way of another replica
+    (today,) = await counters.peek("open", rows_of(daily, Usage(0, 0, 0), clock.now()))
+    assert today.used == 3
+    assert len(await server.reservations("open", "", 9)) == 2
 
 
 async def test_a_line_cut_short_was_never_answered(server: Server, clock: FakeClock, tmp_path: Path) -> None:

@@ -168,3 +168,28 @@ def test_only_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MeshError) as caught:
         admissions.admit(order(4), START)
     assert caught.value.code is Code.UNAVAILABLE
+
+
+def test_what_counts_no_longer_is_forgotten_whoever_is_forgotten_first() -> None:
+    admissions = holder(("requests_per_second", 4), ("requests_per_minute", 2))
+    assert admitted(admissions, range(3)) == 2
+    assert admitted(admissions, range(3, 4), START + 2) == 0  # of the second nothing counts any more
+    for number in range(2):
+        admissions.charged(order(number).request_id, START + 3)
+    admissions.settle(order(0).request_id, Usage(1, 1, 1))
+    admissions.tidy(START + 3 + WINDOW_S)
+    assert len(admissions) == 1
+    admissions.settle(order(1).request_id, Usage(1, 1, 1))
+    admissions.tidy(START + 3 + WINDOW_S)
+    assert len(admissions) == 0
+    assert admitted(admissions, range(4, 9), START + 3 + WINDOW_S) == 2
+
+
+def test_places_that_are_all_free_are_forgotten_with_the_last_request() -> None:
+    admissions = holder(("concurrent_requests", 2))
+    assert admitted(admissions, range(2)) == 2
+    for number in range(2):
+        admissions.settle(order(number).request_id, ASKED)
+        admissions.charged(order(number).request_id, START)
+    admissions.tidy(START + WINDOW_S)
+    assert len(admissions) == 0

@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +24,7 @@ from forebay.metering.domain.entry import LedgerEntry, day, read_event, unseal, 
 from forebay.metering.domain.event import UsageEvent
 from forebay.metering.domain.posting import Disposition, Opening, Posting, group
 from forebay.metering.domain.prices import PriceTable
-from forebay.metering.domain.selection import MAX_TOTALS, Dimension, Total, UsageFilter, too_many_totals
+from forebay.metering.domain.selection import DAY_NS, MAX_TOTALS, Dimension, Total, UsageFilter, too_many_totals
 from forebay.metering.ledger import Page, ledger_unavailable
 from forebay.metering.sqlite_schema import migrate
 from forebay.telemetry.logs import get_logger
@@ -138,11 +139,16 @@ class SqliteLedger:
         """See Ledger."""
 
         def query(db: sqlite3.Connection) -> list[Total]:
-            where, values = _where(selection, paging=False)
             columns = [_COLUMN[dimension] for dimension in dimensions]
             sums = [f"COALESCE(SUM({measure}), 0)" for measure in _MEASURES]
-            table = "totals" if selection.whole_days else "entries"
-            sql = f"SELECT {', '.join(columns + sums)} FROM {table} WHERE {where}"  # noqa: S608
+            parts: list[str] = []
+            values: list[object] = []
+            for table, sign, part in _parts(selection):
+                where, of_part = _where(part, days=table == "totals")
+                measures = [f"{sign} * {measure} AS {measure}" for measure in _MEASURES]
+                parts.append(f"SELECT {', '.join(columns + measures)} FROM {table} WHERE {where}")  # noqa: S608
+                values += of_part
+            sql = f"SELECT {', '.join(columns + sums)} FROM ({' UNION ALL '.join(parts)})"  # noqa: S608
             if columns:
                 by = ", ".join(columns)
                 sql += f" GROUP BY {by} HAVING SUM(attempts) > 0 ORDER BY {by} LIMIT {MAX_TOTALS + 1}"
@@ -270,8 +276,30 @@ def _measures(entry: LedgerEntry) -> tuple[int, ...]:
     )
 
 
-def _where(selection: UsageFilter, *, paging: bool) -> tuple[str, list[object]]:
-    """Returns a condition and its values.
+def _parts(selection: UsageFilter) -> list[tuple[str, int, UsageFilter]]:
+    """Returns what a selection's rows add up from, table, sign and rows of each part, so that few rows are read.
+
+    Whole days come from the totals. Of the days at either end, and of requests that are left out of the whole ones, the rows
+    themselves are read.
+    """
+    from_ns, before_ns = selection.finished_from_ns or 0, selection.finished_before_ns
+    begins_ns = -(-from_ns // DAY_NS) * DAY_NS
+    ends_ns = None if before_ns is None else before_ns // DAY_NS * DAY_NS
+    if selection.request_ids or (ends_ns is not None and begins_ns >= ends_ns):
+        return [("entries", 1, selection)]
+    days = replace(selection, except_request_ids=frozenset(), finished_from_ns=begins_ns, finished_before_ns=ends_ns)
+    parts = [("totals", 1, days)]
+    if from_ns < begins_ns:
+        parts.append(("entries", 1, replace(selection, finished_before_ns=begins_ns)))
+    if ends_ns != before_ns:
+        parts.append(("entries", 1, replace(selection, finished_from_ns=ends_ns)))
+    if selection.except_request_ids:
+        parts.append(("entries", -1, replace(days, request_ids=selection.except_request_ids)))
+    return parts
+
+
+def _where(selection: UsageFilter, *, paging: bool = False, days: bool = False) -> tuple[str, list[object]]:
+    """Returns a condition and its values; with `days`, of the daily totals.
 
     SQLite keeps no statistics here and would take an index that makes it sort every selected row for each page. A `+` before a
     column keeps it from that column's index, so that pages come by request, by one tenant, or in order of position.
@@ -301,7 +329,7 @@ def _where(selection: UsageFilter, *, paging: bool) -> tuple[str, list[object]]:
     if selection.except_request_ids:
         add("+request_id", f"NOT {_IN}", _json(selection.except_request_ids))
     # Totals have no times; where they are asked the bounds are whole days, and days sort as text.
-    column, of = ("day", day) if selection.whole_days and not paging else ("finished_at_ns", int)
+    column, of = ("day", day) if days else ("finished_at_ns", int)
     if selection.finished_from_ns is not None:
         add(column, ">= ?", of(selection.finished_from_ns))
     if selection.finished_before_ns is not None:

@@ -16,7 +16,8 @@ from forebay.errors import MeshError
 from forebay.quota.counters import CounterStore
 from forebay.quota.domain.comparison import LONGEST_MS, Comparison, compare
 from forebay.quota.domain.limits import Row, Usage, amounts_of, rows_of
-from forebay.quota.domain.rebuild import Totals
+from forebay.quota.domain.periods import Period
+from forebay.quota.domain.rebuild import CountersUnknownError, Totals
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.usage_sums import UsageSums, Used
 from forebay.telemetry.logs import get_logger
@@ -70,7 +71,11 @@ class BudgetCheck:
         for tenant_id, tenant in list(self._feed.policies.tenants.items()):
             rows = rows_of(tenant, Usage(0, 0, 0), self._clock.now())
             periods = tuple(row for row in rows if row.period is not None)
-            if totals := await self._counters.totals(tenant_id, periods):
+            try:
+                totals = await self._counters.totals(tenant_id, periods)
+            except CountersUnknownError:
+                continue  # of this one there is nothing to compare; the others' round goes on
+            if totals is not None:
                 self._taken[tenant_id] = _Taken(periods, totals)
         if before:
             self._tell(comparisons)
@@ -78,11 +83,14 @@ class BudgetCheck:
     async def _compare(self, tenant_id: str, taken: _Taken) -> Mapping[str, Comparison]:
         totals = taken.totals
         found = {}
+        ended: dict[Period, Used] = {}  # two limits of a day are one question to the ledger
         for row in taken.rows:
             if row.period is None or row.name not in totals.counted:
                 continue
             since_ms, until_ms = row.period.starts_at_ms, totals.as_of_ms + 1  # what was settled in this very ms, too
-            used, early = await self._used(tenant_id, since_ms, until_ms, totals.live), Used()
+            if row.period not in ended:
+                ended[row.period] = await self._used(tenant_id, since_ms, until_ms, totals.live)
+            used, early = ended[row.period], Used()
             if totals.counted[row.name] < _amount(row, used):
                 early = await self._used(tenant_id, since_ms, min(until_ms, since_ms + LONGEST_MS), totals.live)
             counted, recorded = totals.counted[row.name], _amount(row, used)

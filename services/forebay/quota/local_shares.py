@@ -8,6 +8,7 @@ given out is in a file before anybody is told, so that the next life of the proc
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,8 +36,10 @@ from forebay.telemetry.logs import get_logger
 REFRESH_S = 5.0
 # A router that is there acknowledges within milliseconds.
 CLAIM_WITHIN_S = 0.5
-# Tenants that can be told of, the first in order of their id; all others fail closed at routers.
+# Tenants that can be told of, the first in order of their id, and limits of all of them, which one message has room for; all
+# others fail closed at routers.
 MAX_TENANTS = 1_000
+MAX_LIMITS = 40_000
 TENANTS_AT_ONCE = 200
 
 PERIODS = {limit.name for limit in LIMITS if limit.kind is Kind.PERIOD}
@@ -114,6 +117,7 @@ class LocalShares:
         self._away_since = 0.0
         self._seats: dict[str, Seat] = {}
         self._left: list[_Left] = []
+        self._told: list[_Left] = []
         self._left_of_periods: dict[str, int] = {}
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
@@ -187,7 +191,7 @@ class LocalShares:
         )[:MAX_TENANTS]
         keys: dict[str, list[KeyPolicy]] = {tenant.tenant_id: [] for tenant in tenants}
         for key in policies.keys.values():
-            if key.tenant_id in keys:
+            if key.tenant_id in keys and not key.revoked:
                 keys[key.tenant_id].append(key)
         known = {each.tenant_id: each for each in self._left}
         left: list[_Left | None] = []
@@ -207,6 +211,8 @@ class LocalShares:
         except MeshError:
             return  # what was said last stands; whoever finds the counters away claims
         self._left = [each for each in left if each is not None]
+        counts = itertools.accumulate(len(each.limits) for each in self._left)
+        self._told = [each for each, count in zip(self._left, counts, strict=True) if count <= MAX_LIMITS]
         self._left_of_periods = {
             f"{subject}/{limit}": value
             for each in self._left
@@ -264,7 +270,7 @@ class LocalShares:
     def _share(self, seat: Seat) -> quota_pb2.LocalShare:
         parts = seat.parts or 0
         share = quota_pb2.LocalShare(number=seat.number, parts=parts, holds_for=to_pb_duration(self._lease_s))
-        for left in self._left if parts else ():
+        for left in self._told if parts else ():
             allowance = share.allowances.add(
                 tenant_id=left.tenant_id,
                 nano_usd_per_request=left.dearest.nano_usd_per_request,

@@ -133,7 +133,7 @@ def from_pb_entry(entry: metering_pb2.LedgerEntry, prices: Prices) -> Observatio
     event = entry.event
     used = Usage(1, event.prompt_tokens, event.completion_to, event.cached_tokens, nanoseconds_of(event.gpu_time))
     payer = TenantPolicy(event.tenant_id, event.plan, ServiceClass.BRONZE, 1, priced_by_plan=event.priced_by_plan)
-    cost = prices.cost(payer, event.model, used, from_pb_timestamp(event.finished_at))
+    cost = prices.cost(payer, None, event.model, used, from_pb_timestamp(event.finished_at))
     amounts = amounts_of(replace(used, cost_nano_usd=cost))
     return Observation(event.request_id, event.attempt, entry.position, amounts, event.outcome in _FINAL)
 

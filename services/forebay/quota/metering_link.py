@@ -60,7 +60,8 @@ class MeteringLink:
         """Follows the ledger, and goes on from where it was after each end, until cancelled."""
         while True:
             try:
-                await self._follow()
+                if self._prices.table is not None:  # else what is observed would cost nothing, for ever
+                    await self._follow()
             except MeshError as error:
                 if error.reason != self._trouble:
                     log.warning("ledger not followed", reason=error.reason, message=error.message)

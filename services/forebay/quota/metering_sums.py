@@ -11,7 +11,7 @@ from forebay.api.metering.v1 import metering_pb2, metering_pb2_grpc
 from forebay.quota.usage_sums import By, Used
 from forebay.rpc.status import from_rpc_error
 
-# A month of a busy tenant is read row by row; nobody waits for it who has not the time.
+# Of the days at either end of a time metering reads the rows; nobody waits for it who has not the time.
 CALL_S = 60.0
 # As many as metering takes. Of a request beyond it, in a tenant that has no limits to be kept, its attempts count twice.
 MAX_WITHOUT = 100_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from forebay.errors import Code, MeshError
 from forebay.policy.model import KeyPolicy, Limits, TenantPolicy
-from forebay.quota.domain.limits import Usage
+from forebay.quota.domain.limits import Usage, has_budget
 from forebay.quota.domain.prices import PriceTable
 
 RETRY_AFTER_S = 1.0
@@ -22,18 +22,22 @@ class Prices:
         Raises:
             MeshError: UNAVAILABLE, PRICES_UNKNOWN when a budget is to be kept and no price is known yet.
         """
+        return self._in_force(tenant, key, model).most(tenant, model, asked, now_s)
+
+    def cost(self, tenant: TenantPolicy, key: KeyPolicy | None, model: str, used: Usage, now_s: float) -> int:
+        """Returns what was used costs, in nano-USD; raises as `most` does."""
+        return self._in_force(tenant, key, model).cost(tenant, model, used, now_s)
+
+    def _in_force(self, tenant: TenantPolicy, key: KeyPolicy | None, model: str) -> PriceTable:
+        """Returns the table; an empty one while none is known and nobody keeps a budget."""
         if self.table is not None:
-            return self.table.most(tenant, model, asked, now_s)
+            return self.table
         limits = [tenant.limits, tenant.model_limits.get(model, Limits()), key.limits if key else Limits()]
-        if any(each.daily_budget_nano_usd or each.monthly_budget_nano_usd for each in limits):
+        if any(map(has_budget, limits)):
             raise MeshError(
                 Code.UNAVAILABLE,
                 "PRICES_UNKNOWN",
                 "there is a budget to be kept, and metering has not told the prices yet; try again",
                 retry_after=RETRY_AFTER_S,
             )
-        return 0
-
-    def cost(self, tenant: TenantPolicy, model: str, used: Usage, now_s: float) -> int:
-        """Returns what was used costs, in nano-USD; 0 while no price is known."""
-        return self.table.cost(tenant, model, used, now_s) if self.table is not None else 0
+        return PriceTable([])

@@ -23,12 +23,12 @@ from typing import Any
 
 import hiredis
 from redis.asyncio import RedisCluster
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from forebay.errors import Code, MeshError
-from forebay.quota.domain.counters import HOLD_RETRY_MS
 from forebay.quota.domain.edge import Taken
 from forebay.quota.domain.limits import Kind, Row
+from forebay.quota.domain.meters import HOLD_RETRY_MS
 from forebay.quota.domain.rebuild import Gathered, NeedsRebuildError, Totals
 from forebay.quota.domain.reservations import (
     Decision,
@@ -335,7 +335,10 @@ class RedisCounters:
         connection = await pool.get_connection()
         try:
             await connection.send_packed_command(packed)
-            return [await _reply(connection) for _ in batch]
+            replies = [await _reply(connection) for _ in batch]
+            if any(isinstance(reply, ReadOnlyError) for reply in replies):  # as `redis_client` has it for other calls
+                await connection.disconnect()
+            return replies
         finally:
             await pool.release(connection)
 

@@ -30,21 +30,22 @@ class SafetyGate:
         self._asking: asyncio.Task[None] | None = None
 
     async def enter(self, request_id: str) -> None:
-        """Returns once the request may pass.
+        """Returns once the request may pass; one that comes again, on another session, after the first.
 
         Raises:
             MeshError: RESOURCE_EXHAUSTED, GLOBAL_LIMIT; or UNAVAILABLE, without the store.
         """
+        await self.entered(request_id)
         entered = self._entering[request_id] = asyncio.Event()
         try:
             await self._pass()
         finally:
-            self._entering.pop(request_id, None)
+            del self._entering[request_id]
             entered.set()
 
     async def entered(self, request_id: str) -> None:
         """Returns once the request does not wait here: who settles it must not overtake it."""
-        if request_id in self._entering:
+        while request_id in self._entering:
             await self._entering[request_id].wait()
 
     async def _pass(self) -> None:

@@ -11,23 +11,29 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from forebay import killpoints
 from forebay.errors import Code, FieldViolation, MeshError
-from forebay.policy.model import KeyPolicy, LossPolicy, TenantPolicy
+from forebay.policy.model import KeyPolicy, Limits, LossPolicy, TenantPolicy
 from forebay.quota.counters import CounterStore
 from forebay.quota.domain.canary import effective_limits
-from forebay.quota.domain.limits import BUDGETS, Row, Usage, amounts_of, charged, hold_values, rows_of
-from forebay.quota.domain.rebuild import CountersUnknownError
+from forebay.quota.domain.limits import BUDGETS, Row, Usage, amounts_of, charged, has_budget, hold_values, rows_of
 from forebay.quota.domain.refusals import out_of_quota
-from forebay.quota.domain.reservations import Decision, Lease, LimitState, Order, Outcome, Reservation, Router
+from forebay.quota.domain.reservations import Decision, Hold, Lease, LimitState, Order, Outcome, Reservation, Router
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
 from forebay.quota.safety_gate import SafetyGate
+from forebay.telemetry.logs import get_logger
 
 _NOTHING = Usage(0, 0, 0)
 # Leases of one message that are taken in again together; the others of this replica's calls go between.
 RESTORED_AT_ONCE = 256
+# Failures that say nothing of other tenants.
+_ONE_TENANTS = {"COUNTERS_UNKNOWN", "PRICES_UNKNOWN"}
+
+T = TypeVar("T")
+log = get_logger("quota")
 
 
 class Quota:
@@ -108,9 +114,7 @@ class Quota:
         asked = Usage(1, order.prompt_tokens, order.max_completion_tokens)
         most = self._prices.most(tenant, key, model, asked, now_s)
         rows = rows_of(tenant, replace(asked, cost_nano_usd=most), now_s, key, model)
-        # A day that is over is not opened again.
-        counted = [row for row in charged(rows) if row.period is None or row.period.ends_at_ms > self._now() * 1000]
-        decision = await self._counters.reserve(tenant_id, order, counted)
+        decision = await self._counters.reserve(tenant_id, order, charged(rows, self._now()))
         if decision.outcome is Outcome.TAKEN:
             raise _taken(order)
         if orphaned and self._look_up is not None:
@@ -122,13 +126,17 @@ class Quota:
 
         The tenant may be gone by now: what it holds is settled all the same. A reservation that the counters have lost is taken
         in first, so that the settlement counts in them and not in the ledger's sum (`forebay.quota.domain.rebuild`).
+
+        Raises:
+            MeshError: UNAVAILABLE, also when a budget is to be kept and no price is known yet.
         """
         tenant_id, request_id = lease.tenant_id, lease.request_id
         if self._gate is not None:
             await self._gate.entered(request_id)
         tenant = self._feed.policies.tenants.get(tenant_id)
-        if tenant is not None:
-            used = replace(used, cost_nano_usd=self._prices.cost(tenant, model, used, self._now()))
+        if tenant is not None and used.requests:
+            key = self._key(tenant_id, lease.hold.key_id) if lease.hold is not None else None
+            used = replace(used, cost_nano_usd=self._prices.cost(tenant, key, model, used, self._now()))
         amounts = amounts_of(used)
         applied = await self._counters.settle(tenant_id, request_id, amounts)
         if not applied and await self._restore(lease):
@@ -140,7 +148,7 @@ class Quota:
         """Extends leases; returns the request ids of those that are lost.
 
         A tenant that is gone has lost its leases: nothing says any more what it may hold. What the counters have lost is taken
-        in again.
+        in again. Of a tenant about which nothing can be said now, no lease is extended or lost: it holds up nobody else's.
         """
         by_id = {lease.request_id: lease for lease in leases}
         by_tenant: defaultdict[str, list[str]] = defaultdict(list)
@@ -158,32 +166,42 @@ class Quota:
             else:
                 values = hold_values(self._tenant(tenant_id), keys[tenant_id])
                 calls.append(self._counters.renew(tenant_id, router, request_ids, values))
-        unknown = [request_id for lost_of_tenant in await asyncio.gather(*calls) for request_id in lost_of_tenant]
+        unknown = [request_id for lost_of_tenant in await _answered(calls) for request_id in lost_of_tenant or ()]
         for at in range(0, len(unknown), RESTORED_AT_ONCE):
             some = unknown[at : at + RESTORED_AT_ONCE]
-            restored = await asyncio.gather(*(self._restore(by_id[request_id]) for request_id in some))
-            lost += [request_id for request_id, held in zip(some, restored, strict=True) if not held]
+            restored = await _answered([self._restore(by_id[request_id]) for request_id in some])
+            lost += [request_id for request_id, held in zip(some, restored, strict=True) if held is False]
         return lost
 
     async def over_budget(self, leases: Iterable[Lease]) -> list[str]:
         """Returns the request ids, of those leases, that are to be stopped in mid-stream.
 
-        They are those of tenants that want it so and are above a budget: it was lowered, or what ran cost more than was held.
+        They are those of tenants that want it so and are above a budget, be it the tenant's, the key's or that on the model: it
+        was lowered, or what ran cost more than was held. Where that is not known, streams go on.
         """
-        by_tenant: defaultdict[str, list[str]] = defaultdict(list)
+        by_budgets: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
         for lease in leases:
-            by_tenant[lease.tenant_id].append(lease.request_id)
-        stopped: list[str] = []
-        for tenant_id, request_ids in by_tenant.items():
-            tenant = self._feed.policies.tenants.get(tenant_id)
+            tenant = self._feed.policies.tenants.get(lease.tenant_id)
             if tenant is not None and tenant.stop_on_budget:
-                try:
-                    states = await self.peek(tenant_id)
-                except CountersUnknownError:
-                    continue  # nor is it known whether it is above: its streams go on, and nobody else's answer is held up
-                if any(state.limit in BUDGETS and state.used > state.value for state in states):
-                    stopped += request_ids
-        return stopped
+                by_budgets[self._budgets_of(tenant, lease.hold)].append(lease.request_id)
+        peeked = await _answered(self.peek(*whose) for whose in by_budgets)
+        return [
+            request_id
+            for states, request_ids in zip(peeked, by_budgets.values(), strict=True)
+            if any(state.limit in BUDGETS and state.used > state.value for state in states or ())
+            for request_id in request_ids
+        ]
+
+    def _budgets_of(self, tenant: TenantPolicy, hold: Hold | None) -> tuple[str, str, str]:
+        """Returns the tenant, and of a hold the key and the model if they have budgets of their own."""
+        if hold is None:
+            return tenant.tenant_id, "", ""
+        key = self._key(tenant.tenant_id, hold.key_id)
+        return (
+            tenant.tenant_id,
+            hold.key_id if key is not None and has_budget(key.limits) else "",
+            hold.model if has_budget(tenant.model_limits.get(hold.model, Limits())) else "",
+        )
 
     async def peek(self, tenant_id: str, key_id: str = "", model: str = "") -> Sequence[LimitState]:
         """Returns the state of a tenant's limits, and of those of a key and on a model; NOT_FOUND without such a tenant."""
@@ -201,7 +219,8 @@ class Quota:
         tenant, hold = self._feed.policies.tenants.get(lease.tenant_id), lease.hold
         if tenant is None or hold is None:
             return False
-        key, at_s = self._key(lease.tenant_id, hold.key_id), hold.reserved_at_s
+        # A router whose clock is ahead would open a day before its time, and what counts in the present one would be gone.
+        key, at_s = self._key(lease.tenant_id, hold.key_id), min(hold.reserved_at_s, self._now())
         asked = Usage(1, hold.order.prompt_tokens, hold.order.max_completion_tokens)
         most = self._prices.most(tenant, key, hold.model, asked, at_s)
         rows = rows_of(tenant, replace(asked, cost_nano_usd=most), at_s, key, hold.model)
@@ -216,6 +235,17 @@ class Quota:
         if tenant is None:
             raise tenant_not_found(tenant_id)
         return effective_limits(tenant, self._now())
+
+
+async def _answered(calls: Iterable[Awaitable[T]]) -> list[T | None]:
+    """Returns the answers, None for those about a tenant of which nothing can be said now; raises once all have ended."""
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            if not isinstance(answer, MeshError) or answer.reason not in _ONE_TENANTS:
+                raise answer
+            log.warning("leases passed over", error=answer.message)
+    return [None if isinstance(answer, BaseException) else answer for answer in answers]
 
 
 def tenant_not_found(tenant_id: str) -> MeshError:

@@ -5,8 +5,9 @@ may admit by themselves (`domain.shares`), and for a bounded time. What it had u
 most this share is admitted too much; of days and months, what was left is shared. The local counters are kept from one outage to
 the next, so that a server that comes and goes admits no more. Each admission and settlement is in a journal on the disk before
 anybody hears of it. Once the server is back, a tenant's journal is replayed before anything else is asked for it: what was
-admitted is charged whether or not it fits, and settled if it was. Reserve and settle may be repeated without harm, so a replay
-that is cut short, or a process that dies in it, begins again at the front. Everybody else fails closed.
+admitted is charged whether or not it fits, and settled if it was. Reserve and settle may be repeated without harm for as long
+as the counters remember a settlement, so a replay that is cut short begins again with what it had under way. Everybody else
+fails closed.
 
 Counters that have come back empty, and cannot be rebuilt because the ledger is away, are away as well. What is replayed while a
 tenant gathers is in its books before the ledger's sums are added, which then leave it out.
@@ -25,9 +26,9 @@ from forebay.clock import Clock
 from forebay.errors import MeshError
 from forebay.journal import Journal
 from forebay.quota.counters import CounterStore, InMemoryCounters
-from forebay.quota.domain.counters import HOLD_RETRY_MS
 from forebay.quota.domain.edge import Taken
 from forebay.quota.domain.limits import Kind, Row, charged
+from forebay.quota.domain.meters import HOLD_RETRY_MS
 from forebay.quota.domain.periods import Period
 from forebay.quota.domain.rebuild import CountersUnknownError, Totals
 from forebay.quota.domain.reservations import (
@@ -47,6 +48,8 @@ from forebay.telemetry.logs import get_logger
 AWAY = frozenset({"QUOTA_STORE_UNAVAILABLE", "COUNTERS_UNKNOWN"})
 RETRY_S = 1.0
 MOST_AT_ONCE = 1_000
+# In the journal and not charged yet, of tenants without limits, too; beyond it everybody fails closed.
+MOST_ADMITTED = 100_000
 
 T = TypeVar("T")
 log = get_logger("surviving_counters")
@@ -140,14 +143,16 @@ class SurvivingCounters:
             if not self._may_go_on(tenant_id, error):
                 raise
             part = await self._claim()
-            if not part:
+            if not part or sum(map(len, self._admitted.values())) >= MOST_ADMITTED:
                 raise
         shares = [self._share(row, part / self._replicas) for row in rows]
         decision = await self._local.reserve(tenant_id, order, shares)
         if decision.outcome is Outcome.REFUSED:
             return replace(decision, retry_after_ms=max(decision.retry_after_ms, HOLD_RETRY_MS))
         if decision.outcome is Outcome.ADMITTED and order.request_id not in self._admitted[tenant_id]:
-            admission = self._admitted[tenant_id][order.request_id] = _Admission(order, charged(rows))
+            admission = self._admitted[tenant_id][order.request_id] = _Admission(
+                order, charged(rows, self._clock.now())
+            )
             self._journal.append(tenant=tenant_id, order=asdict(order), rows=[_to_json(row) for row in admission.rows])
         await self._journal.synced()
         return decision
@@ -242,10 +247,12 @@ class SurvivingCounters:
         async with self._replaying[tenant_id]:
             admitted = self._admitted[tenant_id]
             for request_id, admission in list(admitted.items()):
-                await self._store.reserve(tenant_id, admission.order, admission.rows)
+                rows = charged(admission.rows, self._clock.now())
+                await self._store.reserve(tenant_id, admission.order, rows)
                 if admission.used is not None:
                     await self._store.settle(tenant_id, request_id, admission.used)
                 del admitted[request_id]
+                self._journal.append(tenant=tenant_id, charged=request_id)
                 # Its place here is free; what it took of the present minute and day still counts.
                 await self._local.settle(tenant_id, request_id, {row.limit: row.amount for row in admission.rows})
         if not any(self._admitted.values()):
@@ -254,7 +261,9 @@ class SurvivingCounters:
 
     def _read(self, record: Mapping[str, Any]) -> None:
         admitted = self._admitted[record["tenant"]]
-        if "settled" in record:
+        if "charged" in record:
+            admitted.pop(record["charged"], None)
+        elif "settled" in record:
             if record["settled"] in admitted:
                 admitted[record["settled"]].used = record["used"]
         else:

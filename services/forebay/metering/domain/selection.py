@@ -51,13 +51,6 @@ class UsageFilter:
             and (self.finished_before_ns is None or event.finished_at_ns < self.finished_before_ns)
         )
 
-    @property
-    def whole_days(self) -> bool:
-        """Whether it selects whole groups of the daily totals."""
-        bounds = (self.finished_from_ns or 0, self.finished_before_ns or 0)
-        by_request = self.request_ids or self.except_request_ids
-        return not by_request and all(bound % DAY_NS == 0 for bound in bounds)
-
 
 def check_filter(selection: UsageFilter) -> None:
     """Refuses a filter that is out of bounds.

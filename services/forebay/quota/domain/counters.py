@@ -13,14 +13,12 @@ once more when its gathering has ended, until `complete` (`forebay.quota.domain.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from forebay.quota.domain.edge import Taken
 from forebay.quota.domain.limits import Kind, Row
-from forebay.quota.domain.periods import PeriodTotal
-from forebay.quota.domain.rates import WEIGHT, Rate, whole
+from forebay.quota.domain.meters import Meters
 from forebay.quota.domain.rebuild import Gathered, NeedsRebuildError, Standing, Totals
 from forebay.quota.domain.reservations import (
     Decision,
@@ -34,10 +32,6 @@ from forebay.quota.domain.reservations import (
     Swept,
     Terms,
 )
-from forebay.quota.domain.windows import Window
-
-# Nobody knows when a running request will end; a client that waits this long does not hammer.
-HOLD_RETRY_MS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +51,16 @@ class TenantCounters:
     def __init__(self, terms: Terms) -> None:
         self._terms = terms
         self._now_ms = 0
-        self._standing: Standing | None = None
-        self._windows: defaultdict[str, Window] = defaultdict(Window)
-        self._rates: defaultdict[str, Rate] = defaultdict(Rate)
-        self._periods: defaultdict[str, PeriodTotal] = defaultdict(PeriodTotal)
-        self._held: defaultdict[str, int] = defaultdict(int)
+        self._meters = Meters()
         self._live: dict[str, _Entry] = {}
         self._settled: dict[str, tuple[Router, int]] = {}
 
     def begin(self, now_ms: int, *, lost: bool) -> bool:
         """Puts an absent tenant's counters there, as a new one's or to gather what a lost one's were; False if they are."""
-        if self._standing is not None:
+        if self._meters.standing is not None:
             return False
         now_ms = self._advance(now_ms)
-        self._standing = Standing(now_ms, now_ms + self._terms.lease_ms, lost, ready=not lost)
+        self._meters.standing = Standing(now_ms, now_ms + self._terms.lease_ms, lost, ready=not lost)
         return True
 
     def restore(self, now_ms: int, order: Order, reserved_at_ms: int, rows: Sequence[Row]) -> bool:
@@ -80,29 +70,29 @@ class TenantCounters:
         over is not opened again. Once gathering would have ended it is too late: the ledger's sum may have the request.
         """
         now_ms = max(now_ms, self._now_ms)
-        if self._standing is None:
+        if self._meters.standing is None:
             raise NeedsRebuildError
         known = self._live.get(order.request_id)
         if known is not None or order.request_id in self._settled:
             held = known is not None and known.reservation.state is State.HELD
             return held and self._owner(order.request_id) == order.router
-        if now_ms >= self._standing.gathers_until_ms:
+        if now_ms >= self._meters.standing.gathers_until_ms:
             return False
         self._advance(now_ms)
         periods = {}
         for row in rows:
-            if row.period is not None and self._periods[row.name].add(row.period.name, row.amount):
+            if row.period is not None and self._meters.add_to_period(row):
                 periods[row.name] = (row.amount, row.period.name)
         holds = {row.name: row.amount for row in rows if row.kind is Kind.HOLD}
         for name, amount in holds.items():
-            self._held[name] += amount
+            self._meters.hold(name, amount)
         reservation = Reservation(order, State.HELD, reserved_at_ms, now_ms + self._terms.lease_ms)
         self._live[order.request_id] = _Entry(reservation, {}, periods, holds)
         return True
 
     def gathered(self, now_ms: int) -> Gathered | None:
         """Returns what is to be completed; None while the tenant is absent, gathers or is ready."""
-        standing = self._standing
+        standing = self._meters.standing
         if standing is None or standing.ready or max(now_ms, self._now_ms) < standing.gathers_until_ms:
             return None
         return Gathered(standing.began_ms, tuple(sorted([*self._live, *self._settled])))
@@ -112,27 +102,25 @@ class TenantCounters:
 
         False if somebody else did, or if there are other requests in the books now than those that the sums have left out.
         """
-        standing, known = self._standing, len(self._live) + len(self._settled)
+        standing, known = self._meters.standing, len(self._live) + len(self._settled)
         left_out = (gathered.began_ms, len(gathered.request_ids))
         if standing is None or standing.ready or (standing.began_ms, known) != left_out:
             return False
         self._advance(now_ms)
         for row in rows:
-            assert row.period is not None
-            self._periods[row.name].add(row.period.name, row.amount)
-        self._standing = replace(standing, ready=True)
+            self._meters.add_to_period(row)
+        self._meters.standing = replace(standing, ready=True)
         return True
 
     def totals(self, now_ms: int, rows: Sequence[Row]) -> Totals | None:
         """Returns what is used of days and months; None unless the tenant is ready."""
-        if self._standing is None or not self._standing.ready:
+        if self._meters.standing is None or not self._meters.standing.ready:
             return None
         counted = {}
         for row in rows:
-            if row.period is not None and self._periods[row.name].name == row.period.name:
+            if row.period is not None and (used := self._meters.of_period(row)) is not None:
                 taken = [entry.periods.get(row.name, (0, "")) for entry in self._live.values()]
-                held = sum(amount for amount, period in taken if period == row.period.name)
-                counted[row.name] = self._periods[row.name].used(row.period.name) - held
+                counted[row.name] = used - sum(amount for amount, period in taken if period == row.period.name)
         return Totals(max(now_ms, self._now_ms), tuple(sorted(self._live)), counted)
 
     def reserve(self, now_ms: int, order: Order, rows: Sequence[Row]) -> Decision:
@@ -144,28 +132,24 @@ class TenantCounters:
         owner = self._owner(order.request_id)
         if owner is not None:
             return Decision(Outcome.ADMITTED if owner == order.router else Outcome.TAKEN)
-        full = [row for row in rows if self._over(row, now_ms) > 0]
+        full = [row for row in rows if self._meters.over(row, now_ms) > 0]
         if full:
             return Decision(
                 Outcome.REFUSED,
-                tuple(row.violation(self._used(row, now_ms)) for row in full),
-                max(self._wait_ms(row, now_ms) for row in full),
+                tuple(row.violation(self._meters.used(row, now_ms)) for row in full),
+                max(self._meters.wait_ms(row, now_ms) for row in full),
             )
-        noticed = [(row, self._used(row, now_ms)) for row in rows]
+        noticed = [(row, self._meters.used(row, now_ms)) for row in rows]
         windows: dict[str, int] = {}
         periods: dict[str, tuple[int, str]] = {}
         holds: dict[str, int] = {}
         for row in rows:
-            if row.kind is Kind.RATE:
-                self._rates[row.name].take(now_ms, row.drain, row.amount)
-            elif row.kind is Kind.WINDOW:
-                self._windows[row.name].take(now_ms // 1000, row.amount)
+            period = self._meters.take(row, now_ms)
+            if row.kind is Kind.WINDOW:
                 windows[row.name] = row.amount
             elif row.kind is Kind.PERIOD:
-                assert row.period is not None
-                periods[row.name] = (row.amount, self._periods[row.name].take(row.period.name, row.amount))
-            else:
-                self._held[row.name] += row.amount
+                periods[row.name] = (row.amount, period)
+            elif row.kind is Kind.HOLD:
                 holds[row.name] = row.amount
         reservation = Reservation(order, State.HELD, now_ms, now_ms + self._terms.lease_ms)
         self._live[order.request_id] = _Entry(reservation, windows, periods, holds)
@@ -177,18 +161,15 @@ class TenantCounters:
         No reservation is made: what was taken counts for its time, whatever comes.
         """
         now_ms = self._advance(self._believed(now_ms))
-        over = [self._over(row, now_ms) for row in rows]
+        over = [self._meters.over(row, now_ms) for row in rows]
         if all(each <= 0 for each in over):
             for row in rows:
-                if row.kind is Kind.RATE:
-                    self._rates[row.name].take(now_ms, row.drain, row.amount)
-                else:
-                    self._windows[row.name].take(now_ms // 1000, row.amount)
+                self._meters.take(row, now_ms)
         return [
             Taken(
                 each <= 0,
-                self._used(row, now_ms),
-                self._freed_in_ms(row, now_ms, each) if each > 0 else self._resets_in_ms(row, now_ms),
+                self._meters.used(row, now_ms),
+                self._meters.freed_in_ms(row, now_ms, each) if each > 0 else self._meters.resets_in_ms(row, now_ms),
             )
             for row, each in zip(rows, over, strict=True)
         ]
@@ -201,7 +182,7 @@ class TenantCounters:
             request_id: the reservation.
             amounts: what was used, by limit; a limit that is not named was not used.
         """
-        if self._standing is None:
+        if self._meters.standing is None:
             raise NeedsRebuildError
         now_ms = self._advance(now_ms)
         entry = self._live.get(request_id)
@@ -232,7 +213,7 @@ class TenantCounters:
 
         An expired one is revived if what it held still has room. What it took by the minute was never given back.
         """
-        if self._standing is None:
+        if self._meters.standing is None:
             raise NeedsRebuildError
         now_ms = self._advance(now_ms)
         values = {row.name: row.value for row in rows}
@@ -243,9 +224,9 @@ class TenantCounters:
                 lost.append(request_id)
             elif entry.reservation.state is State.HELD:
                 self._extend(now_ms, entry)
-            elif all(_fits(self._held[name] + taken, values.get(name)) for name, taken in entry.holds.items()):
+            elif all(_fits(self._meters.held(name) + taken, values.get(name)) for name, taken in entry.holds.items()):
                 for name, taken in entry.holds.items():
-                    self._held[name] += taken
+                    self._meters.hold(name, taken)
                 self._extend(now_ms, entry)
             else:
                 lost.append(request_id)
@@ -283,7 +264,13 @@ class TenantCounters:
         """Returns the state of the limits that exist; changes nothing."""
         now_ms = self._believed(now_ms)
         return [
-            LimitState(row.subject, row.limit, row.value, self._used(row, now_ms), self._resets_in_ms(row, now_ms))
+            LimitState(
+                row.subject,
+                row.limit,
+                row.value,
+                self._meters.used(row, now_ms),
+                self._meters.resets_in_ms(row, now_ms),
+            )
             for row in rows
             if row.value is not None
         ]
@@ -299,81 +286,15 @@ class TenantCounters:
 
     def _believed(self, now_ms: int) -> int:
         """Returns the present, if the counters can be believed in it."""
-        now_ms, standing = max(now_ms, self._now_ms), self._standing
+        now_ms, standing = max(now_ms, self._now_ms), self._meters.standing
         if standing is None or (not standing.ready and now_ms >= standing.gathers_until_ms):
             raise NeedsRebuildError
         return now_ms
-
-    def _full_until(self, row: Row, now_ms: int) -> int:
-        """Returns until when a row counts as used up because of a loss; 0 if it does not now."""
-        until = self._standing.full_until_ms(row) if self._standing is not None else 0
-        return until if until > now_ms else 0
 
     def _owner(self, request_id: str) -> Router | None:
         if request_id in self._live:
             return self._live[request_id].reservation.order.router
         return self._settled[request_id][0] if request_id in self._settled else None
-
-    def _used(self, row: Row, now_ms: int) -> int:
-        taken = self._taken(row, now_ms)
-        return max(taken, row.value or 0) if self._full_until(row, now_ms) else taken
-
-    def _taken(self, row: Row, now_ms: int) -> int:
-        match row.kind:
-            case Kind.RATE:
-                return whole(self._rates[row.name].level(now_ms, row.drain))
-            case Kind.WINDOW:
-                return self._windows[row.name].used(now_ms // 1000)
-            case Kind.PERIOD:
-                assert row.period is not None
-                return self._periods[row.name].used(row.period.name)
-            case Kind.HOLD:
-                return self._held[row.name]
-
-    def _over(self, row: Row, now_ms: int) -> int:
-        """Returns by how much a row is too small, of a rate in thousandths; 0 or less where there is room."""
-        if row.value is None:
-            return 0
-        if row.kind is Kind.RATE:
-            least = WEIGHT * row.value if self._full_until(row, now_ms) else 0
-            level = max(self._rates[row.name].level(now_ms, row.drain), least)
-            return level + WEIGHT * (row.amount - row.value)
-        return self._used(row, now_ms) + row.amount - row.value
-
-    def _freed_in_ms(self, row: Row, now_ms: int, over: int) -> int:
-        """Returns how long it takes until so much of a rate or a window is free, or all of it when that is less."""
-        if full_until := self._full_until(row, now_ms):
-            return full_until - now_ms
-        if row.kind is Kind.RATE:
-            return -(-min(over, self._rates[row.name].level(now_ms, row.drain)) // row.drain)
-        used = self._used(row, now_ms)
-        return self._windows[row.name].free_at(now_ms // 1000, min(over, used)) * 1000 - now_ms if used else 0
-
-    def _wait_ms(self, row: Row, now_ms: int) -> int:
-        if full_until := self._full_until(row, now_ms):
-            return full_until - now_ms
-        match row.kind:
-            case Kind.RATE | Kind.WINDOW:
-                return self._freed_in_ms(row, now_ms, self._over(row, now_ms))
-            case Kind.PERIOD:
-                assert row.period is not None
-                return max(HOLD_RETRY_MS, row.period.ends_at_ms - now_ms)
-            case Kind.HOLD:
-                return HOLD_RETRY_MS
-
-    def _resets_in_ms(self, row: Row, now_ms: int) -> int:
-        used, full_until = self._used(row, now_ms), self._full_until(row, now_ms)
-        if full_until:
-            return full_until - now_ms
-        if row.kind is Kind.HOLD or used == 0:
-            return 0
-        if row.kind is Kind.RATE:
-            level = self._rates[row.name].level(now_ms, row.drain)
-            return -(-(level - WEIGHT * (used - 1)) // row.drain)
-        if row.kind is Kind.PERIOD:
-            assert row.period is not None
-            return max(0, row.period.ends_at_ms - now_ms)
-        return self._windows[row.name].free_at(now_ms // 1000, 1) * 1000 - now_ms
 
     def _extend(self, now_ms: int, entry: _Entry) -> None:
         reservation = replace(entry.reservation, state=State.HELD, due_ms=now_ms + self._terms.lease_ms)
@@ -381,15 +302,14 @@ class TenantCounters:
 
     def _give_back(self, entry: _Entry) -> None:
         for name, taken in entry.holds.items():
-            self._held[name] -= taken
+            self._meters.hold(name, -taken)
 
     def _finish(self, now_ms: int, entry: _Entry, amounts: Mapping[str, int]) -> None:
-        admitted_in = entry.reservation.reserved_at_ms // 1000
         for name, taken in entry.windows.items():
-            used = amounts.get(name.rpartition("/")[2], 0)
-            self._windows[name].correct(now_ms // 1000, admitted_in, used - taken)
+            difference = amounts.get(name.rpartition("/")[2], 0) - taken
+            self._meters.correct_window(name, now_ms, entry.reservation.reserved_at_ms, difference)
         for name, (taken, period) in entry.periods.items():
-            self._periods[name].correct(period, amounts.get(name.rpartition("/")[2], 0) - taken)
+            self._meters.correct_period(name, period, amounts.get(name.rpartition("/")[2], 0) - taken)
         if entry.reservation.state is State.HELD:
             self._give_back(entry)
         order = entry.reservation.order

@@ -123,6 +123,11 @@ def rows_of(
     return tuple(rows)
 
 
+def has_budget(limits: Limits) -> bool:
+    """Whether any of them is in money."""
+    return any(getattr(limits, name) is not None for name in BUDGETS)
+
+
 def hold_values(tenant: TenantPolicy, keys: Iterable[KeyPolicy]) -> tuple[Row, ...]:
     """Returns what may be held at once, by the tenant, on each of its models and by each of these keys: what revival asks."""
     subjects: Mapping[str, Limits] = {
@@ -139,9 +144,16 @@ def hold_values(tenant: TenantPolicy, keys: Iterable[KeyPolicy]) -> tuple[Row, .
     )
 
 
-def charged(rows: Iterable[Row]) -> list[Row]:
-    """Returns rows as what was admitted without the counters meets them: there is always room, and a rate has drained by now."""
-    return [replace(row, value=None) for row in rows if row.kind is not Kind.RATE]
+def charged(rows: Iterable[Row], now_s: float) -> list[Row]:
+    """Returns rows as what was admitted without the counters meets them.
+
+    There is always room, a rate has drained by now, and a day that is over is not opened again.
+    """
+    return [
+        replace(row, value=None)
+        for row in rows
+        if row.kind is not Kind.RATE and (row.period is None or now_s * 1000 < row.period.ends_at_ms)
+    ]
 
 
 def amounts_of(usage: Usage) -> dict[str, int]:
@@ -185,4 +197,5 @@ def _throttle_at(base: int, thresholds: Thresholds) -> int | None:
 
 
 def _share(base: int, percent: int) -> int:
-    return min(max(1, base * percent // 100), MOST)
+    """Returns a share rounded down, not below 1; of a budget of nothing, nothing."""
+    return min(max(min(1, base), base * percent // 100), MOST)

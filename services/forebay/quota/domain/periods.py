@@ -21,10 +21,6 @@ class Period:
     starts_at_ms: int
     ends_at_ms: int
 
-    def holds(self, now_s: float) -> bool:
-        """Whether a time is within it."""
-        return self.starts_at_ms <= now_s * 1000 < self.ends_at_ms
-
 
 class PeriodTotal:
     """What was taken of one limit in the latest period that anybody named; an earlier one than that counts as that one."""

@@ -65,7 +65,8 @@ class PriceTable:
         completion = self._price(lists, "completion_tokens", now_s)
         request = self._price(lists, "requests", now_s)
         lines = (asked.prompt_tokens * prompt, asked.completion_tokens * completion, asked.requests * request)
-        return sum(-(-line // _MILLION) for line in lines) + (1 if asked.prompt_tokens else 0)
+        # Of a prompt in part cached, two lines are rounded.
+        return sum(-(-line // _MILLION) for line in lines) + (1 if asked.prompt_tokens * prompt else 0)
 
     def dearest(self, tenant: TenantPolicy, now_s: float) -> Dearest:
         """Returns the highest prices over all models, for whoever must decide without the table."""

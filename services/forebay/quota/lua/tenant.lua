@@ -1,5 +1,5 @@
 -- The state of one tenant, and what every script here does with it. Goes in front of each of them.
--- The specification, operation by operation, is forebay.quota.domain.counters.
+-- The specification, operation by operation, is forebay.quota.domain.counters; of one row, forebay.quota.domain.meters.
 --
 -- KEYS, all with the tag {tenant}:
 --   KEYS[1] counters      hash  now                latest time seen, ms; it never goes back
@@ -30,8 +30,9 @@
 local COUNTERS, RESERVATIONS, SETTLED, DUE = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local WINDOW_S = 60
 local WEIGHT = 1000 -- of one request in a rate
--- Longer than any state lasts without being touched, so that a tenant that is gone leaves nothing behind; counters outlive a month.
-local KEEP_S, KEEP_COUNTERS_S = 7200, 32 * 86400
+-- Longer than a month, then a tenant that is gone leaves nothing behind. All keys end together: what is held is in the
+-- counters, and who holds it in the reservations, and after a night without quota the sweep must find both.
+local KEEP_S = 32 * 86400
 
 -- The answer of a script that cannot say anything before the tenant's counters are rebuilt.
 local NEEDS_REBUILD = 'NEEDS_REBUILD'
@@ -57,7 +58,7 @@ end
 local function keep(now)
   redis.call('HSET', COUNTERS, 'now', now)
   for _, key in ipairs(KEYS) do
-    redis.call('EXPIRE', key, key == COUNTERS and KEEP_COUNTERS_S or KEEP_S)
+    redis.call('EXPIRE', key, KEEP_S)
   end
 end
 

@@ -11,7 +11,7 @@ Times are in seconds since the epoch, so that they outlive the process, and neve
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -118,7 +118,7 @@ class LocalAdmissions:
         self.share = Share()
         self.last_at = -math.inf
         self._now = -math.inf
-        self._tallies: dict[str, _Tally] = {}
+        self._tallies: defaultdict[str, _Tally] = defaultdict(_Tally)
         self._taken: dict[str, Mapping[str, int]] = {}
         self._priced: dict[str, Allowance] = {}
         self._charged: deque[tuple[float, str]] = deque()
@@ -170,7 +170,7 @@ class LocalAdmissions:
         self.last_at = max(self.last_at, at)
         self._taken[request_id] = taken
         for name, amount in taken.items():
-            self._tallies.setdefault(name, _Tally()).take(request_id, at, amount)
+            self._tallies[name].take(request_id, at, amount)
 
     def settle(self, request_id: str, used: Usage) -> None:
         """Counts what was used instead of the most that it could be; the place is free. Unknown requests are passed over."""
@@ -197,18 +197,17 @@ class LocalAdmissions:
                 kept.append((at, request_id))  # it runs
                 continue
             for name in self._taken.pop(request_id, ()):
-                tally = self._tallies[name]
-                tally.drop(request_id)
-                if not tally:
-                    del self._tallies[name]
+                self._tallies[name].drop(request_id)
         self._charged.extendleft(reversed(kept))
+        for name in [name for name, tally in self._tallies.items() if not tally]:
+            del self._tallies[name]
 
     def _tick(self, now: float) -> float:
         self._now = max(self._now, now)
         return self._now
 
     def _tally(self, name: str, now: float) -> _Tally:
-        tally = self._tallies.setdefault(name, _Tally())
+        tally = self._tallies[name]
         counts_for_s = _COUNTS_FOR_S.get(_limit(name).kind)
         if counts_for_s is not None:
             tally.drop_until(now - counts_for_s)
