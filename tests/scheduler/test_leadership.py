@@ -15,12 +15,13 @@ from forebay.errors import Code, MeshError
 from forebay.rpc.client import connect
 from forebay.rpc.server import RpcServer
 from forebay.rpc.status import from_rpc_error
+from forebay.scheduler.config import SchedulerConfig
 from forebay.scheduler.domain.lease import KEEP_S, TTL_S, Answer, Bid
 from forebay.scheduler.domain.scheduler import Limits, Scheduler
 from forebay.scheduler.domain.takeover import WAIT_S, Checkpoint
 from forebay.scheduler.leadership import Leadership, Replica
 from forebay.scheduler.lease_store import MemoryLeaseStore
-from forebay.scheduler.main import FULL_NAME
+from forebay.scheduler.main import FULL_NAME, build
 from forebay.scheduler.servicer import SchedulerServicer
 from forebay.testing.clock import FakeClock
 
@@ -28,14 +29,22 @@ from .test_sessions import FakePeer, ref, soon, submission
 
 
 class Store(MemoryLeaseStore):
-    """A store that a test takes away from some, and whose last word it can read."""
+    """A store that a test takes away from some.
+
+    Attributes:
+        away_for: the ids of those.
+        in_vain_s: how long they ask it in vain.
+    """
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock)
         self.away_for: set[str] = set()
+        self.in_vain_s = 0.0
+        self._clock = clock
 
     async def bid(self, bid: Bid) -> Answer:
         if bid.id in self.away_for:
+            self._clock.advance(self.in_vain_s)
             raise MeshError(Code.UNAVAILABLE, "LEASE_STORE_UNAVAILABLE", "away")
         return await super().bid(bid)
 
@@ -137,10 +146,44 @@ async def test_a_leader_that_resigns_ends_its_sessions_and_another_leads_at_once
     peer = await first.router()
     epoch = (await peer.hear()).welcome.epoch
     await first.leadership.resign()
-    assert (await peer.fails()).reason == "NOT_LEADER"
+    error = await peer.fails()
+    assert (error.reason, error.metadata["leader"]) == ("NOT_LEADER", ""), "whoever leads next is not known"
     assert await second.bid()
     assert second.leadership.epoch > epoch
     assert not await first.bid()
+
+
+async def test_a_scheduler_that_is_told_to_stop_hands_over_while_its_calls_still_run(redis_url: str) -> None:
+    async with AsyncExitStack() as stack:
+
+        async def scheduler(number: int) -> RpcServer:
+            config = SchedulerConfig(id=f"s{number}", redis_url=redis_url, domain="test-drain")
+            server = await build(config, stack)
+            await server.start()
+            stack.push_async_callback(server.drain, 0)
+            return server
+
+        async def leads(server: RpcServer) -> None:
+            async with connect(server.address, caller="test") as channel:
+                stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
+                while True:
+                    try:
+                        await stub.DescribePools(scheduler_pb2.DescribePoolsRequest())
+                        return
+                    except grpc.aio.AioRpcError:
+                        await asyncio.sleep(0.01)
+
+        first = await scheduler(1)
+        await soon(leads(first))
+        async with connect(first.address, caller="test") as channel:
+            router = FakePeer(scheduler_pb2_grpc.SchedulerServiceStub(channel).Schedule())
+            hello = scheduler_pb2.ScheduleRequest.Hello(router=common_pb2.Peer(id="r1", incarnation=1))
+            await router.say(scheduler_pb2.ScheduleRequest(hello=hello))
+            await router.hear()
+            draining = asyncio.create_task(first.drain(60))
+            assert (await router.fails()).reason == "NOT_LEADER"
+            await soon(leads(await scheduler(2)))
+            await draining
 
 
 async def serve_two(leader: Member, clock: FakeClock) -> tuple[FakePeer, FakePeer]:
@@ -209,6 +252,22 @@ async def test_a_leader_that_was_stopped_grants_again_only_after_the_stores_word
     assert len((await router.hear()).grants) == 1
 
 
+async def test_a_leader_that_was_stopped_while_it_asked_has_not_asked_in_vain(
+    pair: Pair, store: Store, clock: FakeClock
+) -> None:
+    first, second = pair
+    router, _ = await serve_two(first, clock)
+    store.away_for, store.in_vain_s = {"s1"}, 10 * TTL_S
+    await first.bid()  # the answer's time was over when it woke
+    assert await second.bid()
+    await router.say(scheduler_pb2.ScheduleRequest(submissions=[submission(1)]))
+    (pool,) = first.leadership.leading().core.pools
+    while not (pool.queued or pool.workers["w1"].in_flight):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert pool.queued, "another leads"
+
+
 async def test_a_leader_goes_on_without_the_store_until_it_hears_of_another(
     pair: Pair, store: Store, clock: FakeClock
 ) -> None:
@@ -234,7 +293,7 @@ async def test_a_leader_goes_on_without_the_store_until_it_hears_of_another(
 async def test_a_checkpoint_that_cannot_be_read_is_left(pair: Pair, store: Store) -> None:
     first, second = pair
     epoch = first.leadership.epoch
-    await store.bid(Bid("s1", 1, "", epoch, may_take=True, checkpoint="from another version"))
+    await store.bid(Bid("s1", 1, "", epoch, epoch, may_take=True, checkpoint="from another version"))
     await store.release(epoch)
     assert await second.bid()
     assert not await first.bid()

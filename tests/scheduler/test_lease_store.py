@@ -33,22 +33,22 @@ def store(request: pytest.FixtureRequest, clock: FakeClock) -> LeaseStore:
 
 
 def bid(id: str = "s1", *, epoch: int = 0, may_take: bool = True, checkpoint: str | None = None) -> Bid:
-    return Bid(id, 1, f"{id}:1", epoch, may_take, checkpoint)
+    return Bid(id, 1, f"{id}:1", epoch, 0, may_take, checkpoint)
 
 
 async def test_a_lease_passes_from_one_to_the_next(store: LeaseStore, clock: FakeClock) -> None:
     first = await store.bid(bid())
-    assert first == Answer(int(clock.now() * 1e6), "s1:1", True, 3.0, "")
+    assert first == Answer(int(clock.now() * 1e6), "s1:1", True, "")
     clock.advance(1)
-    assert await store.bid(bid("s2")) == Answer(first.epoch, "s1:1", False, 2.0, "")
-    assert await store.bid(bid(epoch=first.epoch, checkpoint="ünder way")) == Answer(first.epoch, "s1:1", True, 3.0, "")
+    assert await store.bid(bid("s2")) == Answer(first.epoch, "s1:1", False, "")
+    assert await store.bid(bid(epoch=first.epoch, checkpoint="ünder way")) == Answer(first.epoch, "s1:1", True, "")
     clock.advance(3)
     second = await store.bid(bid("s2"))
     assert (second.mine, second.epoch > first.epoch, second.checkpoint) == (True, True, "ünder way")
     await store.release(first.epoch)
     assert not (await store.bid(bid())).mine
     await store.release(second.epoch)
-    assert await store.bid(bid("s3", may_take=False)) == Answer(0, "", False, 0.0, "")
+    assert await store.bid(bid("s3", may_take=False)) == Answer(0, "", False, "")
     assert (await store.bid(bid("s3"))).checkpoint == "ünder way"
 
 
@@ -56,7 +56,7 @@ async def test_a_lease_passes_from_one_to_the_next(store: LeaseStore, clock: Fak
 async def test_the_script_decides_as_specified(redis_store: RedisLeaseStore, clock: FakeClock, seed: int) -> None:
     draw, memory, epochs = random.Random(seed), MemoryLeaseStore(clock), [0]
     for _ in range(120):
-        clock.advance(draw.choice((0.0, 0.000001, 0.4, 2.999999, 3.0, 3.000001)))
+        clock.advance(draw.choice((0.0, 0.000001, 0.4, 2.999999, 3.0, 3.000001, -10.0)))
         left = draw.choice((None, "", "a", "b"))
         if draw.random() < 0.15:
             epoch = draw.choice(epochs[1:] or [1])
@@ -64,7 +64,8 @@ async def test_the_script_decides_as_specified(redis_store: RedisLeaseStore, clo
             await memory.release(epoch)
             continue
         id = draw.choice(("s1", "s2"))
-        asked = Bid(id, draw.choice((1, 2)), f"{id}:1", draw.choice(epochs[-3:]), draw.random() < 0.7, left)
+        epoch, latest = draw.choice(epochs[-3:]), draw.choice((0, *epochs[-3:], int(clock.now() * 1e6) + 1))
+        asked = Bid(id, draw.choice((1, 2)), f"{id}:1", epoch, latest, draw.random() < 0.7, left)
         expected = await memory.bid(asked)
         assert await redis_store.bid(asked) == expected
         epochs += [expected.epoch] * (expected.epoch not in epochs)

@@ -41,7 +41,7 @@ async def build(config: SchedulerConfig, stack: AsyncExitStack, clock: Clock | N
         SchedulerServicer(leadership, common_pb2.Peer(id=config.id, incarnation=incarnation)),
         FULL_NAME,
     )
-    stack.push_async_callback(leadership.resign)
+    server.before_drain(leadership.resign)
     await stack.enter_async_context(background(leadership.run(), "scheduler.leadership"))
     await stack.enter_async_context(background(leadership.watch_time(), "scheduler.watch_time"))
     await stack.enter_async_context(background(metrics.watch(lambda: leadership.core, clock), "scheduler.metrics"))

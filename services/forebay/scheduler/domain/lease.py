@@ -14,8 +14,9 @@ Two rules pull in different directions, and both hold:
    so the store's own reckoning ends later, and a tenth is left off for clocks that run apart. A leader that was stopped for
    longer than that does not grant when it wakes, until the store has answered.
 2. While the store is away the leader goes on, and nobody is elected. Each attempt that finds no store prolongs the leader's own
-   view, so it goes on as long as it keeps trying, and a stopped process does not try. If the store is away for the leader
-   alone, another is elected; the old one hears of it with the first answer that it gets, and until then epochs fence it.
+   view from when the attempt began, so it goes on as long as it keeps trying, and a stopped process does not try. If the store
+   is away for the leader alone, another is elected; the old one hears of it with the first answer that it gets, and until then
+   epochs fence it.
 
 A follower that has found the store away waits for one lease's length after its return before it takes the lease: the leader
 that went on is back first. One that has just started does not wait, for most likely everything has. A leader whose lease
@@ -38,6 +39,7 @@ class Bid:
         id, incarnation: who asks; a later life of a replica takes over what an earlier one held.
         address: where it listens, host:port.
         epoch: of the term that it leads in; 0 while it follows.
+        latest: the highest epoch that it has heard of; a store that has forgotten everything begins no term below it.
         may_take: whether it would lead a new term.
         checkpoint: stored when the lease is kept; None leaves the one that is there.
     """
@@ -46,6 +48,7 @@ class Bid:
     incarnation: int
     address: str
     epoch: int
+    latest: int
     may_take: bool
     checkpoint: str | None = None
 
@@ -58,14 +61,12 @@ class Answer:
         epoch: of the holder's term; 0 when nobody holds it.
         address: where the holder listens; empty likewise.
         mine: whether the bidder holds it.
-        left_s: until it expires.
         checkpoint: the last that was stored, empty for none; given when the bidder has begun a term, else empty.
     """
 
     epoch: int
     address: str
     mine: bool
-    left_s: float
     checkpoint: str = ""
 
 
@@ -87,21 +88,23 @@ class Tenure:
 
     def on(self, bid: Bid, now_us: int) -> tuple["Tenure", Answer]:
         """Decides on a bid; returns what is held from then on, and the answer."""
+        end_us = now_us + round(TTL_S * 1e6)
         held = now_us < self.until_us
         if held and (bid.id, bid.incarnation) == (self.id, self.incarnation):
             epoch = self.epoch
         elif not held and bid.epoch and bid.epoch >= self.epoch:
             epoch = bid.epoch  # nobody has led since, or the store has forgotten
         elif bid.may_take and (not held or (bid.id == self.id and bid.incarnation > self.incarnation)):
-            epoch = max(self.epoch + 1, now_us)
+            epoch = max(self.epoch + 1, bid.latest + 1, now_us)
         elif held:
-            return self, Answer(self.epoch, self.address, False, (self.until_us - now_us) / 1e6)
+            # No lease is longer: if this one is the clock was set back, and a dead leader would be waited for as long.
+            return replace(self, until_us=min(self.until_us, end_us)), Answer(self.epoch, self.address, False)
         else:
-            return self, Answer(0, "", False, 0.0)
+            return self, Answer(0, "", False)
         begins = epoch != bid.epoch
         checkpoint = self.checkpoint if begins or bid.checkpoint is None else bid.checkpoint
-        tenure = Tenure(bid.id, bid.incarnation, bid.address, epoch, now_us + round(TTL_S * 1e6), checkpoint)
-        return tenure, Answer(epoch, bid.address, True, TTL_S, checkpoint if begins else "")
+        tenure = Tenure(bid.id, bid.incarnation, bid.address, epoch, end_us, checkpoint)
+        return tenure, Answer(epoch, bid.address, True, checkpoint if begins else "")
 
     def released(self, epoch: int) -> "Tenure":
         """Returns what is held once the leader of a term has given it up; a term that is over changes nothing."""
@@ -113,11 +116,12 @@ class Lease:
 
     Attributes:
         epoch: of the term that it leads in; 0 while it follows.
+        latest: the highest that it has heard of.
         leader: where the leader listens, as far as is known; empty for not.
     """
 
     def __init__(self) -> None:
-        self.epoch = 0
+        self.epoch = self.latest = 0
         self.leader = ""
         self._until = 0.0
         self._met = self._away = False
@@ -137,14 +141,16 @@ class Lease:
             self._waits_until = now + TTL_S
         self._met, self._away = True, False
         self.epoch = answer.epoch if answer.mine else 0
+        self.latest = max(self.latest, answer.epoch)
         self.leader = answer.address
         self._until = asked_at + KEEP_S
-        if not answer.mine and not answer.epoch:
-            return RETRY_S
-        return min(RENEW_S, answer.left_s)
+        return RENEW_S if answer.mine else RETRY_S
 
-    def unanswered(self, now: float) -> float:
-        """Takes note that the store did not answer; returns after how many seconds to ask again."""
+    def unanswered(self, asked_at: float) -> float:
+        """Takes note that the store did not answer; returns after how many seconds to ask again.
+
+        The time runs from when it was asked: to who was stopped meanwhile it only seems that no answer came in time.
+        """
         self._away = self._met
-        self._until = now + KEEP_S
+        self._until = max(self._until, asked_at + KEEP_S)
         return RETRY_S
