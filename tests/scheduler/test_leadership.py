@@ -143,13 +143,18 @@ async def test_a_followers_pools_are_the_leaders_to_tell(pair: Pair) -> None:
 
 async def test_a_leader_that_resigns_ends_its_sessions_and_another_leads_at_once(pair: Pair) -> None:
     first, second = pair
-    peer = await first.router()
+    peer = await first.router(held_complete=True)
     epoch = (await peer.hear()).welcome.epoch
+    first.look()
+    await asyncio.sleep(0)
     await first.leadership.resign()
     error = await peer.fails()
     assert (error.reason, error.metadata["leader"]) == ("NOT_LEADER", ""), "whoever leads next is not known"
     assert await second.bid()
     assert second.leadership.epoch > epoch
+    second.look()
+    await asyncio.sleep(0)
+    assert second.leadership.leading().checkpoint() is None, "it waits for whom the one before knew to the last"
     assert not await first.bid()
 
 
