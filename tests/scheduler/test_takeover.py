@@ -20,7 +20,10 @@ from forebay.router.domain import decisions as router_decisions
 from forebay.router.domain import events
 from forebay.router.domain.life import Life, State
 from forebay.router.domain.stream import TokenStream
+from forebay.scheduler.domain import scheduler as scheduler_module
 from forebay.scheduler.domain.decisions import Grant
+from forebay.scheduler.domain.flow import RESOLUTION
+from forebay.scheduler.domain.overview import tenants
 from forebay.scheduler.domain.request import AttemptKey, Request
 from forebay.scheduler.domain.scheduler import Limits, Scheduler
 from forebay.scheduler.domain.takeover import WAIT_S, Checkpoint, Takeover
@@ -82,9 +85,9 @@ def test_a_flow_is_as_far_ahead_under_the_next_leader(first: str) -> None:
         new.submit(request(tenant_id), "r", 0.0)
     join(new, info(max_num_seqs=1))
     new.restore(old.leads())
-    # Who joined behind the other is a step above it, which decides nothing but ties.
-    assert abs(tenant(new, "ahead").counter - tenant(new, "behind").counter - lead) <= 1
     assert [grant.request.tenant_id for grant in grants(new.tick(0.0))] == ["behind"]
+    # Who joined behind the other is a step above it, which decides nothing but ties.
+    assert abs(tenant(new, "ahead").counter - tenant(new, "behind").counter - (lead - 100 * RESOLUTION)) <= 1
 
 
 def test_a_tenant_that_nobody_knew_is_owed_nothing_for_its_absence() -> None:
@@ -97,6 +100,47 @@ def test_a_tenant_that_nobody_knew_is_owed_nothing_for_its_absence() -> None:
     for tenant_id in ("new", "old"):
         new.submit(request(tenant_id), "r", 0.0)
     assert abs(tenant(new, "new").counter - tenant(new, "old").counter) <= 1
+
+
+def ahead_by(core: Scheduler, tenant_id: str) -> int:
+    return core.leads().get(("m", "", "SILVER", tenant_id), 0)
+
+
+def test_a_pool_that_has_no_worker_yet_keeps_what_was_inherited() -> None:
+    old = scheduler(info(max_num_seqs=1))
+    old.submit(request("ahead", prompt_tokens=300), "r", 0.0)
+    flood(old)
+    old.tick(0.0)
+    inherited = old.leads()
+    new = Scheduler(Limits(), EPOCH + 1)
+    new.restore(inherited)
+    assert new.leads() == inherited, "it may end before anybody has come"
+    flood(new)
+    assert not grants(new.tick(0.0))
+    assert new.leads() == inherited
+    join(new, info(max_num_seqs=1))
+    assert [grant.request.tenant_id for grant in grants(new.tick(0.0))] == ["behind"]
+
+
+def test_who_was_ahead_and_does_not_come_back_is_remembered_only_as_long_as_it_would_be_ahead() -> None:
+    new = Scheduler(Limits(), EPOCH + 1)
+    join(new, info(kv_tokens=10_000))
+    new.restore({("m", "", "SILVER", "gone"): 1000 * RESOLUTION})
+    assert ahead_by(new, "gone") == 1000 * RESOLUTION
+    for more in (600, 200, 0):
+        new.submit(request("here", prompt_tokens=40), "r", 0.0)
+        new.tick(0.0)
+        assert ahead_by(new, "gone") == more * RESOLUTION
+    assert not new.leads()
+    (pool,) = new.pools
+    assert [node.name for node in tenants(pool)] == ["here"]
+
+
+def test_of_too_many_that_are_ahead_those_are_kept_that_are_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler_module, "MAX_LEADS", 2)
+    core = Scheduler(Limits(), EPOCH)
+    core.restore({("m", "", "SILVER", "a"): 5, ("m", "", "SILVER", "b"): 7, ("m", "", "SILVER"): 1})
+    assert core.leads() == {("m", "", "SILVER"): 1, ("m", "", "SILVER", "b"): 7}
 
 
 def test_what_is_adopted_is_charged_once_its_router_claims_it() -> None:
