@@ -34,17 +34,20 @@ class Store(MemoryLeaseStore):
     Attributes:
         away_for: the ids of those.
         in_vain_s: how long they ask it in vain.
+        lost_checkpoints: how many they brought.
     """
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock)
         self.away_for: set[str] = set()
         self.in_vain_s = 0.0
+        self.lost_checkpoints = 0
         self._clock = clock
 
     async def bid(self, bid: Bid) -> Answer:
         if bid.id in self.away_for:
             self._clock.advance(self.in_vain_s)
+            self.lost_checkpoints += bid.checkpoint is not None
             raise MeshError(Code.UNAVAILABLE, "LEASE_STORE_UNAVAILABLE", "away")
         return await super().bid(bid)
 
@@ -285,6 +288,7 @@ async def test_a_leader_goes_on_without_the_store_until_it_hears_of_another(
         assert not await second.bid()
         await router.say(scheduler_pb2.ScheduleRequest(submissions=[submission(number)]))
         assert [grant.ref for grant in (await router.hear()).grants] == [ref(number)]
+    assert store.lost_checkpoints == 1, "one that nobody takes is made once"
     store.away_for = {"s1"}
     assert not await second.bid(), "the leader may return first"
     clock.advance(TTL_S)

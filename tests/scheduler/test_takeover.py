@@ -23,7 +23,7 @@ from forebay.router.domain.stream import TokenStream
 from forebay.scheduler.domain import scheduler as scheduler_module
 from forebay.scheduler.domain.decisions import Grant
 from forebay.scheduler.domain.flow import RESOLUTION
-from forebay.scheduler.domain.overview import tenants
+from forebay.scheduler.domain.overview import standings
 from forebay.scheduler.domain.request import AttemptKey, Request
 from forebay.scheduler.domain.scheduler import Limits, Scheduler
 from forebay.scheduler.domain.takeover import WAIT_S, Checkpoint, Takeover
@@ -133,7 +133,7 @@ def test_who_was_ahead_and_does_not_come_back_is_remembered_only_as_long_as_it_w
         assert ahead_by(new, "gone") == more * RESOLUTION
     assert not new.leads()
     (pool,) = new.pools
-    assert [node.name for node in tenants(pool)] == ["here"]
+    assert [each.tenant_id for each in standings(pool)] == ["here"]
 
 
 def test_of_too_many_that_are_ahead_those_are_kept_that_are_most(monkeypatch: pytest.MonkeyPatch) -> None:

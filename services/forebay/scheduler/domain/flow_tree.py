@@ -215,7 +215,7 @@ class FlowTree(Generic[Item]):
             for child in node.children.values():
                 if child.counter > level:
                     found[child.path] = child.counter - level
-                if child.children:
+                if len(child.children) > 1:  # an only child is ahead of nobody
                     above.append(child)
         for path, steps in self._ahead.items():
             parent = self._find(path[:-1])
