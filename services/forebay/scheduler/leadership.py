@@ -116,7 +116,9 @@ class Leadership:
             self.epoch,
             self._lease.latest,
             self._lease.may_take(asked_at),
-            None if self._in_vain else self._checkpoint(),  # it is large, and asked in vain it would be made for nothing
+            None
+            if self._in_vain
+            else self._checkpoint(),  # it is large, and asked in vain it would be made for nothing
         )
         try:
             answer = await self._store.bid(bid)
