@@ -155,6 +155,23 @@ def test_what_is_adopted_is_charged_once_its_router_claims_it() -> None:
     assert (flow(core, "acme").in_flight, flow(core, "acme").service_tenths) == (1, 200)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_what_departs_while_its_worker_still_reports_is_gone(known: bool) -> None:
+    core = scheduler(info())
+    if known:
+        core.submit(request(), "r", 0.0)
+        (held,) = granted(core.tick(0.0))
+    else:
+        held = request().key
+    core.worker_lost("w1", 0.0)
+    core.worker_registered(info())
+    core.worker_running("w1", [RunningAttempt(held, "acme", 20, 3, started=True)])
+    core.departure("w1", held, generated_tokens=5, cached_tokens=0, started=True)
+    core.worker_reported("w1", 0.0)
+    (pool,) = core.pools
+    assert not pool.workers["w1"].in_flight
+
+
 def test_what_a_silent_worker_holds_is_its_own_until_the_router_gives_it_up() -> None:
     core = scheduler(info("w2"))
     kept, declined = request("kept"), request("declined")

@@ -281,6 +281,8 @@ class Scheduler:
         self, worker_id: str, key: AttemptKey, *, generated_tokens: int, cached_tokens: int, started: bool
     ) -> None:
         """Settles an attempt that has ended and frees its room; one that no engine step was spent on costs nothing."""
+        if (reported := self._workers[worker_id].reported) is not None:
+            reported.pop(key, None)
         if (entry := self._entry(worker_id, key)) is not None:
             self._timers.discard(entry)
             self._changed[entry.worker.pool] = None
