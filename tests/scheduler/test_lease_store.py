@@ -9,6 +9,7 @@ from itertools import count
 import pytest
 
 from forebay.errors import Code, MeshError
+from forebay.redis_client import redis_client
 from forebay.scheduler.domain.lease import Answer, Bid
 from forebay.scheduler.lease_store import LeaseStore, MemoryLeaseStore
 from forebay.scheduler.redis_lease_store import RedisLeaseStore
@@ -88,3 +89,10 @@ async def test_a_store_that_is_away_is_told_of(url: str) -> None:
             await call
         assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "LEASE_STORE_UNAVAILABLE")
     await store.close()
+
+
+async def test_what_is_wrong_with_the_store_is_said(redis_url: str, redis_store: RedisLeaseStore) -> None:
+    async with redis_client(redis_url) as redis:
+        await redis.set(redis_store._key, "somebody else's")
+    with pytest.raises(MeshError, match="wrong kind of value"):
+        await redis_store.bid(bid())

@@ -98,9 +98,8 @@ async def show_status(operator: Operator) -> bool:
             _HEALTH_STYLE.get(state, state) + (", leads" if name == leader else ""),
         )
     console.print(rows)
-    if leader is not None:
-        console.print()
-        console.print(await _pools(operator, leader))
+    console.print()
+    console.print("[yellow]no scheduler leads now[/]" if leader is None else await _pools(operator, leader))
     return all(state == "SERVING" for state in health)
 
 

@@ -56,8 +56,5 @@ class RedisLeaseStore:
             async with asyncio.timeout(TIMEOUT_S):  # for connecting and all else together
                 return await script(keys=[self._key], args=arguments)
         except FAILURES as error:
-            raise MeshError(
-                Code.UNAVAILABLE,
-                "LEASE_STORE_UNAVAILABLE",
-                f"the lease cannot be read ({type(error).__name__})",
-            ) from None
+            message = f"the lease cannot be read or kept: {type(error).__name__} {error}".rstrip()
+            raise MeshError(Code.UNAVAILABLE, "LEASE_STORE_UNAVAILABLE", message) from None
