@@ -67,6 +67,17 @@ def test_epochs_grow_though_the_store_has_forgotten_and_its_clock_is_behind() ->
     assert (answer.mine, answer.epoch) == (True, START_US + 1)
 
 
+def test_a_store_that_has_forgotten_the_last_term_keeps_nobody_in_an_earlier_one() -> None:
+    forgotten, _ = Tenure().on(bid(), START_US)
+    later = START_US + 60_000_000
+    back, answer = forgotten.on(bid(epoch=START_US, latest=START_US), later)
+    assert answer.mine, "it has slept, and asks first"
+    led = bid("s2", epoch=later - 1, latest=later - 1)
+    assert held(back.on(led, later)[1]) == (later - 1, "s2:1", True)
+    assert held(back.on(bid("s2", latest=later - 1), later)[1]) == (later, "s2:1", True)
+    assert held(forgotten.on(bid(latest=later - 1), START_US + 1)[1]) == (later, "s1:1", True), "nor itself"
+
+
 def test_a_clock_that_was_set_back_does_not_make_a_lease_longer() -> None:
     tenure, _ = Tenure().on(bid(), START_US)
     back = START_US - 3_600_000_000

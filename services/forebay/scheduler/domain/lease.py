@@ -39,7 +39,7 @@ class Bid:
         id, incarnation: who asks; a later life of a replica takes over what an earlier one held.
         address: where it listens, host:port.
         epoch: of the term that it leads in; 0 while it follows.
-        latest: the highest epoch that it has heard of; a store that has forgotten everything begins no term below it.
+        latest: the highest epoch that it has heard of, so that a store that has forgotten begins no term below it.
         may_take: whether it would lead a new term.
         checkpoint: stored when the lease is kept; None leaves the one that is there.
     """
@@ -89,13 +89,15 @@ class Tenure:
     def on(self, bid: Bid, now_us: int) -> tuple["Tenure", Answer]:
         """Decides on a bid; returns what is held from then on, and the answer."""
         end_us = now_us + round(TTL_S * 1e6)
-        held = now_us < self.until_us
+        # Who has heard of a later term than the store has met one that has forgotten: what it still holds is over.
+        last = max(self.epoch, bid.latest)
+        held = now_us < self.until_us and self.epoch == last
         if held and (bid.id, bid.incarnation) == (self.id, self.incarnation):
             epoch = self.epoch
-        elif not held and bid.epoch and bid.epoch >= self.epoch:
+        elif not held and bid.epoch and bid.epoch >= last:
             epoch = bid.epoch  # nobody has led since, or the store has forgotten
         elif bid.may_take and (not held or (bid.id == self.id and bid.incarnation > self.incarnation)):
-            epoch = max(self.epoch + 1, bid.latest + 1, now_us)
+            epoch = max(last + 1, now_us)
         elif held:
             # No lease is longer: if this one is the clock was set back, and a dead leader would be waited for as long.
             return replace(self, until_us=min(self.until_us, end_us)), Answer(self.epoch, self.address, False)

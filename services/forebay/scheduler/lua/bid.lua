@@ -20,9 +20,9 @@ if now == 0 then
 end
 
 local stored = redis.call('HMGET', LEASE, 'id', 'incarnation', 'epoch', 'until', 'address')
-local last = tonumber(stored[3]) or 0
+local last = math.max(tonumber(stored[3]) or 0, latest)
 local left = (tonumber(stored[4]) or 0) - now
-local held = left > 0
+local held = left > 0 and tonumber(stored[3]) == last
 
 local epoch
 if held and stored[1] == id and stored[2] == incarnation then
@@ -30,7 +30,7 @@ if held and stored[1] == id and stored[2] == incarnation then
 elseif not held and tonumber(bid_epoch) > 0 and tonumber(bid_epoch) >= last then
   epoch = bid_epoch
 elseif may_take == '1' and (not held or (stored[1] == id and tonumber(incarnation) > tonumber(stored[2]))) then
-  epoch = string.format('%.0f', math.max(last + 1, latest + 1, now))
+  epoch = string.format('%.0f', math.max(last + 1, now))
 elseif held then
   if left > tonumber(length) then
     redis.call('HSET', LEASE, 'until', string.format('%.0f', now + length))
