@@ -9,7 +9,8 @@ from rich.console import Console
 from forebay.api.common.v1 import common_pb2
 from forebay.api.quota.v1 import quota_pb2
 from forebay.api.scheduler.v1 import scheduler_pb2
-from forebay.cli.pools import Pool, render
+from forebay.cli.directory import Pool
+from forebay.cli.pools import render
 from forebay.rpc.status import to_pb_duration
 
 
