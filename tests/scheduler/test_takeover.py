@@ -58,7 +58,21 @@ def test_a_checkpoint_is_text() -> None:
     assert Checkpoint.from_text("") == Checkpoint()
 
 
-@pytest.mark.parametrize("text", ["no", "[]", "{}", '{"routers": 1, "workers": [], "leads": []}', '{"leads": [1]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"routers": 1, "workers": [], "leads": []}',
+        '{"leads": [1]}',
+        *(
+            f'{{"routers": [], "workers": [], "leads": [[{lead}]]}}'
+            for lead in ('"m", 5', '"m", "", "GOLD", 1e999', '"m", "", 5')
+        ),
+    ],
+)
 def test_other_text_is_told_from_a_checkpoint(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - what it says is for the log
         Checkpoint.from_text(text)
