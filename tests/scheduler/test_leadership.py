@@ -302,7 +302,7 @@ async def test_a_leader_goes_on_without_the_store_until_it_hears_of_another(
 async def test_a_checkpoint_that_cannot_be_read_is_left(pair: Pair, store: Store) -> None:
     first, second = pair
     epoch = first.leadership.epoch
-    await store.bid(Bid("s1", 1, "", epoch, epoch, may_take=True, checkpoint="from another version"))
+    await store.bid(Bid("s1", 1, "", epoch, epoch, 0, checkpoint="from another version"))
     await store.release(epoch)
     assert await second.bid()
     assert not await first.bid()

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from forebay.scheduler.domain.lease import KEEP_S, RENEW_S, RETRY_S, TTL_S, Answer, Bid, Lease, Tenure
+from forebay.scheduler.domain.lease import ANY_TIME_US, KEEP_S, RENEW_S, RETRY_S, TTL_S, Answer, Bid, Lease, Tenure
 
 START_US = 1_700_000_000_000_000
 
@@ -22,7 +22,7 @@ def bid(
     may_take: bool = True,
     left: str | None = None,
 ) -> Bid:
-    return Bid(id, incarnation, f"{id}:1", epoch, latest, may_take, left)
+    return Bid(id, incarnation, f"{id}:1", epoch, latest, ANY_TIME_US if may_take else 0, left)
 
 
 def held(answer: Answer) -> tuple[int, str, bool]:
@@ -78,6 +78,17 @@ def test_a_store_that_has_forgotten_the_last_term_keeps_nobody_in_an_earlier_one
     assert held(forgotten.on(bid(latest=later - 1), START_US + 1)[1]) == (later, "s1:1", True), "nor itself"
 
 
+def test_a_bid_that_the_store_comes_to_late_takes_nothing() -> None:
+    follower = Lease()
+    assert follower.takes_until_us(0.0) == ANY_TIME_US
+    follower.answered(THEIRS, 0.9, 1.0)
+    until_us = follower.takes_until_us(10.0)
+    assert until_us == START_US + round((9 + TTL_S) * 1e6)
+    asked = Bid("s1", 1, "s1:1", 0, 8, until_us)
+    assert Tenure().on(asked, until_us - 1)[1].mine
+    assert Tenure().on(asked, until_us) == (Tenure(), Answer(0, "", False, until_us))
+
+
 def test_a_clock_that_was_set_back_does_not_make_a_lease_longer() -> None:
     tenure, _ = Tenure().on(bid(), START_US)
     back = START_US - 3_600_000_000
@@ -108,9 +119,9 @@ def test_an_answer_that_was_lost_is_given_again() -> None:
     assert (second.epoch, second.checkpoint) == (first.epoch, first.checkpoint) == (START_US, "state")
 
 
-MINE = Answer(7, "s1:1", True)
-THEIRS = Answer(8, "s2:1", False)
-FREE = Answer(0, "", False)
+MINE = Answer(7, "s1:1", True, START_US)
+THEIRS = Answer(8, "s2:1", False, START_US)
+FREE = Answer(0, "", False, START_US)
 
 
 def test_a_leader_stops_before_its_lease_ends_by_its_own_clock() -> None:
@@ -145,17 +156,17 @@ def test_a_follower_lets_the_leader_return_first() -> None:
     lease = Lease()
     lease.answered(THEIRS, 0.0, 0.1)
     lease.unanswered(10.0)
-    assert not lease.may_take(10.25)
+    assert not lease.takes_until_us(10.25)
     lease.answered(FREE, 10.25, 10.3)
-    assert not lease.may_take(10.3 + TTL_S - 0.01)
-    assert lease.may_take(10.3 + TTL_S)
+    assert not lease.takes_until_us(10.3 + TTL_S - 0.01)
+    assert lease.takes_until_us(10.3 + TTL_S)
 
 
 def test_who_has_just_started_waits_for_nobody() -> None:
     lease = Lease()
     lease.unanswered(1.0)
     lease.answered(FREE, 1.25, 1.3)
-    assert lease.may_take(1.3)
+    assert lease.takes_until_us(1.3)
 
 
 def test_a_follower_asks_more_often_than_the_leader_because_that_may_give_up() -> None:
@@ -197,6 +208,7 @@ class Histories(RuleBasedStateMachine):
         self.tenure = Tenure()
         self.replicas = [Replica(f"s{n}", origin) for n, origin in enumerate((0.0, 50.0, -1e6))]
         self.led: dict[int, tuple[str, int]] = {}
+        self.late: list[Bid] = []
 
     def clock(self, replica: Replica) -> float:
         return self.now - replica.origin
@@ -215,7 +227,14 @@ class Histories(RuleBasedStateMachine):
             lease = replica.lease
             replica.flight = (
                 now,
-                Bid(replica.id, replica.incarnation, f"{replica.id}:1", lease.epoch, lease.latest, lease.may_take(now)),
+                Bid(
+                    replica.id,
+                    replica.incarnation,
+                    f"{replica.id}:1",
+                    lease.epoch,
+                    lease.latest,
+                    lease.takes_until_us(now),
+                ),
                 None,
             )
 
@@ -249,9 +268,17 @@ class Histories(RuleBasedStateMachine):
     @rule(number=number)
     def ask_in_vain(self, number: int) -> None:
         replica = self.replicas[number]
-        asked_at = replica.flight[0] if replica.flight is not None else self.clock(replica)
+        asked_at, asked, answer = replica.flight or (self.clock(replica), None, None)
+        if asked is not None and answer is None:
+            self.late.append(asked)
         replica.flight, replica.vain = None, True
         replica.lease.unanswered(asked_at)
+
+    @precondition(lambda self: self.late)
+    @rule()
+    def decide_late(self) -> None:
+        """The store, which was stopped, comes to a bid that nobody waits for any more."""
+        self.tenure, _ = self.tenure.on(self.late.pop(0), START_US + round(self.now * 1e6))
 
     @rule(number=number)
     def restart(self, number: int) -> None:

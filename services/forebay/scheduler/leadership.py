@@ -115,7 +115,7 @@ class Leadership:
             self._replica.address,
             self.epoch,
             self._lease.latest,
-            self._lease.may_take(asked_at),
+            self._lease.takes_until_us(asked_at),
             None
             if self._in_vain
             else self._checkpoint(),  # it is large, and asked in vain it would be made for nothing

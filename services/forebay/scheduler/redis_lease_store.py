@@ -38,10 +38,10 @@ class RedisLeaseStore:
         given = bid.checkpoint is not None
         arguments = [
             self._now_us(), round(TTL_S * 1e6), bid.id, bid.incarnation, bid.address, bid.epoch, bid.latest,
-            int(bid.may_take), int(given), bid.checkpoint or "",
+            bid.takes_until_us, int(given), bid.checkpoint or "",
         ]  # fmt: skip
-        epoch, address, mine, checkpoint = await self._run(self._bid, arguments)
-        return Answer(int(epoch), address, bool(mine), checkpoint)
+        epoch, address, mine, now_us, checkpoint = await self._run(self._bid, arguments)
+        return Answer(int(epoch), address, bool(mine), int(now_us), checkpoint)
 
     async def release(self, epoch: int) -> None:
         """Gives the lease up by one script."""

@@ -29,6 +29,8 @@ TTL_S = 3.0
 KEEP_S = 0.9 * TTL_S
 RENEW_S = 1.0
 RETRY_S = 0.25
+ANY_TIME_US = 1 << 53
+"""Later than any time, and exact as a float, which numbers are in the store's script."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Bid:
         address: where it listens, host:port.
         epoch: of the term that it leads in; 0 while it follows.
         latest: the highest epoch that it has heard of, so that a store that has forgotten begins no term below it.
-        may_take: whether it would lead a new term.
+        takes_until_us: until when by the store's clock it would take a free lease; 0 for not at all.
         checkpoint: stored when the lease is kept; None leaves the one that is there.
     """
 
@@ -49,7 +51,7 @@ class Bid:
     address: str
     epoch: int
     latest: int
-    may_take: bool
+    takes_until_us: int
     checkpoint: str | None = None
 
 
@@ -61,12 +63,14 @@ class Answer:
         epoch: of the holder's term; 0 when nobody holds it.
         address: where the holder listens; empty likewise.
         mine: whether the bidder holds it.
+        now_us: when that was decided, by the store's clock.
         checkpoint: the last that was stored, empty for none; given when the bidder has begun a term, else empty.
     """
 
     epoch: int
     address: str
     mine: bool
+    now_us: int
     checkpoint: str = ""
 
 
@@ -96,17 +100,17 @@ class Tenure:
             epoch = self.epoch
         elif not held and bid.epoch and bid.epoch >= last:
             epoch = bid.epoch  # nobody has led since, or the store has forgotten
-        elif bid.may_take and (not held or (bid.id == self.id and bid.incarnation > self.incarnation)):
+        elif now_us < bid.takes_until_us and (not held or (bid.id == self.id and bid.incarnation > self.incarnation)):
             epoch = max(last + 1, now_us)
         elif held:
             # No lease is longer: if this one is the clock was set back, and a dead leader would be waited for as long.
-            return replace(self, until_us=min(self.until_us, end_us)), Answer(self.epoch, self.address, False)
+            return replace(self, until_us=min(self.until_us, end_us)), Answer(self.epoch, self.address, False, now_us)
         else:
-            return self, Answer(0, "", False)
+            return self, Answer(0, "", False, now_us)
         begins = epoch != bid.epoch
         checkpoint = self.checkpoint if begins or bid.checkpoint is None else bid.checkpoint
         tenure = Tenure(bid.id, bid.incarnation, bid.address, epoch, end_us, checkpoint)
-        return tenure, Answer(epoch, bid.address, True, checkpoint if begins else "")
+        return tenure, Answer(epoch, bid.address, True, now_us, checkpoint if begins else "")
 
     def released(self, epoch: int) -> "Tenure":
         """Returns what is held once the leader of a term has given it up; a term that is over changes nothing."""
@@ -128,20 +132,28 @@ class Lease:
         self._until = 0.0
         self._met = self._away = False
         self._waits_until = 0.0
+        # What the store's clock is ahead of this one; without an answer it is not known.
+        self._store_ahead: float | None = None
 
     def may_grant(self, now: float) -> bool:
         """Whether it leads for certain, or as certainly as can be while the store is away."""
         return self.epoch != 0 and now < self._until
 
-    def may_take(self, now: float) -> bool:
-        """Whether it is to take the lease if that is free."""
-        return not self._away and now >= self._waits_until
+    def takes_until_us(self, now: float) -> int:
+        """Until when by the store's clock it is to take the lease if that is free; 0 for not at all.
+
+        A store that was stopped gets to a bid when its bidder has long known that it was away.
+        """
+        if self._away or now < self._waits_until:
+            return 0
+        return ANY_TIME_US if self._store_ahead is None else round((now + self._store_ahead + TTL_S) * 1e6)
 
     def answered(self, answer: Answer, asked_at: float, now: float) -> float:
         """Takes the store's answer to a bid; returns after how many seconds to ask again."""
         if self._away and not self.epoch:
             self._waits_until = now + TTL_S
         self._met, self._away = True, False
+        self._store_ahead = answer.now_us / 1e6 - now
         self.epoch = answer.epoch if answer.mine else 0
         self.latest = max(self.latest, answer.epoch)
         self.leader = answer.address
