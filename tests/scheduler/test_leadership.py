@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from forebay.api.common.v1 import common_pb2
 from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
@@ -159,6 +160,14 @@ async def test_a_leader_that_resigns_ends_its_sessions_and_another_leads_at_once
     await asyncio.sleep(0)
     assert second.leadership.leading().checkpoint() is None, "it waits for whom the one before knew to the last"
     assert not await first.bid()
+
+
+async def test_a_follower_that_resigns_does_not_take_the_lease_first(pair: Pair, clock: FakeClock) -> None:
+    _, follower = pair
+    clock.advance(TTL_S)
+    with capture_logs() as logs:
+        await follower.leadership.resign()
+    assert "leads" not in {line["event"] for line in logs}
 
 
 async def test_a_scheduler_that_is_told_to_stop_hands_over_while_its_calls_still_run(redis_url: str) -> None:

@@ -147,7 +147,8 @@ class Leadership:
         """Ends the term and gives the lease up, for good, so that another need not wait until it expires."""
         async with self._bidding:
             self._resigned = True
-            await self.bid()  # leaves the last checkpoint, while everybody is still connected
+            if self.term is not None:
+                await self.bid()  # leaves the last checkpoint, while everybody is still connected
             epoch, self._lease = self.epoch, Lease()
             self._end_term()
             if epoch:
