@@ -262,6 +262,10 @@ class Mesh(RuleBasedStateMachine):
             self.core.restore(self.checkpoint.leads)
             self.taken_over = True
         decided = self.core.tick(self.now)
+        for withdrawal in decided.withdrawals:
+            id = AttemptId(withdrawal.key.request_id, withdrawal.key.attempt)
+            roster = self.engines[withdrawal.worker_id].roster
+            self.send("leader", withdrawal.worker_id, lambda roster=roster, id=id: roster.withdraw(id))
         for batch in decided.batches:
             for grant in batch.grants:
                 assert batch.worker_id in self.attached
@@ -274,10 +278,6 @@ class Mesh(RuleBasedStateMachine):
                 )
                 engine = self.engines[batch.worker_id]
                 self.send("leader", engine.id, lambda e=engine, entry=entry: self.announce(e, entry))
-        for withdrawal in decided.withdrawals:
-            id = AttemptId(withdrawal.key.request_id, withdrawal.key.attempt)
-            roster = self.engines[withdrawal.worker_id].roster
-            self.send("leader", withdrawal.worker_id, lambda roster=roster, id=id: roster.withdraw(id))
         for grant in (*decided.repeats, *grants(decided)):
             self.send("leader", grant.router, lambda grant=grant: self.hear_grant(grant))
         assert not decided.rejections
