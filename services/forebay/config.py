@@ -33,6 +33,11 @@ def host_and_port(value: str) -> str:
     return value
 
 
+def anywhere(listen: str) -> bool:
+    """Returns whether an address to listen on is every interface's, so that nobody elsewhere can be told to connect to it."""
+    return listen.rpartition(":")[0] in ("0.0.0.0", "[::]", "::", "*")  # noqa: S104 - compared, not bound
+
+
 # host:port, as every address in a configuration.
 Address = Annotated[str, AfterValidator(host_and_port)]
 

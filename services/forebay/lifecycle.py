@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import gc
 import os
 import signal
@@ -30,8 +31,15 @@ log = get_logger("lifecycle")
 _failed_tasks: list[str] = []
 
 
-def run_service(config_type: type[C], build: Build[C]) -> None:
-    """Runs one service until SIGTERM or SIGINT; exits with 0 then, with 2 for a wrong configuration, with 1 for a failure."""
+def run_service(config_type: type[C], build: Build[C], hung_after_s: float | None = None) -> None:
+    """Runs one service until SIGTERM or SIGINT; exits with 0 then, with 2 for a wrong configuration, with 1 for a failure.
+
+    Args:
+        config_type: what it is configured with.
+        build: makes its server.
+        hung_after_s: ends the process with 1, and the stacks of its threads on stderr, when its event loop has not turned for so
+            long. For a service that another replaces: gRPC's threads answer pings, so its peers would stay with it for ever.
+    """
     parser = argparse.ArgumentParser(
         prog=f"forebay-{config_type.service}",
         description=f"The {config_type.service} service of forebay.",
@@ -53,14 +61,14 @@ def run_service(config_type: type[C], build: Build[C]) -> None:
         return
     configure_logs(config_type.service, config.id, config.log_level)
     try:
-        uvloop.run(_serve(config_type.service, config, build))
+        uvloop.run(_serve(config_type.service, config, build, hung_after_s))
     except ConfigError as error:
         sys.exit(_complain(str(error), 2))
     if _failed_tasks:
         sys.exit(1)
 
 
-async def _serve(service: str, config: C, build: Build[C]) -> None:
+async def _serve(service: str, config: C, build: Build[C], hung_after_s: float | None) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -77,6 +85,8 @@ async def _serve(service: str, config: C, build: Build[C]) -> None:
     )
     try:
         async with AsyncExitStack() as stack:
+            if hung_after_s is not None:
+                await stack.enter_async_context(background(_show_life(hung_after_s), "watchdog"))
             if config.metrics_listen:
                 log.info("metrics", port=serve_metrics(config.metrics_listen))
             server = await build(config, stack)
@@ -92,6 +102,15 @@ async def _serve(service: str, config: C, build: Build[C]) -> None:
         if provider is not None:
             provider.shutdown()
     log.info("stopped")
+
+
+async def _show_life(hung_after_s: float) -> None:
+    try:
+        while True:
+            faulthandler.dump_traceback_later(hung_after_s, exit=True)
+            await asyncio.sleep(hung_after_s / 10)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @asynccontextmanager

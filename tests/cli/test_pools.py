@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import io
+from contextlib import AsyncExitStack
+from types import SimpleNamespace
+from typing import Any
 
+import grpc
+import pytest
 from rich.console import Console
 
 from forebay.api.common.v1 import common_pb2
 from forebay.api.quota.v1 import quota_pb2
-from forebay.api.scheduler.v1 import scheduler_pb2
-from forebay.cli.pools import Pool, render
+from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from forebay.cli.directory import Pool, leaders_pools
+from forebay.cli.pools import describe, render
+from forebay.errors import Code, MeshError
+from forebay.rpc.client import connect
+from forebay.rpc.server import RpcServer
 from forebay.rpc.status import to_pb_duration
 
 
@@ -50,3 +59,53 @@ def test_pools_are_told_with_workers_and_flows() -> None:
 
 def test_no_pools_are_said_to_be_none() -> None:
     assert printed() == ["no pool has a worker or a request"]
+
+
+class Scheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
+    """Tells its pools one a page; without any it follows."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+
+    async def DescribePools(
+        self, request: scheduler_pb2.DescribePoolsRequest, context: Any
+    ) -> scheduler_pb2.DescribePoolsResponse:
+        if not self._names:
+            raise MeshError(Code.FAILED_PRECONDITION, "NOT_LEADER", "another does")
+        page = int(request.page_token or 0)
+        more = str(page + 1) if page + 1 < len(self._names) else ""
+        return scheduler_pb2.DescribePoolsResponse(pools=[Pool(name=self._names[page])], next_page_token=more)
+
+
+@pytest.mark.parametrize(
+    ("schedulers", "leader", "pools"),
+    [
+        ([Scheduler(), Scheduler("a", "b")], "scheduler-2", ["a", "b"]),
+        ([Scheduler("a")], "scheduler-1", ["a"]),
+        ([Scheduler()], "", []),
+        ([], "", []),
+    ],
+)
+async def test_the_pools_are_those_of_whoever_leads(schedulers: list[Scheduler], leader: str, pools: list[str]) -> None:
+    async with AsyncExitStack() as stack:
+        addresses = {"router-1": ""}
+        for number, scheduler in enumerate(schedulers, start=1):
+            server = RpcServer("127.0.0.1:0")
+            server.add(
+                scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server,
+                scheduler,
+                "forebay.api.scheduler.v1.SchedulerService",
+            )
+            await server.start()
+            stack.push_async_callback(server.drain, 0)
+            addresses[f"scheduler-{number}"] = server.address
+
+        def channel(name: str) -> grpc.aio.Channel:
+            return connect(addresses[name], caller="test")
+
+        operator: Any = SimpleNamespace(mesh=SimpleNamespace(processes=addresses), channel=channel)
+        found = await leaders_pools(operator)
+        assert (found[0], [pool.name for pool in found[1]]) == (leader, pools)
+        if not leader:
+            with pytest.raises(MeshError, match="no scheduler leads now"):
+                await describe(operator, "")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -93,6 +95,22 @@ async def test_a_leader_that_dies_is_replaced_and_nobody_notices(tmp_path: Path)
     assert {row.completion_tokens for row in rows} == {TOKENS}
     leaders = "".join(log.read_text() for log in (tmp_path / "data" / "logs").glob("scheduler-*"))
     assert leaders.count('"event": "leads"') > len(order)
+
+
+async def test_a_leader_that_hangs_is_left_for_the_next(tmp_path: Path) -> None:
+    with MeshProcesses(tmp_path / "data", schedulers=2, environment=ENVIRONMENT) as mesh:
+        # A connection that nobody looks after would end after 20 s.
+        async with ForebayClient(mesh.router_address(), mesh.key("acme"), timeout=15) as client:
+            await client.generate("Who leads?", max_tokens=2)
+            leader = await mesh.leading_scheduler()
+            os.kill(mesh.pid(leader), signal.SIGSTOP)
+            try:
+                await client.generate("And now?", max_tokens=2)
+                assert await mesh.leading_scheduler() != leader
+            finally:
+                os.kill(mesh.pid(leader), signal.SIGCONT)
+            await client.generate("And after it woke?", max_tokens=2)
+            assert await mesh.leading_scheduler() != leader
 
 
 async def die(mesh: MeshProcesses, points: Path, point: str | None) -> None:

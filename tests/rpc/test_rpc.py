@@ -11,6 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from forebay.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from forebay.config import ConfigError
@@ -287,12 +288,15 @@ async def test_a_peer_that_is_not_the_one_sought_was_never_connected(
     client = SessionClient(
         "test", worker_pb2_grpc.WorkerServiceStub(channel).Execute, worker_pb2.ExecuteRequest, handler
     )
-    running = asyncio.create_task(client.run())
-    for _ in range(2):
-        assert (await handler.ends.get()).reason == "NOT_LEADER"
-        assert not client.connected
+    with capture_logs() as logs:
+        running = asyncio.create_task(client.run())
+        for _ in range(3):
+            assert (await handler.ends.get()).reason == "NOT_LEADER"
+            assert not client.connected
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+    (line,) = logs
+    assert (line["event"], line["reason"], line["message"]) == ("session not opened", "NOT_LEADER", "another is")
 
 
 async def test_a_session_can_be_ended_from_outside(servicer: Servicer, channel: grpc.aio.Channel) -> None:

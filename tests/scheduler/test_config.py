@@ -60,6 +60,7 @@ adapters:
         ({"pools": [{"name": ""}]}, "pools.0.name"),
         ({"pools": [{"name": "gold", "lend": True}]}, "pools.0.lend"),
         ({"adapters": [{"name": "a", "model": "m"}]}, "adapters.0.tenant"),
+        ({"listen": "0.0.0.0:7001", "redis_url": "redis://r:6379"}, "advertise must be given"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, values: dict[str, Any], about: str) -> None:

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from forebay.api.common.v1 import common_pb2
 from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
@@ -15,12 +16,13 @@ from forebay.errors import Code, MeshError
 from forebay.rpc.client import connect
 from forebay.rpc.server import RpcServer
 from forebay.rpc.status import from_rpc_error
+from forebay.scheduler.config import SchedulerConfig
 from forebay.scheduler.domain.lease import KEEP_S, TTL_S, Answer, Bid
 from forebay.scheduler.domain.scheduler import Limits, Scheduler
 from forebay.scheduler.domain.takeover import WAIT_S, Checkpoint
 from forebay.scheduler.leadership import Leadership, Replica
 from forebay.scheduler.lease_store import MemoryLeaseStore
-from forebay.scheduler.main import FULL_NAME
+from forebay.scheduler.main import FULL_NAME, build
 from forebay.scheduler.servicer import SchedulerServicer
 from forebay.testing.clock import FakeClock
 
@@ -28,14 +30,25 @@ from .test_sessions import FakePeer, ref, soon, submission
 
 
 class Store(MemoryLeaseStore):
-    """A store that a test takes away from some, and whose last word it can read."""
+    """A store that a test takes away from some.
+
+    Attributes:
+        away_for: the ids of those.
+        in_vain_s: how long they ask it in vain.
+        lost_checkpoints: how many they brought.
+    """
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock)
         self.away_for: set[str] = set()
+        self.in_vain_s = 0.0
+        self.lost_checkpoints = 0
+        self._clock = clock
 
     async def bid(self, bid: Bid) -> Answer:
         if bid.id in self.away_for:
+            self._clock.advance(self.in_vain_s)
+            self.lost_checkpoints += bid.checkpoint is not None
             raise MeshError(Code.UNAVAILABLE, "LEASE_STORE_UNAVAILABLE", "away")
         return await super().bid(bid)
 
@@ -134,13 +147,60 @@ async def test_a_followers_pools_are_the_leaders_to_tell(pair: Pair) -> None:
 
 async def test_a_leader_that_resigns_ends_its_sessions_and_another_leads_at_once(pair: Pair) -> None:
     first, second = pair
-    peer = await first.router()
+    peer = await first.router(held_complete=True)
     epoch = (await peer.hear()).welcome.epoch
+    first.look()
+    await asyncio.sleep(0)
     await first.leadership.resign()
-    assert (await peer.fails()).reason == "NOT_LEADER"
+    error = await peer.fails()
+    assert (error.reason, error.metadata["leader"]) == ("NOT_LEADER", ""), "whoever leads next is not known"
     assert await second.bid()
     assert second.leadership.epoch > epoch
+    second.look()
+    await asyncio.sleep(0)
+    assert second.leadership.leading().checkpoint() is None, "it waits for whom the one before knew to the last"
     assert not await first.bid()
+
+
+async def test_a_follower_that_resigns_does_not_take_the_lease_first(pair: Pair, clock: FakeClock) -> None:
+    _, follower = pair
+    clock.advance(TTL_S)
+    with capture_logs() as logs:
+        await follower.leadership.resign()
+    assert "leads" not in {line["event"] for line in logs}
+
+
+async def test_a_scheduler_that_is_told_to_stop_hands_over_while_its_calls_still_run(redis_url: str) -> None:
+    async with AsyncExitStack() as stack:
+
+        async def scheduler(number: int) -> RpcServer:
+            config = SchedulerConfig(id=f"s{number}", redis_url=redis_url, domain="test-drain")
+            server = await build(config, stack)
+            await server.start()
+            stack.push_async_callback(server.drain, 0)
+            return server
+
+        async def leads(server: RpcServer) -> None:
+            async with connect(server.address, caller="test") as channel:
+                stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
+                while True:
+                    try:
+                        await stub.DescribePools(scheduler_pb2.DescribePoolsRequest())
+                        return
+                    except grpc.aio.AioRpcError:
+                        await asyncio.sleep(0.01)
+
+        first = await scheduler(1)
+        await soon(leads(first))
+        async with connect(first.address, caller="test") as channel:
+            router = FakePeer(scheduler_pb2_grpc.SchedulerServiceStub(channel).Schedule())
+            hello = scheduler_pb2.ScheduleRequest.Hello(router=common_pb2.Peer(id="r1", incarnation=1))
+            await router.say(scheduler_pb2.ScheduleRequest(hello=hello))
+            await router.hear()
+            draining = asyncio.create_task(first.drain(60))
+            assert (await router.fails()).reason == "NOT_LEADER"
+            await soon(leads(await scheduler(2)))
+            await draining
 
 
 async def serve_two(leader: Member, clock: FakeClock) -> tuple[FakePeer, FakePeer]:
@@ -209,6 +269,22 @@ async def test_a_leader_that_was_stopped_grants_again_only_after_the_stores_word
     assert len((await router.hear()).grants) == 1
 
 
+async def test_a_leader_that_was_stopped_while_it_asked_has_not_asked_in_vain(
+    pair: Pair, store: Store, clock: FakeClock
+) -> None:
+    first, second = pair
+    router, _ = await serve_two(first, clock)
+    store.away_for, store.in_vain_s = {"s1"}, 10 * TTL_S
+    await first.bid()  # the answer's time was over when it woke
+    assert await second.bid()
+    await router.say(scheduler_pb2.ScheduleRequest(submissions=[submission(1)]))
+    (pool,) = first.leadership.leading().core.pools
+    while not (pool.queued or pool.workers["w1"].in_flight):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert pool.queued, "another leads"
+
+
 async def test_a_leader_goes_on_without_the_store_until_it_hears_of_another(
     pair: Pair, store: Store, clock: FakeClock
 ) -> None:
@@ -221,6 +297,7 @@ async def test_a_leader_goes_on_without_the_store_until_it_hears_of_another(
         assert not await second.bid()
         await router.say(scheduler_pb2.ScheduleRequest(submissions=[submission(number)]))
         assert [grant.ref for grant in (await router.hear()).grants] == [ref(number)]
+    assert store.lost_checkpoints == 1, "one that nobody takes is made once"
     store.away_for = {"s1"}
     assert not await second.bid(), "the leader may return first"
     clock.advance(TTL_S)
@@ -234,7 +311,7 @@ async def test_a_leader_goes_on_without_the_store_until_it_hears_of_another(
 async def test_a_checkpoint_that_cannot_be_read_is_left(pair: Pair, store: Store) -> None:
     first, second = pair
     epoch = first.leadership.epoch
-    await store.bid(Bid("s1", 1, "", epoch, may_take=True, checkpoint="from another version"))
+    await store.bid(Bid("s1", 1, "", epoch, epoch, 0, checkpoint="from another version"))
     await store.release(epoch)
     assert await second.bid()
     assert not await first.bid()

@@ -8,13 +8,21 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from forebay.scheduler.domain.lease import KEEP_S, TTL_S, Answer, Bid, Lease, Tenure
+from forebay.scheduler.domain.lease import ANY_TIME_US, KEEP_S, RENEW_S, RETRY_S, TTL_S, Answer, Bid, Lease, Tenure
 
 START_US = 1_700_000_000_000_000
 
 
-def bid(id: str = "s1", incarnation: int = 1, *, epoch: int = 0, may_take: bool = True, left: str | None = None) -> Bid:
-    return Bid(id, incarnation, f"{id}:1", epoch, may_take, left)
+def bid(
+    id: str = "s1",
+    incarnation: int = 1,
+    *,
+    epoch: int = 0,
+    latest: int = 0,
+    may_take: bool = True,
+    left: str | None = None,
+) -> Bid:
+    return Bid(id, incarnation, f"{id}:1", epoch, latest, ANY_TIME_US if may_take else 0, left)
 
 
 def held(answer: Answer) -> tuple[int, str, bool]:
@@ -26,7 +34,6 @@ def test_the_first_to_ask_leads_and_others_hear_of_it() -> None:
     assert held(answer) == (START_US, "s1:1", True)
     _, answer = tenure.on(bid("s2"), START_US + 1_000_000)
     assert held(answer) == (START_US, "s1:1", False)
-    assert answer.left_s == TTL_S - 1
 
 
 def test_a_lease_that_is_not_renewed_passes_on_with_what_was_left() -> None:
@@ -55,6 +62,41 @@ def test_epochs_grow_though_the_stores_clock_goes_back() -> None:
     assert tenure.on(bid("s2"), START_US - 10_000_000)[1].epoch == START_US + 1
 
 
+def test_epochs_grow_though_the_store_has_forgotten_and_its_clock_is_behind() -> None:
+    _, answer = Tenure().on(bid("s2", latest=START_US), START_US - 10_000_000)
+    assert (answer.mine, answer.epoch) == (True, START_US + 1)
+
+
+def test_a_store_that_has_forgotten_the_last_term_keeps_nobody_in_an_earlier_one() -> None:
+    forgotten, _ = Tenure().on(bid(), START_US)
+    later = START_US + 60_000_000
+    back, answer = forgotten.on(bid(epoch=START_US, latest=START_US), later)
+    assert answer.mine, "it has slept, and asks first"
+    led = bid("s2", epoch=later - 1, latest=later - 1)
+    assert held(back.on(led, later)[1]) == (later - 1, "s2:1", True)
+    assert held(back.on(bid("s2", latest=later - 1), later)[1]) == (later, "s2:1", True)
+    assert held(forgotten.on(bid(latest=later - 1), START_US + 1)[1]) == (later, "s1:1", True), "nor itself"
+
+
+def test_a_bid_that_the_store_comes_to_late_takes_nothing() -> None:
+    follower = Lease()
+    assert follower.takes_until_us(0.0) == ANY_TIME_US
+    follower.answered(THEIRS, 0.9, 1.0)
+    until_us = follower.takes_until_us(10.0)
+    assert until_us == START_US + round((9 + TTL_S) * 1e6)
+    asked = Bid("s1", 1, "s1:1", 0, 8, until_us)
+    assert Tenure().on(asked, until_us - 1)[1].mine
+    assert Tenure().on(asked, until_us) == (Tenure(), Answer(0, "", False, until_us))
+
+
+def test_a_clock_that_was_set_back_does_not_make_a_lease_longer() -> None:
+    tenure, _ = Tenure().on(bid(), START_US)
+    back = START_US - 3_600_000_000
+    tenure, answer = tenure.on(bid("s2"), back)
+    assert held(answer) == (START_US, "s1:1", False), "its holder may be there"
+    assert tenure.on(bid("s2"), back + 3_000_000)[1].mine
+
+
 def test_a_leader_goes_on_if_nobody_has_led_since() -> None:
     tenure, _ = Tenure().on(bid(), START_US)
     late = START_US + 60_000_000
@@ -77,9 +119,9 @@ def test_an_answer_that_was_lost_is_given_again() -> None:
     assert (second.epoch, second.checkpoint) == (first.epoch, first.checkpoint) == (START_US, "state")
 
 
-MINE = Answer(7, "s1:1", True, TTL_S)
-THEIRS = Answer(8, "s2:1", False, 2.5)
-FREE = Answer(0, "", False, 0.0)
+MINE = Answer(7, "s1:1", True, START_US)
+THEIRS = Answer(8, "s2:1", False, START_US)
+FREE = Answer(0, "", False, START_US)
 
 
 def test_a_leader_stops_before_its_lease_ends_by_its_own_clock() -> None:
@@ -114,24 +156,30 @@ def test_a_follower_lets_the_leader_return_first() -> None:
     lease = Lease()
     lease.answered(THEIRS, 0.0, 0.1)
     lease.unanswered(10.0)
-    assert not lease.may_take(10.25)
+    assert not lease.takes_until_us(10.25)
     lease.answered(FREE, 10.25, 10.3)
-    assert not lease.may_take(10.3 + TTL_S - 0.01)
-    assert lease.may_take(10.3 + TTL_S)
+    assert not lease.takes_until_us(10.3 + TTL_S - 0.01)
+    assert lease.takes_until_us(10.3 + TTL_S)
 
 
 def test_who_has_just_started_waits_for_nobody() -> None:
     lease = Lease()
     lease.unanswered(1.0)
     lease.answered(FREE, 1.25, 1.3)
-    assert lease.may_take(1.3)
+    assert lease.takes_until_us(1.3)
 
 
-def test_a_follower_asks_when_the_lease_may_be_free() -> None:
+def test_a_follower_asks_more_often_than_the_leader_because_that_may_give_up() -> None:
     lease = Lease()
-    assert lease.answered(THEIRS, 0.0, 0.1) == 1.0
-    assert lease.answered(Answer(8, "s2:1", False, 0.2), 1.0, 1.1) == 0.2
-    assert 0 < lease.answered(FREE, 2.0, 2.1) < 1
+    assert lease.answered(MINE, 0.0, 0.1) == RENEW_S
+    assert lease.answered(THEIRS, 1.0, 1.1) == lease.answered(FREE, 2.0, 2.1) == RETRY_S < RENEW_S
+
+
+def test_a_scheduler_remembers_the_highest_epoch() -> None:
+    lease = Lease()
+    for answer in (THEIRS, MINE, FREE):
+        lease.answered(answer, 0.0, 0.1)
+    assert lease.latest == THEIRS.epoch
 
 
 @dataclass
@@ -160,6 +208,7 @@ class Histories(RuleBasedStateMachine):
         self.tenure = Tenure()
         self.replicas = [Replica(f"s{n}", origin) for n, origin in enumerate((0.0, 50.0, -1e6))]
         self.led: dict[int, tuple[str, int]] = {}
+        self.late: list[Bid] = []
 
     def clock(self, replica: Replica) -> float:
         return self.now - replica.origin
@@ -178,7 +227,14 @@ class Histories(RuleBasedStateMachine):
             lease = replica.lease
             replica.flight = (
                 now,
-                Bid(replica.id, replica.incarnation, f"{replica.id}:1", lease.epoch, lease.may_take(now)),
+                Bid(
+                    replica.id,
+                    replica.incarnation,
+                    f"{replica.id}:1",
+                    lease.epoch,
+                    lease.latest,
+                    lease.takes_until_us(now),
+                ),
                 None,
             )
 
@@ -212,8 +268,17 @@ class Histories(RuleBasedStateMachine):
     @rule(number=number)
     def ask_in_vain(self, number: int) -> None:
         replica = self.replicas[number]
+        asked_at, asked, answer = replica.flight or (self.clock(replica), None, None)
+        if asked is not None and answer is None:
+            self.late.append(asked)
         replica.flight, replica.vain = None, True
-        replica.lease.unanswered(self.clock(replica))
+        replica.lease.unanswered(asked_at)
+
+    @precondition(lambda self: self.late)
+    @rule()
+    def decide_late(self) -> None:
+        """The store, which was stopped, comes to a bid that nobody waits for any more."""
+        self.tenure, _ = self.tenure.on(self.late.pop(0), START_US + round(self.now * 1e6))
 
     @rule(number=number)
     def restart(self, number: int) -> None:

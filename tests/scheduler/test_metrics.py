@@ -9,7 +9,7 @@ from prometheus_client import REGISTRY
 
 from forebay.lifecycle import background
 from forebay.scheduler.domain.limits import Limits
-from forebay.scheduler.domain.overview import fairness, waiting
+from forebay.scheduler.domain.overview import fairness, standings, waiting
 from forebay.scheduler.domain.pool import PoolRules
 from forebay.scheduler.domain.request import ServiceClass
 from forebay.scheduler.domain.room import RoomRules
@@ -53,7 +53,7 @@ def test_it_tells_service_and_what_was_owed_and_how_fair_that_is() -> None:
     assert value("tenant_owed_tokens", tenant="acme") == 2 * 10 + 20
     assert value("tenant_service_tokens", tenant="globex") == 0
     assert value("tenant_owed_tokens", tenant="globex") == 20
-    assert value("pool_fairness", model="m", pool="shared") == fairness(pool) == pytest.approx(0.5)
+    assert value("pool_fairness", model="m", pool="shared") == fairness(standings(pool)) == pytest.approx(0.5)
     assert (value("queue_requests", service_class="silver"), value("queue_oldest_seconds", service_class="silver")) == (
         1,
         3,

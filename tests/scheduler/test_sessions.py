@@ -367,6 +367,21 @@ async def test_a_workers_later_session_takes_the_place_of_the_one_before(world: 
     assert [grant.ref for grant in (await router.hear()).grants] == [ref(1)]
 
 
+async def test_a_routers_later_session_takes_the_place_of_the_one_before(world: World) -> None:
+    before, other = await world.router(submissions=[submission(1), submission(2)]), await world.router("router-2")
+    for peer in (before, other):
+        await peer.hear()
+    await world.until_waiting(2)
+    after = await world.router(submissions=[submission(2)])
+    await after.hear()
+    assert (await before.fails()).reason == "SUPERSEDED"
+    await world.until_waiting(1)
+    await world.worker()
+    assert [grant.ref for grant in (await after.hear()).grants] == [ref(2)], "of the other its router knows nothing"
+    await other.say(submit(submission(3)))
+    assert [grant.ref for grant in (await other.hear()).grants] == [ref(3)]
+
+
 async def test_a_worker_from_the_future_is_refused_and_locks_nobody_out(world: World) -> None:
     impostor = FakePeer(world.stub.Attach())
     peer = common_pb2.Peer(id="worker-1", incarnation=2**64 - 1)

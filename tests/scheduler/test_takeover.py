@@ -20,7 +20,10 @@ from forebay.router.domain import decisions as router_decisions
 from forebay.router.domain import events
 from forebay.router.domain.life import Life, State
 from forebay.router.domain.stream import TokenStream
+from forebay.scheduler.domain import scheduler as scheduler_module
 from forebay.scheduler.domain.decisions import Grant
+from forebay.scheduler.domain.flow import RESOLUTION
+from forebay.scheduler.domain.overview import standings
 from forebay.scheduler.domain.request import AttemptKey, Request
 from forebay.scheduler.domain.scheduler import Limits, Scheduler
 from forebay.scheduler.domain.takeover import WAIT_S, Checkpoint, Takeover
@@ -55,7 +58,21 @@ def test_a_checkpoint_is_text() -> None:
     assert Checkpoint.from_text("") == Checkpoint()
 
 
-@pytest.mark.parametrize("text", ["no", "[]", "{}", '{"routers": 1, "workers": [], "leads": []}', '{"leads": [1]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"routers": 1, "workers": [], "leads": []}',
+        '{"leads": [1]}',
+        *(
+            f'{{"routers": [], "workers": [], "leads": [[{lead}]]}}'
+            for lead in ('"m", 5', '"m", "", "GOLD", 1e999', '"m", "", 5')
+        ),
+    ],
+)
 def test_other_text_is_told_from_a_checkpoint(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - what it says is for the log
         Checkpoint.from_text(text)
@@ -82,9 +99,9 @@ def test_a_flow_is_as_far_ahead_under_the_next_leader(first: str) -> None:
         new.submit(request(tenant_id), "r", 0.0)
     join(new, info(max_num_seqs=1))
     new.restore(old.leads())
-    # Who joined behind the other is a step above it, which decides nothing but ties.
-    assert abs(tenant(new, "ahead").counter - tenant(new, "behind").counter - lead) <= 1
     assert [grant.request.tenant_id for grant in grants(new.tick(0.0))] == ["behind"]
+    # Who joined behind the other is a step above it, which decides nothing but ties.
+    assert abs(tenant(new, "ahead").counter - tenant(new, "behind").counter - (lead - 100 * RESOLUTION)) <= 1
 
 
 def test_a_tenant_that_nobody_knew_is_owed_nothing_for_its_absence() -> None:
@@ -99,6 +116,47 @@ def test_a_tenant_that_nobody_knew_is_owed_nothing_for_its_absence() -> None:
     assert abs(tenant(new, "new").counter - tenant(new, "old").counter) <= 1
 
 
+def ahead_by(core: Scheduler, tenant_id: str) -> int:
+    return core.leads().get(("m", "", "SILVER", tenant_id), 0)
+
+
+def test_a_pool_that_has_no_worker_yet_keeps_what_was_inherited() -> None:
+    old = scheduler(info(max_num_seqs=1))
+    old.submit(request("ahead", prompt_tokens=300), "r", 0.0)
+    flood(old)
+    old.tick(0.0)
+    inherited = old.leads()
+    new = Scheduler(Limits(), EPOCH + 1)
+    new.restore(inherited)
+    assert new.leads() == inherited, "it may end before anybody has come"
+    flood(new)
+    assert not grants(new.tick(0.0))
+    assert new.leads() == inherited
+    join(new, info(max_num_seqs=1))
+    assert [grant.request.tenant_id for grant in grants(new.tick(0.0))] == ["behind"]
+
+
+def test_who_was_ahead_and_does_not_come_back_is_remembered_only_as_long_as_it_would_be_ahead() -> None:
+    new = Scheduler(Limits(), EPOCH + 1)
+    join(new, info(kv_tokens=10_000))
+    new.restore({("m", "", "SILVER", "gone"): 1000 * RESOLUTION})
+    assert ahead_by(new, "gone") == 1000 * RESOLUTION
+    for more in (600, 200, 0):
+        new.submit(request("here", prompt_tokens=40), "r", 0.0)
+        new.tick(0.0)
+        assert ahead_by(new, "gone") == more * RESOLUTION
+    assert not new.leads()
+    (pool,) = new.pools
+    assert [each.tenant_id for each in standings(pool)] == ["here"]
+
+
+def test_of_too_many_that_are_ahead_those_are_kept_that_are_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler_module, "MAX_LEADS", 2)
+    core = Scheduler(Limits(), EPOCH)
+    core.restore({("m", "", "SILVER", "a"): 5, ("m", "", "SILVER", "b"): 7, ("m", "", "SILVER"): 1})
+    assert core.leads() == {("m", "", "SILVER"): 1, ("m", "", "SILVER", "b"): 7}
+
+
 def test_what_is_adopted_is_charged_once_its_router_claims_it() -> None:
     core = scheduler()
     held = request("acme", prompt_tokens=100, max_tokens=50)
@@ -109,6 +167,23 @@ def test_what_is_adopted_is_charged_once_its_router_claims_it() -> None:
     core.claim(held, "r", "w1")
     core.progress("w1", held.key, 31, prefilled=True)
     assert (flow(core, "acme").in_flight, flow(core, "acme").service_tenths) == (1, 200)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_departs_while_its_worker_still_reports_is_gone(known: bool) -> None:
+    core = scheduler(info())
+    if known:
+        core.submit(request(), "r", 0.0)
+        (held,) = granted(core.tick(0.0))
+    else:
+        held = request().key
+    core.worker_lost("w1", 0.0)
+    core.worker_registered(info())
+    core.worker_running("w1", [RunningAttempt(held, "acme", 20, 3, started=True)])
+    core.departure("w1", held, generated_tokens=5, cached_tokens=0, started=True)
+    core.worker_reported("w1", 0.0)
+    (pool,) = core.pools
+    assert not pool.workers["w1"].in_flight
 
 
 def test_what_a_silent_worker_holds_is_its_own_until_the_router_gives_it_up() -> None:
@@ -187,6 +262,10 @@ class Mesh(RuleBasedStateMachine):
             self.core.restore(self.checkpoint.leads)
             self.taken_over = True
         decided = self.core.tick(self.now)
+        for withdrawal in decided.withdrawals:
+            id = AttemptId(withdrawal.key.request_id, withdrawal.key.attempt)
+            roster = self.engines[withdrawal.worker_id].roster
+            self.send("leader", withdrawal.worker_id, lambda roster=roster, id=id: roster.withdraw(id))
         for batch in decided.batches:
             for grant in batch.grants:
                 assert batch.worker_id in self.attached
@@ -199,10 +278,6 @@ class Mesh(RuleBasedStateMachine):
                 )
                 engine = self.engines[batch.worker_id]
                 self.send("leader", engine.id, lambda e=engine, entry=entry: self.announce(e, entry))
-        for withdrawal in decided.withdrawals:
-            id = AttemptId(withdrawal.key.request_id, withdrawal.key.attempt)
-            roster = self.engines[withdrawal.worker_id].roster
-            self.send("leader", withdrawal.worker_id, lambda roster=roster, id=id: roster.withdraw(id))
         for grant in (*decided.repeats, *grants(decided)):
             self.send("leader", grant.router, lambda grant=grant: self.hear_grant(grant))
         assert not decided.rejections

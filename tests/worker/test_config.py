@@ -49,6 +49,7 @@ def test_of_schedulers_there_may_be_several(tmp_path: Path, monkeypatch: pytest.
         ({"scheduler_address": "here"}, "host:port"),
         ({"scheduler_address": []}, "scheduler_address"),
         ({"advertise": "there"}, "host:port"),
+        ({"listen": "[::]:7001"}, "advertise must be given"),
         ({"simulated": {"speeed": 2}}, "speeed"),
     ],
 )

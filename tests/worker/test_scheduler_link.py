@@ -145,6 +145,16 @@ async def test_a_withdrawn_entry_is_gone_and_nobody_is_told(bench: Bench) -> Non
     assert not bench.said().expired
 
 
+async def test_an_attempt_that_is_withdrawn_and_drawn_anew_at_once_may_come(bench: Bench) -> None:
+    bench.batch(1)
+    anew = scheduler_pb2.Batch.Entry(ref=ref(1), tenant_id="acme", kv_tokens=30)
+    both = scheduler_pb2.AttachResponse(
+        withdrawals=[ref(1)], batches=[scheduler_pb2.Batch(batch_id=2, epoch=3, entries=[anew])]
+    )
+    bench.link.received(both)
+    assert [entry.draw for entry in bench.service.roster.pending] == [(3, 2)]
+
+
 async def test_an_eviction_reaches_the_router_and_comes_back_as_a_departure(bench: Bench) -> None:
     bench.service.start(bench.stream, start(1))
     bench.engine.step(attempt_id(1))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
-import grpc
 from rich.markup import escape
 from rich.table import Table
 
@@ -19,7 +19,10 @@ from forebay.cli.operator import Operator
 from forebay.cli.terminal import print_json, terminal
 from forebay.client.client import mesh_errors
 from forebay.config import TlsConfig
+from forebay.errors import MeshError
 from forebay.policy.messages import from_pb_limits, from_pb_tenant
+
+Pool = scheduler_pb2.DescribePoolsResponse.Pool
 
 CALL_WITHIN_S = 10.0
 _HEALTH_STYLE = {
@@ -87,7 +90,7 @@ async def show_status(operator: Operator) -> bool:
     console = terminal()
     mesh = operator.mesh
     health = await asyncio.gather(*(_health(name, process, operator.tls) for name, process in mesh.processes.items()))
-    leader = await leading_scheduler(operator)
+    leader, found = await leaders_pools(operator)
     rows = table("process", "address", "pid", "restarts", "health")
     for (name, process), state in zip(mesh.processes.items(), health, strict=True):
         rows.add_row(
@@ -98,9 +101,8 @@ async def show_status(operator: Operator) -> bool:
             _HEALTH_STYLE.get(state, state) + (", leads" if name == leader else ""),
         )
     console.print(rows)
-    if leader is not None:
-        console.print()
-        console.print(await _pools(operator, leader))
+    console.print()
+    console.print(_pools(found) if leader else "[yellow]no scheduler leads now[/]")
     return all(state == "SERVING" for state in health)
 
 
@@ -108,32 +110,32 @@ async def _health(name: str, process: ProcessState, tls: TlsConfig) -> str:
     return await (valkey_health(process.address) if name == "valkey" else service_health(name, process.address, tls))
 
 
-async def leading_scheduler(operator: Operator) -> str | None:
-    """Returns which scheduler leads; None while none of them answers as the leader."""
+async def leaders_pools(operator: Operator, pool: str = "") -> tuple[str, list[Pool]]:
+    """Returns which scheduler leads, and its pools, those of one name if that is given; "" while none answers as the leader."""
     for name in (name for name in operator.mesh.processes if name.startswith("scheduler-")):
         async with operator.channel(name) as channel:
-            stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
+            describe = scheduler_pb2_grpc.SchedulerServiceStub(channel).DescribePools
             try:
-                await stub.DescribePools(scheduler_pb2.DescribePoolsRequest(page_size=1), timeout=CALL_WITHIN_S)
-            except grpc.aio.AioRpcError:
+                return name, [
+                    each
+                    async for page in pages(partial(scheduler_pb2.DescribePoolsRequest, pool=pool), describe)
+                    for each in page.pools
+                ]
+            except MeshError:
                 continue
-            return name
-    return None
+    return "", []
 
 
-async def _pools(operator: Operator, leader: str) -> Table:
+def _pools(found: list[Pool]) -> Table:
     rows = table("pool", "model", "worker / tenant", "in flight", "queued", "KV promised")
-    async with operator.channel(leader) as channel:
-        stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
-        async for page in pages(scheduler_pb2.DescribePoolsRequest, stub.DescribePools):
-            for pool in page.pools:
-                place = (escape(pool.name) or "shared", escape(pool.model))
-                for worker in pool.workers:
-                    promised = f"{worker.kv_tokens_promised:,} tokens"
-                    name = worker.worker.id + (" (draining)" if worker.draining else "")
-                    rows.add_row(*place, name, str(worker.in_flight), "", promised)
-                for flow in pool.flows:
-                    rows.add_row(*place, flow.tenant_id, str(flow.in_flight), str(flow.queued), "")
+    for pool in found:
+        place = (escape(pool.name) or "shared", escape(pool.model))
+        for worker in pool.workers:
+            promised = f"{worker.kv_tokens_promised:,} tokens"
+            name = worker.worker.id + (" (draining)" if worker.draining else "")
+            rows.add_row(*place, name, str(worker.in_flight), "", promised)
+        for flow in pool.flows:
+            rows.add_row(*place, flow.tenant_id, str(flow.in_flight), str(flow.queued), "")
     return rows
 
 

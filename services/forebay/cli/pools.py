@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from forebay.api.quota.v1 import quota_pb2
-from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
-from forebay.cli.directory import leading_scheduler, pages
+from forebay.api.scheduler.v1 import scheduler_pb2
+from forebay.cli.directory import Pool, leaders_pools
 from forebay.cli.figures import duration
 from forebay.cli.operator import Operator
 from forebay.cli.terminal import print_json, terminal
@@ -21,8 +21,6 @@ from forebay.errors import Code, MeshError
 from forebay.rpc.status import from_pb_duration
 
 WATCH_EVERY_S = 1.0
-
-Pool = scheduler_pb2.DescribePoolsResponse.Pool
 
 
 async def show(operator: Operator, pool: str, as_json: bool) -> None:
@@ -59,18 +57,9 @@ async def describe(operator: Operator, pool: str) -> list[Pool]:
     Raises:
         MeshError: no scheduler leads.
     """
-    leader = await leading_scheduler(operator)
-    if leader is None:
+    leader, found = await leaders_pools(operator, pool)
+    if not leader:
         raise MeshError(Code.UNAVAILABLE, "NO_LEADER", "no scheduler leads now; `forebay status` shows which run")
-    found: list[Pool] = []
-    async with operator.channel(leader) as channel:
-        stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
-
-        def request(page_token: str) -> scheduler_pb2.DescribePoolsRequest:
-            return scheduler_pb2.DescribePoolsRequest(pool=pool, page_token=page_token)
-
-        async for page in pages(request, stub.DescribePools):
-            found += page.pools
     return found
 
 

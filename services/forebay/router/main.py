@@ -30,7 +30,7 @@ from forebay.router.tokenizer_threads import TokenizerThreads
 from forebay.router.usage_servicer import UsageServicer
 from forebay.router.worker_link import WorkerLinks
 from forebay.rpc.client import connect
-from forebay.rpc.leader import LeaderChannel
+from forebay.rpc.leader import HUNG_AFTER_S, LeaderChannel
 from forebay.rpc.server import RpcServer
 
 # After the last call has ended its settlement still has to reach quota, and its report metering; if they are away, nobody waits.
@@ -76,7 +76,9 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
 
     schedulers = LeaderChannel(
         config.scheduler_address,
-        lambda address: connect(address, caller=config.id, service="scheduler", tls=config.tls),
+        lambda address: connect(
+            address, caller=config.id, service="scheduler", tls=config.tls, hung_after_s=HUNG_AFTER_S
+        ),
     )
     stack.push_async_callback(schedulers.close)
     scheduler = SchedulerLink(schedulers, me, live, clock, config.scheduler_wait_s)

@@ -14,10 +14,7 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-    ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
-    # What ends the connection to a peer that hangs; 60 s by default, whatever the line above says.
-    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # A restarted peer is found again within a second, and never hammered.
@@ -31,7 +28,12 @@ OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
-def connect(address: str, *, caller: str, service: str = "", tls: TlsConfig | None = None) -> grpc.aio.Channel:
+HUNG_AFTER_S = 20.0
+
+
+def connect(
+    address: str, *, caller: str, service: str = "", tls: TlsConfig | None = None, hung_after_s: float = HUNG_AFTER_S
+) -> grpc.aio.Channel:
     """Returns a channel to host:port that connects by itself when first used and again whenever it must.
 
     Args:
@@ -39,8 +41,16 @@ def connect(address: str, *, caller: str, service: str = "", tls: TlsConfig | No
         caller: this replica's name, for the peer's logs; proves nothing.
         service: what must be there, by its certificate; not looked at in plaintext.
         tls: this service's certificate; None for plaintext.
+        hung_after_s: the connection to a peer that hangs ends after this time at most, and calls on it with UNAVAILABLE.
     """
-    options = [*OPTIONS, ("grpc.primary_user_agent", f"forebay/{caller}")]
+    ping_ms = round(hung_after_s * 500)
+    options = [
+        *OPTIONS,
+        ("grpc.primary_user_agent", f"forebay/{caller}"),
+        ("grpc.keepalive_time_ms", ping_ms),
+        # What ends the connection, 60 s by default; the keepalive's own timeout does not.
+        ("grpc.http2.ping_timeout_ms", ping_ms),
+    ]
     compression = grpc.Compression.NoCompression
     if tls is None:
         return grpc.aio.insecure_channel(address, options=options, compression=compression)

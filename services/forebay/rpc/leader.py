@@ -11,6 +11,8 @@ from forebay.errors import Code, MeshError
 
 # Someone is elected within seconds, and whoever waits for it looks again this often.
 MAX_BACKOFF_S = 0.3
+# A leader that hangs has been replaced by then; whoever is connected to it does not see that in any other way.
+HUNG_AFTER_S = 5.0
 
 
 class LeaderChannel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -79,6 +79,7 @@ class RpcServer:
         self._health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._serving: dict[str, bool] = {}
+        self._before_drain: list[Callable[[], Awaitable[None]]] = []
         self._publishing: set[asyncio.Task[None]] = set()
         self.host = listen.rpartition(":")[0]
         try:
@@ -128,9 +129,15 @@ class RpcServer:
             self._publishing.add(task)
             task.add_done_callback(self._publishing.discard)
 
+    def before_drain(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Has something done at the beginning of a drain, while calls still run."""
+        self._before_drain.append(action)
+
     async def drain(self, grace_s: float) -> None:
         """Refuses new calls, lets running ones go on for `grace_s` seconds, then cancels them."""
         await self._health.enter_graceful_shutdown()
+        for action in self._before_drain:
+            await action()
         await self._server.stop(grace_s)
 
     async def _publish(self) -> None:

@@ -230,13 +230,16 @@ class SessionClient(Generic[Req, Resp]):
         With a back-off from 50 ms and jitter, and no sooner than the peer has said: one whose disk is full welcomes every time.
         """
         backoff = FIRST_BACKOFF_S
+        told: set[str] = set()
         while True:
             error = await self._run_once()
             if self._connected.is_set():
                 backoff = FIRST_BACKOFF_S
+                told.clear()
                 log.info("session ended", session=self._name, reason=error.reason, message=error.message)
-            else:
-                log.debug("session not opened", session=self._name, reason=error.reason, message=error.message)
+            elif error.reason not in told:  # each reason once, however often it is tried
+                told.add(error.reason)
+                log.info("session not opened", session=self._name, reason=error.reason, message=error.message)
             self._connected.clear()
             self.outbox = None
             self._handler.closed(error)

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from forebay.config import Address, ServiceConfig
+from forebay.config import Address, ServiceConfig, anywhere
 from forebay.scheduler.domain.eviction import EvictionRules
 from forebay.scheduler.domain.limits import Limits
 from forebay.scheduler.domain.pool import PoolRules
@@ -219,6 +219,12 @@ class SchedulerConfig(ServiceConfig):
     )
     # There is nothing to finish here: sessions never end by themselves, and a restart breaks no stream.
     drain_seconds: float = Field(0.5, ge=0, le=3600, description="how long running calls may go on after SIGTERM")
+
+    @model_validator(mode="after")
+    def _is_found(self) -> Self:
+        if self.redis_url is not None and self.advertise is None and anywhere(self.listen):
+            raise ValueError(f"advertise must be given: a follower cannot send anybody to {self.listen}")
+        return self
 
     @model_validator(mode="after")
     def _names_once(self) -> Self:

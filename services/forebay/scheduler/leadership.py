@@ -5,6 +5,7 @@ A follower has no core and no state: what it would know comes with the sessions 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -61,6 +62,8 @@ class Leadership:
         self._answered = answered
         self._lease = Lease()
         self._in_vain = False
+        self._resigned = False
+        self._bidding = asyncio.Lock()
         self.term: SchedulerService | None = None
 
     @property
@@ -89,9 +92,13 @@ class Leadership:
         return self.term
 
     async def run(self) -> None:
-        """Bids again and again until cancelled."""
+        """Bids again and again until cancelled, or until this replica has resigned."""
         while True:
-            await self._clock.sleep(await self.bid())
+            async with self._bidding:
+                if self._resigned:
+                    return
+                pause = await self.bid()
+            await self._clock.sleep(pause)
 
     async def watch_time(self) -> None:
         """Has the core see what has ended by time, until cancelled."""
@@ -107,8 +114,11 @@ class Leadership:
             self._replica.incarnation,
             self._replica.address,
             self.epoch,
-            self._lease.may_take(asked_at),
-            self._checkpoint(),
+            self._lease.latest,
+            self._lease.takes_until_us(asked_at),
+            None
+            if self._in_vain
+            else self._checkpoint(),  # it is large, and asked in vain it would be made for nothing
         )
         try:
             answer = await self._store.bid(bid)
@@ -116,7 +126,7 @@ class Leadership:
             if not self._in_vain:
                 log.warning("the lease is not answered for", leading=self.epoch != 0, message=error.message)
             self._in_vain = True
-            pause = self._lease.unanswered(self._clock.monotonic())
+            pause = self._lease.unanswered(asked_at)
             self._look()
             return pause
         if self._in_vain:
@@ -134,17 +144,18 @@ class Leadership:
         return pause
 
     async def resign(self) -> None:
-        """Ends the term and gives the lease up, so that another need not wait until it expires.
-
-        The last checkpoint stays: by now sessions may have been ended.
-        """
-        epoch = self.epoch
-        self._end_term()
-        if epoch:
-            try:
-                await self._store.release(epoch)
-            except MeshError as error:
-                log.warning("the lease is not given up and will expire", message=error.message)
+        """Ends the term and gives the lease up, for good, so that another need not wait until it expires."""
+        async with self._bidding:
+            self._resigned = True
+            if self.term is not None:
+                await self.bid()  # leaves the last checkpoint, while everybody is still connected
+            epoch, self._lease = self.epoch, Lease()
+            self._end_term()
+            if epoch:
+                try:
+                    await self._store.release(epoch)
+                except MeshError as error:
+                    log.warning("the lease is not given up and will expire", message=error.message)
 
     def _look(self) -> None:
         if self.term is not None:

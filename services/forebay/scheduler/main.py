@@ -15,6 +15,9 @@ from forebay.scheduler.lease_store import LeaseStore, MemoryLeaseStore
 from forebay.scheduler.redis_lease_store import RedisLeaseStore
 from forebay.scheduler.servicer import SchedulerServicer
 
+# Another leads long before, but nobody comes to it while this one still has the connections.
+HUNG_AFTER_S = 10.0
+
 FULL_NAME = "forebay.api.scheduler.v1.SchedulerService"
 
 
@@ -41,7 +44,7 @@ async def build(config: SchedulerConfig, stack: AsyncExitStack, clock: Clock | N
         SchedulerServicer(leadership, common_pb2.Peer(id=config.id, incarnation=incarnation)),
         FULL_NAME,
     )
-    stack.push_async_callback(leadership.resign)
+    server.before_drain(leadership.resign)
     await stack.enter_async_context(background(leadership.run(), "scheduler.leadership"))
     await stack.enter_async_context(background(leadership.watch_time(), "scheduler.watch_time"))
     await stack.enter_async_context(background(metrics.watch(lambda: leadership.core, clock), "scheduler.metrics"))
@@ -50,4 +53,4 @@ async def build(config: SchedulerConfig, stack: AsyncExitStack, clock: Clock | N
 
 def main() -> None:
     """Runs the scheduler until it is told to stop."""
-    run_service(SchedulerConfig, build)
+    run_service(SchedulerConfig, build, HUNG_AFTER_S)

@@ -10,7 +10,7 @@ from forebay.errors import Code, FieldViolation, MeshError
 from forebay.rpc.status import from_pb_duration, to_pb_duration, to_pb_error
 from forebay.scheduler.domain.decisions import Batch, Grant
 from forebay.scheduler.domain.flow import Flow
-from forebay.scheduler.domain.overview import Waiting, fairness
+from forebay.scheduler.domain.overview import Waiting, fairness, standings
 from forebay.scheduler.domain.pool import Pool
 from forebay.scheduler.domain.request import AttemptKey, Queued, Request, ServiceClass, Trace
 from forebay.scheduler.domain.worker import Capacity, EngineState, RunningAttempt, Worker, WorkerInfo
@@ -265,7 +265,7 @@ def to_pb_pool(pool: Pool, waiting: Iterable[Waiting], now: float) -> scheduler_
             for each in waiting
         ],
         service_tenths=max(0, pool.flows.root.service_tenths),
-        fairness=fairness(pool),
+        fairness=fairness(standings(pool)),
     )
 
 

@@ -7,7 +7,7 @@ from prometheus_client import Gauge
 
 from forebay.clock import Clock
 from forebay.scheduler.domain.decisions import Decisions
-from forebay.scheduler.domain.overview import fairness, tenants, waiting
+from forebay.scheduler.domain.overview import fairness, standings, waiting
 from forebay.scheduler.domain.request import ServiceClass
 from forebay.scheduler.domain.scheduler import Scheduler
 from forebay.telemetry import metrics
@@ -65,10 +65,11 @@ def _measure(core: Scheduler, now: float) -> Mapping[Gauge, Mapping[tuple[str, .
     service: Counter[str] = Counter()
     owed: Counter[str] = Counter()
     for pool in core.pools:
-        found[metrics.FAIRNESS][pool.model, pool.name or "shared"] = fairness(pool)
-        for node in tenants(pool):
-            service[node.name] += node.service_tenths
-            owed[node.name] += round(node.owed_tenths())
+        standing = standings(pool)
+        found[metrics.FAIRNESS][pool.model, pool.name or "shared"] = fairness(standing)
+        for each in standing:
+            service[each.tenant_id] += each.received
+            owed[each.tenant_id] += round(each.owed)
         for worker in pool.workers.values():
             capacity, labels = worker.info.capacity, (worker.info.id,)
             found[metrics.KV_USED][labels] = worker.engine.kv_tokens_used / capacity.kv_tokens
@@ -78,9 +79,10 @@ def _measure(core: Scheduler, now: float) -> Mapping[Gauge, Mapping[tuple[str, .
             found[metrics.ALPHA][labels] = worker.rules.alpha - worker.lowered_by(now)
     named = {tenant for tenant, _ in service.most_common(metrics.MAX_TENANTS)}
     for gauge, amounts in ((metrics.TENANT_SERVICE, service), (metrics.TENANT_OWED, owed)):
-        for tenant, tenths in amounts.items():
-            labels = (tenant if tenant in named else metrics.OTHERS,)
-            found[gauge][labels] = found[gauge].get(labels, 0.0) + tenths / 10
+        for tenant in named:
+            found[gauge][tenant,] = amounts[tenant] / 10
+        if len(amounts) > len(named):
+            found[gauge][metrics.OTHERS,] = (amounts.total() - sum(amounts[tenant] for tenant in named)) / 10
     waits = list(waiting(core, now).values())
     for service_class in ServiceClass:
         entries = [of_pool[service_class] for of_pool in waits if service_class in of_pool]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,11 @@ class RedisLeaseStore:
         """Decides by one script."""
         given = bid.checkpoint is not None
         arguments = [
-            self._now_us(), round(TTL_S * 1e6), bid.id, bid.incarnation, bid.address, bid.epoch, int(bid.may_take),
-            int(given), bid.checkpoint or "",
+            self._now_us(), round(TTL_S * 1e6), bid.id, bid.incarnation, bid.address, bid.epoch, bid.latest,
+            bid.takes_until_us, int(given), bid.checkpoint or "",
         ]  # fmt: skip
-        epoch, address, mine, left_us, checkpoint = await self._run(self._bid, arguments)
-        return Answer(int(epoch), address, bool(mine), int(left_us) / 1e6, checkpoint)
+        epoch, address, mine, now_us, checkpoint = await self._run(self._bid, arguments)
+        return Answer(int(epoch), address, bool(mine), int(now_us), checkpoint)
 
     async def release(self, epoch: int) -> None:
         """Gives the lease up by one script."""
@@ -52,10 +53,8 @@ class RedisLeaseStore:
 
     async def _run(self, script: Any, arguments: list[Any]) -> Any:
         try:
-            return await script(keys=[self._key], args=arguments)
+            async with asyncio.timeout(TIMEOUT_S):  # for connecting and all else together
+                return await script(keys=[self._key], args=arguments)
         except FAILURES as error:
-            raise MeshError(
-                Code.UNAVAILABLE,
-                "LEASE_STORE_UNAVAILABLE",
-                f"the lease cannot be read ({type(error).__name__})",
-            ) from None
+            message = f"the lease cannot be read or kept: {type(error).__name__} {error}".rstrip()
+            raise MeshError(Code.UNAVAILABLE, "LEASE_STORE_UNAVAILABLE", message) from None

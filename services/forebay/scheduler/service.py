@@ -11,10 +11,11 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from forebay import killpoints
 from forebay.clock import Clock
-from forebay.errors import MeshError
+from forebay.errors import Code, MeshError
 from forebay.scheduler import metrics
 from forebay.scheduler.domain.decisions import Batch, Decisions, Eviction, Grant, Rejection, Withdrawal
 from forebay.scheduler.domain.scheduler import Scheduler
@@ -27,6 +28,19 @@ CLOCK_SKEW_S = 60.0
 
 RouterLink = Callable[[list[Grant], list[Rejection], float], None]
 """Tells one router, in one message, what may run and what will not; the last argument is the core's time now."""
+
+Life = tuple[str, int]
+"""A replica's id, and the start of its present life in µs since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSession:
+    """A router's session: whose it is, and how to tell it something and to end it."""
+
+    life: Life
+    link: RouterLink
+    end: Callable[[MeshError], None]
+
 
 WorkerLink = Callable[[list[Batch], list[Withdrawal], list[Eviction], float], None]
 """Tells one worker, in one message, what will come, what will not, and what it is to hand over."""
@@ -59,7 +73,7 @@ class SchedulerService:
         self._inherited: Checkpoint | None = checkpoint
         self._takeover = Takeover(checkpoint, self.now)
         self._may_grant = may_grant
-        self._routers: dict[str, RouterLink] = {}
+        self._routers: dict[str, RouterSession] = {}
         self._workers: dict[str, WorkerLink] = {}
         self._sessions: dict[Callable[[MeshError], None], None] = {}
         self._woken = False
@@ -93,12 +107,17 @@ class SchedulerService:
         """Returns what the next leader is to find; None while there is no more than the one before has left."""
         if self._inherited is not None:
             return None
-        routers = frozenset(session.rpartition("/")[0] for session in self._routers)
+        routers = frozenset(session.life[0] for session in self._routers.values())
         return Checkpoint(routers, frozenset(self._workers), self.core.leads())
 
-    def router_opened(self, router: str, link: RouterLink) -> None:
-        """Connects a router's session; `router` names the session: the replica's id, a slash, and a number."""
-        self._routers[router] = link
+    def router_opened(self, router: str, session: RouterSession) -> None:
+        """Connects a router's session by the name of `router`, and ends any that the same life of the router had before.
+
+        A connection that broke may be noticed here later than there, and what waits on it may be over.
+        """
+        for before in [each for each in self._routers.values() if each.life == session.life]:
+            before.end(MeshError(Code.ABORTED, "SUPERSEDED", f"{session.life[0]} has opened another session since"))
+        self._routers[router] = session
 
     def router_reported(self, router_id: str) -> None:
         """Takes note that a replica has said all that it holds."""
@@ -196,8 +215,8 @@ class SchedulerService:
         for rejection in decisions.rejections:
             rejections[rejection.router].append(rejection)
         for router in grants.keys() | rejections.keys():
-            if (link := self._routers.get(router)) is not None:
-                link(grants[router], rejections[router], now)
+            if (session := self._routers.get(router)) is not None:
+                session.link(grants[router], rejections[router], now)
 
     def _record_wait(self, grant: Grant) -> None:
         """Records `scheduler.queue`, from the first submission to the grant, under the span that the router sent."""

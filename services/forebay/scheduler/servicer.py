@@ -25,7 +25,7 @@ from forebay.scheduler.messages import (
     to_pb_ref,
     to_pb_rejection,
 )
-from forebay.scheduler.service import SchedulerService
+from forebay.scheduler.service import RouterSession, SchedulerService
 from forebay.telemetry.logs import get_logger
 
 DEFAULT_PAGE = 100
@@ -56,13 +56,13 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             first = await anext(messages, None)
             if first is None:
                 return
-            router_id, _ = from_pb_peer(first.hello.router)
-            router = f"{router_id}/{next(self._sessions)}"
+            life = from_pb_peer(first.hello.router)
+            router = f"{life[0]}/{next(self._sessions)}"
             self._welcome(session.outbox)
             if (term := self._leadership.term) is None:
                 return
             with term.session(session.fail):
-                term.router_opened(router, _RouterLink(session.outbox))
+                term.router_opened(router, RouterSession(life, _RouterLink(session.outbox), session.fail))
                 log.info("router connected", router=router)
                 try:
                     self._hear_router(term, router, first)

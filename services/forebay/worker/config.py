@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, model_validator
 
-from forebay.config import Address, Addresses, ServiceConfig
+from forebay.config import Address, Addresses, ServiceConfig, anywhere
 from forebay.worker.vllm_config import VllmConfig
 
 
@@ -67,6 +67,12 @@ class WorkerConfig(ServiceConfig):
     spool_bytes: int = Field(
         64 << 20, ge=64 << 10, description="usage events kept there; the directory may take about three times as much"
     )
+
+    @model_validator(mode="after")
+    def _is_found(self) -> Self:
+        if self.advertise is None and anywhere(self.listen):
+            raise ValueError(f"advertise must be given: routers cannot be sent to {self.listen}")
+        return self
 
     @model_validator(mode="after")
     def _has_model(self) -> Self:

@@ -12,7 +12,7 @@ from forebay.clock import Clock, SystemClock
 from forebay.lifecycle import background, run_service
 from forebay.policy.watcher import PolicyWatcher
 from forebay.rpc.client import connect
-from forebay.rpc.leader import LeaderChannel
+from forebay.rpc.leader import HUNG_AFTER_S, LeaderChannel
 from forebay.rpc.server import RpcServer
 from forebay.worker.config import WorkerConfig
 from forebay.worker.domain.roster import Roster
@@ -48,7 +48,9 @@ async def build_around(engine: Engine, config: WorkerConfig, stack: AsyncExitSta
     )
     schedulers = LeaderChannel(
         config.scheduler_address,
-        lambda address: connect(address, caller=config.id, service="scheduler", tls=config.tls),
+        lambda address: connect(
+            address, caller=config.id, service="scheduler", tls=config.tls, hung_after_s=HUNG_AFTER_S
+        ),
     )
     stack.push_async_callback(schedulers.close)
 

@@ -100,13 +100,14 @@ class SchedulerLink:
             self._welcomed(response.welcome)
         service = self._service
         now = self._clock.monotonic()
+        # First, because what is withdrawn may be drawn anew at once.
+        for ref in response.withdrawals:
+            service.roster.withdraw(from_pb_attempt(ref))
         for batch in response.batches:
             service.roster.saw_epoch(batch.epoch)
             service.announce([_from_pb_entry(entry, batch, now) for entry in batch.entries])
         for ref in response.evictions:
             service.evict(from_pb_attempt(ref))
-        for ref in response.withdrawals:
-            service.roster.withdraw(from_pb_attempt(ref))
         if response.drain:
             service.drain()
 

@@ -73,6 +73,8 @@ class FlowTree(Generic[Item]):
         self._flows: dict[tuple[str, ...], Flow[Item]] = {}
         self._parked: dict[Flow[Item], None] = {}
         self._idle: OrderedDict[tuple[str, ...], None] = OrderedDict()
+        # The counters with which nodes begin that have not been seen yet: `put_ahead`.
+        self._ahead: dict[tuple[str, ...], int] = {}
 
     def flows(self) -> list[Flow[Item]]:
         """Returns the flows in which something waits or runs, in order of path."""
@@ -149,7 +151,7 @@ class FlowTree(Generic[Item]):
         """Notes that the flow is about to be served: who begins to wait gets no credit against it, at any level."""
         for node in self._up(flow):
             assert node.parent is not None
-            _level(node.parent)
+            node.parent.virtual_time = _level(node.parent)
 
     def set_aside(self, flow: Flow[Item]) -> None:
         """Leaves a waiting flow out of the choice until it is put back."""
@@ -213,17 +215,29 @@ class FlowTree(Generic[Item]):
             for child in node.children.values():
                 if child.counter > level:
                     found[child.path] = child.counter - level
-                above.append(child)
+                if len(child.children) > 1:  # an only child is ahead of nobody
+                    above.append(child)
+        for path, steps in self._ahead.items():
+            parent = self._find(path[:-1])
+            if (more := steps - (_level(parent) if parent is not None else 0)) > 0:
+                found[path] = more
         return found
 
     def put_ahead(self, path: tuple[str, ...], steps: int) -> None:
-        """Adds to the counter of a node that may not have been seen yet."""
-        node = self.root
-        for name in path:
-            node = node.children.get(name) or self._make(node, name)
+        """Adds to the counter of a node, or has it begin with so much; one that is never seen is not made."""
+        node = self._find(path)
+        if node is None:
+            self._ahead[path] = steps
+            return
         node.counter += steps
         if node.parent is not None and node in node.parent.waiting:
             node.parent.waiting.put(node, node.counter)
+
+    def _find(self, path: tuple[str, ...]) -> Node[Item] | None:
+        node: Node[Item] | None = self.root
+        for name in path:
+            node = node.children.get(name) if node is not None else None
+        return node
 
     @staticmethod
     def _up(flow: Flow[Item]) -> Iterator[Node[Item]]:
@@ -235,9 +249,9 @@ class FlowTree(Generic[Item]):
     def _make(self, parent: Node[Item], name: str) -> Node[Item]:
         path = (*parent.path, name)
         if len(path) < DEPTH:
-            node = parent.children[name] = Node(name, parent)
+            node = parent.children[name] = Node(name, parent, counter=self._ahead.pop(path, 0))
             return node
-        flow = parent.children[name] = self._flows[path] = Flow(name, parent)
+        flow = parent.children[name] = self._flows[path] = Flow(name, parent, counter=self._ahead.pop(path, 0))
         self._idle[path] = None
         self._forget_longest_idle()
         return flow
@@ -246,7 +260,8 @@ class FlowTree(Generic[Item]):
         while (parent := node.parent) is not None and node not in parent.waiting:
             if lift:
                 # One step above those that wait: one whose head does not fit yet stays the neediest.
-                level = _level(parent) + (1 if parent.waiting else 0)
+                parent.virtual_time = _level(parent)
+                level = parent.virtual_time + (1 if parent.waiting else 0)
                 if node.counter < level:
                     node.counter, node.remainder = level, 0
             parent.waiting.put(node, node.counter)
@@ -289,11 +304,11 @@ class FlowTree(Generic[Item]):
 
 
 def _level(parent: Node[Item]) -> int:
-    """Brings the virtual time up to the smallest counter that waits, or to that of the last that did, and returns it."""
+    """Returns what the virtual time has come to: the smallest counter that waits, or that of the last that did."""
     if (first := parent.waiting.first()) is not None:
-        parent.virtual_time = max(parent.virtual_time, first[0])
-    elif parent.last_left is not None:
-        parent.virtual_time = max(parent.virtual_time, parent.last_left.counter)
+        return max(parent.virtual_time, first[0])
+    if parent.last_left is not None:
+        return max(parent.virtual_time, parent.last_left.counter)
     return parent.virtual_time
 
 

@@ -14,8 +14,9 @@ Two rules pull in different directions, and both hold:
    so the store's own reckoning ends later, and a tenth is left off for clocks that run apart. A leader that was stopped for
    longer than that does not grant when it wakes, until the store has answered.
 2. While the store is away the leader goes on, and nobody is elected. Each attempt that finds no store prolongs the leader's own
-   view, so it goes on as long as it keeps trying, and a stopped process does not try. If the store is away for the leader
-   alone, another is elected; the old one hears of it with the first answer that it gets, and until then epochs fence it.
+   view from when the attempt began, so it goes on as long as it keeps trying, and a stopped process does not try. If the store
+   is away for the leader alone, another is elected; the old one hears of it with the first answer that it gets, and until then
+   epochs fence it.
 
 A follower that has found the store away waits for one lease's length after its return before it takes the lease: the leader
 that went on is back first. One that has just started does not wait, for most likely everything has. A leader whose lease
@@ -28,6 +29,8 @@ TTL_S = 3.0
 KEEP_S = 0.9 * TTL_S
 RENEW_S = 1.0
 RETRY_S = 0.25
+ANY_TIME_US = 1 << 53
+"""Later than any time, and exact as a float, which numbers are in the store's script."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,8 @@ class Bid:
         id, incarnation: who asks; a later life of a replica takes over what an earlier one held.
         address: where it listens, host:port.
         epoch: of the term that it leads in; 0 while it follows.
-        may_take: whether it would lead a new term.
+        latest: the highest epoch that it has heard of, so that a store that has forgotten begins no term below it.
+        takes_until_us: until when by the store's clock it would take a free lease; 0 for not at all.
         checkpoint: stored when the lease is kept; None leaves the one that is there.
     """
 
@@ -46,7 +50,8 @@ class Bid:
     incarnation: int
     address: str
     epoch: int
-    may_take: bool
+    latest: int
+    takes_until_us: int
     checkpoint: str | None = None
 
 
@@ -58,14 +63,14 @@ class Answer:
         epoch: of the holder's term; 0 when nobody holds it.
         address: where the holder listens; empty likewise.
         mine: whether the bidder holds it.
-        left_s: until it expires.
+        now_us: when that was decided, by the store's clock.
         checkpoint: the last that was stored, empty for none; given when the bidder has begun a term, else empty.
     """
 
     epoch: int
     address: str
     mine: bool
-    left_s: float
+    now_us: int
     checkpoint: str = ""
 
 
@@ -87,21 +92,25 @@ class Tenure:
 
     def on(self, bid: Bid, now_us: int) -> tuple["Tenure", Answer]:
         """Decides on a bid; returns what is held from then on, and the answer."""
-        held = now_us < self.until_us
+        end_us = now_us + round(TTL_S * 1e6)
+        # Who has heard of a later term than the store has met one that has forgotten: what it still holds is over.
+        last = max(self.epoch, bid.latest)
+        held = now_us < self.until_us and self.epoch == last
         if held and (bid.id, bid.incarnation) == (self.id, self.incarnation):
             epoch = self.epoch
-        elif not held and bid.epoch and bid.epoch >= self.epoch:
+        elif not held and bid.epoch and bid.epoch >= last:
             epoch = bid.epoch  # nobody has led since, or the store has forgotten
-        elif bid.may_take and (not held or (bid.id == self.id and bid.incarnation > self.incarnation)):
-            epoch = max(self.epoch + 1, now_us)
+        elif now_us < bid.takes_until_us and (not held or (bid.id == self.id and bid.incarnation > self.incarnation)):
+            epoch = max(last + 1, now_us)
         elif held:
-            return self, Answer(self.epoch, self.address, False, (self.until_us - now_us) / 1e6)
+            # No lease is longer: if this one is the clock was set back, and a dead leader would be waited for as long.
+            return replace(self, until_us=min(self.until_us, end_us)), Answer(self.epoch, self.address, False, now_us)
         else:
-            return self, Answer(0, "", False, 0.0)
+            return self, Answer(0, "", False, now_us)
         begins = epoch != bid.epoch
         checkpoint = self.checkpoint if begins or bid.checkpoint is None else bid.checkpoint
-        tenure = Tenure(bid.id, bid.incarnation, bid.address, epoch, now_us + round(TTL_S * 1e6), checkpoint)
-        return tenure, Answer(epoch, bid.address, True, TTL_S, checkpoint if begins else "")
+        tenure = Tenure(bid.id, bid.incarnation, bid.address, epoch, end_us, checkpoint)
+        return tenure, Answer(epoch, bid.address, True, now_us, checkpoint if begins else "")
 
     def released(self, epoch: int) -> "Tenure":
         """Returns what is held once the leader of a term has given it up; a term that is over changes nothing."""
@@ -113,38 +122,49 @@ class Lease:
 
     Attributes:
         epoch: of the term that it leads in; 0 while it follows.
+        latest: the highest that it has heard of.
         leader: where the leader listens, as far as is known; empty for not.
     """
 
     def __init__(self) -> None:
-        self.epoch = 0
+        self.epoch = self.latest = 0
         self.leader = ""
         self._until = 0.0
         self._met = self._away = False
         self._waits_until = 0.0
+        # What the store's clock is ahead of this one; without an answer it is not known.
+        self._store_ahead: float | None = None
 
     def may_grant(self, now: float) -> bool:
         """Whether it leads for certain, or as certainly as can be while the store is away."""
         return self.epoch != 0 and now < self._until
 
-    def may_take(self, now: float) -> bool:
-        """Whether it is to take the lease if that is free."""
-        return not self._away and now >= self._waits_until
+    def takes_until_us(self, now: float) -> int:
+        """Until when by the store's clock it is to take the lease if that is free; 0 for not at all.
+
+        A store that was stopped gets to a bid when its bidder has long known that it was away.
+        """
+        if self._away or now < self._waits_until:
+            return 0
+        return ANY_TIME_US if self._store_ahead is None else round((now + self._store_ahead + TTL_S) * 1e6)
 
     def answered(self, answer: Answer, asked_at: float, now: float) -> float:
         """Takes the store's answer to a bid; returns after how many seconds to ask again."""
         if self._away and not self.epoch:
             self._waits_until = now + TTL_S
         self._met, self._away = True, False
+        self._store_ahead = answer.now_us / 1e6 - now
         self.epoch = answer.epoch if answer.mine else 0
+        self.latest = max(self.latest, answer.epoch)
         self.leader = answer.address
         self._until = asked_at + KEEP_S
-        if not answer.mine and not answer.epoch:
-            return RETRY_S
-        return min(RENEW_S, answer.left_s)
+        return RENEW_S if answer.mine else RETRY_S
 
-    def unanswered(self, now: float) -> float:
-        """Takes note that the store did not answer; returns after how many seconds to ask again."""
+    def unanswered(self, asked_at: float) -> float:
+        """Takes note that the store did not answer; returns after how many seconds to ask again.
+
+        The time runs from when it was asked: to who was stopped meanwhile it only seems that no answer came in time.
+        """
         self._away = self._met
-        self._until = now + KEEP_S
+        self._until = max(self._until, asked_at + KEEP_S)
         return RETRY_S

@@ -1,11 +1,10 @@
 """What operators want to know of the core; it is only looked at."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from forebay.scheduler.domain.flow import Node
 from forebay.scheduler.domain.pool import Pool
-from forebay.scheduler.domain.request import Queued, ServiceClass
+from forebay.scheduler.domain.request import ServiceClass
 from forebay.scheduler.domain.scheduler import Scheduler
 
 
@@ -30,14 +29,25 @@ def waiting(core: Scheduler, now: float) -> dict[Pool, dict[ServiceClass, Waitin
     return {pool: {each: of_pool[each] for each in ServiceClass if each in of_pool} for pool, of_pool in found.items()}
 
 
-def tenants(pool: Pool) -> Iterator[Node[Queued]]:
-    """Yields the nodes of the tenants that a pool has served and remembers."""
-    for service_class in pool.flows.root.children.values():
-        yield from service_class.children.values()
+class Standing(NamedTuple):
+    """What a tenant has received in a pool and what it was owed, in tenths of a weighted token."""
+
+    tenant_id: str
+    received: int
+    owed: float
 
 
-def fairness(pool: Pool) -> float:
+def standings(pool: Pool) -> list[Standing]:
+    """Returns how the tenants stand that a pool has served and remembers."""
+    return [
+        Standing(tenant.name, tenant.service_tenths, tenant.owed_tenths())
+        for service_class in pool.flows.root.children.values()
+        for tenant in service_class.children.values()
+    ]
+
+
+def fairness(standings: list[Standing]) -> float:
     """Returns Jain's index over what each tenant received for what it was owed; 1 when nobody was owed anything."""
-    ratios = [node.service_tenths / owed for node in tenants(pool) if (owed := node.owed_tenths()) > 0]
+    ratios = [each.received / each.owed for each in standings if each.owed > 0]
     squares = sum(ratio * ratio for ratio in ratios)
     return float(sum(ratios) ** 2 / (len(ratios) * squares)) if squares else 1.0

@@ -19,7 +19,9 @@ a grant it does not know and that this scheduler did not give comes back as a re
 and submits it again.
 """
 
+import heapq
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -42,6 +44,9 @@ GRANT_MARGIN_S = 0.5
 
 MAX_REPORTED = 20_000
 """Attempts from before a session that one worker, and all routers together, may tell of."""
+
+MAX_LEADS = 10_000
+"""Nodes of which the next scheduler is told that they are ahead."""
 
 PRIORITY_STEP = 16
 """Tenths of a weighted token, per unit of class weight, that make one step of an engine's priority."""
@@ -73,6 +78,8 @@ class Scheduler:
         self._queue = Queue(limits)
         self._promises = Promises()
         self._claims: dict[AttemptKey, Claim] = {}
+        # Of pools that have had no worker yet: what `restore` was told. Whoever waits there has come by then, in any order.
+        self._inherited: defaultdict[tuple[str, str], dict[Path, int]] = defaultdict(dict)
         # Three things end by time: a wait (or its being held back), a promise that its worker does not know of, and the
         # memory of a worker that is away.
         self._timers: IndexedHeap[Queued | InFlight | Worker, float] = IndexedHeap()
@@ -94,16 +101,20 @@ class Scheduler:
         return self._queue
 
     def leads(self) -> dict[Path, int]:
-        """Returns by how many steps of its counter each node is ahead of its neediest sibling; those at 0 are left out."""
-        return {
-            (pool.model, pool.name, *path): steps for pool in self._pools for path, steps in pool.flows.leads().items()
-        }
+        """Returns by how many steps of its counter each node is ahead of its neediest sibling; those at 0 are left out.
+
+        Of more than MAX_LEADS those are left out that are ahead least, tenants' keys before tenants and tenants before classes.
+        """
+        trees = {(pool.model, pool.name): pool.flows.leads() for pool in self._pools} | self._inherited
+        leads = {(*pool, *path): steps for pool, found in trees.items() for path, steps in found.items()}
+        if len(leads) > MAX_LEADS:
+            leads = dict(heapq.nlargest(MAX_LEADS, leads.items(), key=lambda lead: (-len(lead[0]), lead[1])))
+        return leads
 
     def restore(self, leads: Mapping[Path, int]) -> None:
         """Puts flows ahead by what they were under the scheduler before; call it once, before the first tick."""
         for (model, name, *path), steps in leads.items():
-            if (pool := self._pools.get(model, name)) is not None:
-                pool.flows.put_ahead(tuple(path), steps)
+            self._inherited[model, name][tuple(path)] = steps
 
     # What routers say.
 
@@ -270,6 +281,8 @@ class Scheduler:
         self, worker_id: str, key: AttemptKey, *, generated_tokens: int, cached_tokens: int, started: bool
     ) -> None:
         """Settles an attempt that has ended and frees its room; one that no engine step was spent on costs nothing."""
+        if (reported := self._workers[worker_id].reported) is not None:
+            reported.pop(key, None)
         if (entry := self._entry(worker_id, key)) is not None:
             self._timers.discard(entry)
             self._changed[entry.worker.pool] = None
@@ -311,6 +324,9 @@ class Scheduler:
         return decisions
 
     def _draw(self, pool: Pool, now: float) -> list[Batch]:
+        if self._inherited and (pool.lenders or any(worker.present for worker in pool.workers.values())):
+            for path, steps in self._inherited.pop((pool.model, pool.name), {}).items():
+                pool.flows.put_ahead(path, steps)
         drawn: dict[Worker, list[Grant]] = {}
         for queued, worker in pool.draw(now):
             grants = drawn.setdefault(worker, [])

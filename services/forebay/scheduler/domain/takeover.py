@@ -55,9 +55,12 @@ class Checkpoint:
             return cls()
         try:
             values = json.loads(text)
-            leads = {tuple(map(str, path)): int(steps) for *path, steps in values["leads"]}
+            leads = {
+                (str(model), str(pool), str(name), *map(str, names)): int(steps)
+                for model, pool, name, *names, steps in values["leads"]
+            }
             return cls(frozenset(map(str, values["routers"])), frozenset(map(str, values["workers"])), leads)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError("not a checkpoint") from error
 
 

@@ -861,7 +861,7 @@ class AttachResponse(_message.Message):
 
     @_builtins.property
     def withdrawals(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptRef]:
-        """Entries of batches that will not come; their room is free."""
+        """Entries of earlier batches that will not come; their room is free. They take effect before `batches`."""
 
     def __init__(
         self,

@@ -60,7 +60,8 @@ class SchedulerServiceServicer:
 
     def Schedule(self, request_iterator, context):
         """Schedule is a router's session: it submits sizes and receives grants. A broken session drops the router's queued
-        entries; the router submits them again on its next session with the time they have waited.
+        entries; the router submits them again on its next session with the time they have waited. Another session of the same
+        router and incarnation ends the one before with ABORTED SUPERSEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,7 +37,8 @@ class SchedulerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> SchedulerServiceAsyncStub: ...
     Schedule: _grpc.StreamStreamMultiCallable[_scheduler_pb2.ScheduleRequest, _scheduler_pb2.ScheduleResponse]
     """Schedule is a router's session: it submits sizes and receives grants. A broken session drops the router's queued
-    entries; the router submits them again on its next session with the time they have waited.
+    entries; the router submits them again on its next session with the time they have waited. Another session of the same
+    router and incarnation ends the one before with ABORTED SUPERSEDED.
     """
     Attach: _grpc.StreamStreamMultiCallable[_scheduler_pb2.AttachRequest, _scheduler_pb2.AttachResponse]
     """Attach is a worker's session: it registers, receives batches, and reports service and room. A broken session only stops
@@ -57,7 +58,8 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Schedule: _aio.StreamStreamMultiCallable[_scheduler_pb2.ScheduleRequest, _scheduler_pb2.ScheduleResponse]  # type: ignore[assignment]
     """Schedule is a router's session: it submits sizes and receives grants. A broken session drops the router's queued
-    entries; the router submits them again on its next session with the time they have waited.
+    entries; the router submits them again on its next session with the time they have waited. Another session of the same
+    router and incarnation ends the one before with ABORTED SUPERSEDED.
     """
     Attach: _aio.StreamStreamMultiCallable[_scheduler_pb2.AttachRequest, _scheduler_pb2.AttachResponse]  # type: ignore[assignment]
     """Attach is a worker's session: it registers, receives batches, and reports service and room. A broken session only stops
@@ -80,7 +82,8 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_scheduler_pb2.ScheduleResponse], _abc.AsyncIterator[_scheduler_pb2.ScheduleResponse]]:
         """Schedule is a router's session: it submits sizes and receives grants. A broken session drops the router's queued
-        entries; the router submits them again on its next session with the time they have waited.
+        entries; the router submits them again on its next session with the time they have waited. Another session of the same
+        router and incarnation ends the one before with ABORTED SUPERSEDED.
         """
 
     @_abc_1.abstractmethod
