@@ -12,8 +12,8 @@ from forebay.api.common.v1 import common_pb2
 from forebay.api.quota.v1 import quota_pb2
 from forebay.api.router.v1 import router_pb2, router_pb2_grpc
 from forebay.errors import Code, MeshError
-from forebay.rpc.status import from_pb_duration
 from forebay.policy.messages import to_pb_key, to_pb_tenant
+from forebay.rpc.status import from_pb_duration
 
 from .conftest import METADATA, RouterWorld, options_for
 from .peers import soon
