@@ -198,5 +198,7 @@ class RecordedReports:
     def expired(self, id: AttemptId) -> None:
         self.lapsed.append(id)
 
+    def health(self) -> None: ...
+
     def draining(self) -> None:
         self.drains += 1

@@ -203,6 +203,17 @@ async def test_the_engines_state_is_said_each_second_and_when_health_changes(ben
     assert states(2) == [False]
 
 
+async def test_who_refuses_because_it_cannot_run_anything_says_so_at_once(bench: Bench) -> None:
+    bench.said()
+    bench.engine.healthy = False
+    bench.service.start(bench.stream, start(1))
+    said = bench.said()
+    assert said.HasField("engine")
+    assert not said.engine.healthy
+    bench.service.start(bench.stream, start(2))
+    assert not bench.said().HasField("engine"), "it is known"
+
+
 async def test_a_session_that_overflows_does_not_disturb_the_worker() -> None:
     bench = Bench(limit=2)
     for n in range(1, 5):

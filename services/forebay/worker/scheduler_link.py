@@ -141,6 +141,11 @@ class SchedulerLink:
             self._outbox.message.draining = True
             self._flush(self._outbox)
 
+    def health(self) -> None:
+        """Says whether the worker can run what it is given, if that has changed."""
+        if self._service.healthy != self._was_healthy:
+            self.tick()
+
     def tick(self) -> None:
         """Reports progress, and the engine's state when it is due or when the worker's health has changed."""
         if self._outbox is None:

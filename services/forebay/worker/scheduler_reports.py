@@ -65,6 +65,10 @@ class SchedulerReports(Protocol):
         """Says that the worker takes no more."""
         ...
 
+    def health(self) -> None:
+        """Says whether the worker can run what it is given, if that has changed."""
+        ...
+
 
 class Unheard:
     """A `SchedulerReports` to which nobody listens."""
@@ -76,4 +80,7 @@ class Unheard:
         """Forgets it."""
 
     def draining(self) -> None:
+        """Forgets it."""
+
+    def health(self) -> None:
         """Forgets it."""

@@ -157,6 +157,8 @@ class WorkerService:
             self.roster.admit(start.grant, payload)
         except MeshError as error:
             stream.refused(start.ref, error)
+            # At once: its router asks again in a moment, and would be granted the same worker until it has no attempt left.
+            self.scheduler.health()
             return
         now = self._clock.monotonic()
         attempt = Attempt(
@@ -373,6 +375,7 @@ class WorkerService:
         self.roster.release(running.attempt.id)
         self.scheduler.departed(Departure(running.attempt.id, 0, 0, None, scheduled=False))
         running.stream.refused(running.start.ref, error)
+        self.scheduler.health()
 
     def _abort(self, running: _Running, ending: Ending) -> None:
         """Ends an attempt before the engine did, and tells its router what was used."""
