@@ -19,7 +19,7 @@ from .lives import LOOK_EVERY_S, Lives
 from .plan import ROUTERS, Ask, Plan
 from .records import Answer, End, Try
 
-CALL_DEADLINE_S = 45.0
+CALL_DEADLINE_S = 150.0
 MOST_TRIES = 40
 PAUSE_S = 0.5
 

@@ -11,7 +11,7 @@ from .lives import LOOK_EVERY_S, Lives
 from .plan import RUN_AHEAD, Disruption, Plan
 
 # For a killed process to be healthy again, and for an armed point to be reached.
-PATIENCE_S = 20.0
+PATIENCE_S = 90.0
 
 
 class Killer:

@@ -24,7 +24,7 @@ from .records import Answer, Books, End, Life, Row, Try
 # A router waits for the worker's last word for 5 s, and gathers what it tells metering for one.
 ROUTER_TELLS_S = 7.0
 # A connection may break a moment before it is seen that the process behind it is dead.
-DEATH_SEEN_S = 0.5
+DEATH_SEEN_S = 2.0
 
 FAULTS = (
     "kill_points_missed",

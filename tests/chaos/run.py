@@ -40,7 +40,7 @@ LEASE_S = 3.0
 ENVIRONMENT = {
     "FOREBAY_QUOTA_GLOBAL_REQUESTS_PER_SECOND": "0",
     # All schedulers and the store of their lease may be dead at a time, on a machine that is busy with nothing but restarts.
-    "FOREBAY_ROUTER_SCHEDULER_WAIT_S": "30",
+    "FOREBAY_ROUTER_SCHEDULER_WAIT_S": "60",
     "FOREBAY_QUOTA_LEASE_SECONDS": str(LEASE_S),
     # How long quota waits for the usage of what it never heard of again.
     "FOREBAY_QUOTA_PROVISIONAL_SECONDS": "10",
@@ -48,7 +48,7 @@ ENVIRONMENT = {
 }
 UNLIMITED = {"requests_per_minute": 1_000_000, "tokens_per_minute": 1_000_000_000, "concurrent_requests": 1_000}
 LOAD_WITHIN_S = 270.0
-QUIET_WITHIN_S = 60.0
+QUIET_WITHIN_S = 150.0
 NOTES_SHOWN = 5
 
 

@@ -27,7 +27,7 @@ class ScriptedRouter(router_pb2_grpc.RouterServiceServicer, router_pb2_grpc.Usag
         cut: ends the stream after the deltas, without `finished`.
         options: of the last request.
         hang: goes silent after the deltas.
-        cancelled: set when the silent stream was taken back.
+        cancelled: set when the stream was taken back.
     """
 
     def __init__(self) -> None:
@@ -61,14 +61,17 @@ class ScriptedRouter(router_pb2_grpc.RouterServiceServicer, router_pb2_grpc.Usag
         self._admit(context)
         self.options = request.options
         event = router_pb2.StreamGenerateResponse
-        yield event(started=event.Started(request_id=REQUEST_ID, model="simulated", prompt_tokens=7, trace_id=TRACE_ID))
-        for position, word in enumerate(self.words):
-            yield event(delta=event.Delta(position=position, text=word, token_ids=[position + 1]))
-        if self.hang:
-            try:
+        try:
+            yield event(
+                started=event.Started(request_id=REQUEST_ID, model="simulated", prompt_tokens=7, trace_id=TRACE_ID)
+            )
+            for position, word in enumerate(self.words):
+                yield event(delta=event.Delta(position=position, text=word, token_ids=[position + 1]))
+            if self.hang:
                 await asyncio.Event().wait()
-            finally:
-                self.cancelled.set()
+        except (asyncio.CancelledError, GeneratorExit):  # the second while the last delta is still being written
+            self.cancelled.set()
+            raise
         if self.cut:
             return
         finished = event.Finished(finish_reasons=[common_pb2.FINISH_REASON_STOP], usage=_usage())

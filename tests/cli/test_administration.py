@@ -53,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     yield root
     loop.call_soon_threadsafe(ended.set)
     thread.join()

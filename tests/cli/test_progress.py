@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 from rich.console import Console
@@ -33,11 +34,11 @@ def test_without_a_terminal_each_step_is_a_line() -> None:
         children["worker-1"].enter(Phase.STARTING)
         progress.tick()
         children["worker-1"].enter(Phase.READY)
-    assert output.getvalue().splitlines() == [
-        "quota        ready after 0 s",
+    assert re.sub(r"\d+ s", "… s", output.getvalue()).splitlines() == [
+        "quota        ready after … s",
         "worker-1     ended, is started again; see worker-1.log",
-        "worker-1     loading the model, 0 s",
-        "worker-1     ready after 0 s",
+        "worker-1     loading the model, … s",
+        "worker-1     ready after … s",
     ]
 
 
@@ -48,4 +49,4 @@ def test_a_terminal_shows_all_of_them_at_once() -> None:
     with console.capture() as shown:
         console.print(StartProgress(console, children))
     assert "✓" in shown.get()
-    assert "loading the model, 0 s" in shown.get()
+    assert re.search(r"loading the model, \d+ s", shown.get())

@@ -30,7 +30,7 @@ QUICK = RestartPolicy(first_s=0.01, longest_s=0.02)
 
 async def eventually(holds: Callable[[], bool]) -> None:
     """Returns once `holds` does; the bound is there to end a test that fails."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not holds():
             await asyncio.sleep(0.01)
 
@@ -55,7 +55,7 @@ def shell(
     tmp_path: Path, name: str, script: str, healthy: Callable[[], Awaitable[bool]] = yes, tier: int = 0
 ) -> ProcessSpec:
     return ProcessSpec(
-        name, tier, ("/bin/sh", "-c", script), "127.0.0.1:1", tmp_path / f"{name}.log", healthy, stop_within_s=5
+        name, tier, ("/bin/sh", "-c", script), "127.0.0.1:1", tmp_path / f"{name}.log", healthy, stop_within_s=60
     )
 
 

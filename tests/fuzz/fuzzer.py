@@ -153,7 +153,7 @@ class Fuzzer:
     async def serves(self) -> bool:
         """Says whether a request of each tenant is answered."""
         for tenant in TENANTS:
-            async with ForebayClient(self._mesh.router_address(), self._mesh.key(tenant), timeout=30) as client:
+            async with ForebayClient(self._mesh.router_address(), self._mesh.key(tenant), timeout=120) as client:
                 answer = await client.generate(f"Are you well, asks {tenant}", max_tokens=4)
                 if not answer.usage.completion:
                     return False

@@ -19,7 +19,7 @@ MESSAGES = 20_000
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("fuzz")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_no_message_harms_the_mesh(tmp_path: Path) -> None:
     result = await run(tmp_path / "data", MESSAGES, seed=1)
     assert result["messages"] >= MESSAGES

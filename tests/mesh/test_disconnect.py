@@ -28,7 +28,7 @@ async def mesh(tmp_path: Path, redis_url: str, engine: SimulatedEngine) -> Async
 
 async def until_running(engine: SimulatedEngine, count: int) -> None:
     """Returns once the engine holds `count` requests."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while engine.state().running + engine.state().waiting != count:
             await asyncio.sleep(0)
 
@@ -56,7 +56,7 @@ async def test_no_step_after_the_worker_received_the_cancel(mesh: Mesh, engine: 
             assert [id for id in step.participants if id.startswith(leaving.started.request_id)] == []
             assert len(step.participants) == 1
 
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             async for page in client.usage(request_ids=[leaving.started.request_id], follow=True):
                 if page.entries:
                     break

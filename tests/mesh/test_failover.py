@@ -67,6 +67,6 @@ async def busy_worker(mesh: MeshProcesses) -> str:
     """Returns the worker that the one running request is on."""
     async with mesh.channel(await mesh.leading_scheduler()) as channel:
         stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
-        pools = await stub.DescribePools(scheduler_pb2.DescribePoolsRequest(), timeout=10)
+        pools = await stub.DescribePools(scheduler_pb2.DescribePoolsRequest(), timeout=60)
     (busy,) = [worker.worker.id for pool in pools.pools for worker in pool.workers if worker.in_flight]
     return str(busy)

@@ -1,6 +1,7 @@
-"""Who is served by how much in the real mesh: five services over loopback, simulated engines that are sped up.
+"""Who is served by how much in the real mesh: five services over loopback, and simulated engines that the test steps.
 
-All figures are service, in weighted tokens, as DescribePools tells it; none is a time.
+All figures are service, in weighted tokens, as DescribePools tells it; none is a time. Shares are promised among those that have
+requests waiting, so engines compute only while all who flood have: a mesh on a slow machine takes longer and shares alike.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,15 +21,20 @@ from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from forebay.client import ForebayClient
 from forebay.rpc.client import connect
 from forebay.testing.mesh import Mesh
+from forebay.worker.domain.step_cost import FREE
 from forebay.worker.engine import Capacity
 from forebay.worker.simulated_engine import SimulatedEngine
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("fairness live")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("fairness live")]
 
 CAPACITY = Capacity(
     kv_tokens=768, block_tokens=16, max_num_seqs=64, max_num_batched_tokens=512, max_model_len=128, max_adapters=0
 )
 OUTSTANDING = 120
+WAITING = OUTSTANDING // 4  # at least, of each who floods, while engines compute
+STEPS = 8  # between two looks; they end no more requests than WAITING
+STEP_S = 0.005  # at least, so that the scheduler is told of each eight or ten
+PATIENCE_S = 300  # with what never holds
 OUTPUT_TOKENS = (8, 12, 16, 20, 24)
 PROMPT_WORDS = 50
 NO_LIMITS = {
@@ -43,29 +49,32 @@ def tenant(service_class: str, weight: float = 1, **fields: Any) -> dict[str, An
 
 
 class Floods:
-    """Clients that always have requests waiting, and what the scheduler says of them."""
+    """Clients that always have requests waiting, what the scheduler says of them, and the engines that serve them."""
 
-    def __init__(self, mesh: Mesh, stub: scheduler_pb2_grpc.SchedulerServiceStub) -> None:
+    def __init__(
+        self, mesh: Mesh, stub: scheduler_pb2_grpc.SchedulerServiceStub, engines: Sequence[SimulatedEngine]
+    ) -> None:
         self._mesh = mesh
         self._stub = stub
+        self._engines = engines
         self._flooding: dict[str, list[asyncio.Task[None]]] = {}
         self.answered: Counter[str] = Counter()
 
-    async def begin(self, name: str, outstanding: int = OUTSTANDING) -> None:
-        """Has a tenant ask without end; returns once many of its requests wait."""
-        client = ForebayClient(self._mesh.address, self._mesh.keys[name])
-        self._flooding[name] = [asyncio.create_task(self._ask_on(name, client, index)) for index in range(outstanding)]
-
-        await self.until(
-            lambda pools: sum(f.queued for p in pools for f in p.flows if f.tenant_id == name) > outstanding / 4
-        )
+    async def begin(self, *names: str) -> None:
+        """Has tenants ask without end; returns once many requests of each wait."""
+        for name in names:
+            client = ForebayClient(self._mesh.address, self._mesh.keys[name])
+            self._flooding[name] = [
+                asyncio.create_task(self._ask_on(name, client, index)) for index in range(OUTSTANDING)
+            ]
+        await self.seen(self._all_wait)
 
     async def end(self, name: str) -> None:
         """Has a tenant leave, with all that it has waiting and running."""
         for task in self._flooding[name]:
             task.cancel()
         await asyncio.wait(self._flooding.pop(name))
-        await self.until(lambda pools: not any(flow.tenant_id == name for pool in pools for flow in pool.flows))
+        await self.seen(lambda pools: not any(flow.tenant_id == name for pool in pools for flow in pool.flows))
 
     async def end_all(self) -> None:
         for name in list(self._flooding):
@@ -78,12 +87,45 @@ class Floods:
                     task.result()
         return list((await self._stub.DescribePools(scheduler_pb2.DescribePoolsRequest())).pools)
 
-    async def until(self, holds: Callable[[list[Pool]], bool]) -> list[Pool]:
-        """Returns the pools once it holds."""
-        async with asyncio.timeout(30):
+    async def seen(self, holds: Callable[[list[Pool]], bool]) -> list[Pool]:
+        """Returns the pools once it holds, while engines stand still."""
+        async with asyncio.timeout(PATIENCE_S):
             while not holds(pools := await self.pools()):
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(STEP_S)
         return pools
+
+    async def until(self, holds: Callable[[list[Pool]], bool]) -> list[Pool]:
+        """Has engines compute until it holds, and returns the pools; all who flood have requests waiting."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not holds(pools := await self.seen(self._all_wait)):
+                await self.compute()
+        return pools
+
+    async def all_run(self) -> list[Pool]:
+        """Has engines compute until nothing that is granted is still on its way, and returns the pools."""
+        while True:
+            pools = await self.seen(lambda pools: in_flight(pools) == self._held() and self._all_wait(pools))
+            if not any(engine.state().waiting for engine in self._engines):
+                return pools
+            await self.compute(1)
+
+    async def compute(self, steps: int = STEPS) -> None:
+        """Has engines compute; all who flood must have requests waiting."""
+        for _ in range(steps):
+            for engine in self._engines:
+                engine.step()
+            await asyncio.sleep(STEP_S)
+
+    def _held(self) -> int:
+        states = [engine.state() for engine in self._engines]
+        return sum(state.running + state.waiting for state in states)
+
+    def _all_wait(self, pools: list[Pool]) -> bool:
+        waiting = Counter[str]()
+        for pool in pools:
+            for flow in pool.flows:
+                waiting[flow.tenant_id] += flow.queued
+        return all(waiting[name] > WAITING for name in self._flooding)
 
     async def until_served(self, tokens: int) -> dict[str, float]:
         """Returns the service of each tenant that waits or runs, once all pools together have given so much."""
@@ -98,6 +140,11 @@ class Floods:
             prompt = f"{name} {index} {number}" + " and so on" * (PROMPT_WORDS // 3)
             await client.generate(prompt, max_tokens=tokens, ignore_eos=True)
             self.answered[name] += 1
+
+
+def in_flight(pools: list[Pool]) -> int:
+    """Returns how many requests are granted and have not ended, as far as the scheduler knows."""
+    return sum(worker.in_flight for pool in pools for worker in pool.workers)
 
 
 def service(pools: list[Pool]) -> dict[str, float]:
@@ -123,25 +170,21 @@ async def floods(
     directory: Path,
     redis_url: str,
     tenants: dict[str, dict[str, Any]],
-    speed: float,
     capacity: Capacity = CAPACITY,
     **pools: bool,
 ) -> AsyncIterator[Floods]:
-    """A mesh with one worker in the shared pool, and one in each of `pools`, which lend if so said.
-
-    `speed` is to be such that engines are slower than everything else here, so that requests wait in the scheduler.
-    """
+    """A mesh with one worker in the shared pool, and one in each of `pools`, which lend if so said."""
     settings = {
         "quota": {"global_requests_per_second": 0},
         "scheduler": {"pools": [{"name": name, "lends": lends} for name, lends in pools.items()]},
     }
-    engines = {name: SimulatedEngine(capacity, speed=speed) for name in pools}
-    shared = SimulatedEngine(capacity, speed=speed)
+    engines = {name: SimulatedEngine(capacity, FREE, manual=True) for name in pools}
+    shared = SimulatedEngine(capacity, FREE, manual=True)
     async with (
         Mesh(directory, redis_url, shared, tenants, pools=engines, settings=settings) as mesh,
         connect(mesh.addresses["scheduler"], caller="test") as channel,
     ):
-        world = Floods(mesh, scheduler_pb2_grpc.SchedulerServiceStub(channel))
+        world = Floods(mesh, scheduler_pb2_grpc.SchedulerServiceStub(channel), [shared, *engines.values()])
         try:
             yield world
         finally:
@@ -152,8 +195,8 @@ async def test_weights_3_to_1_and_one_that_comes_late(
     tmp_path: Path, redis_url: str, record_property: Callable[[str, object], None]
 ) -> None:
     tenants = {"heavy": tenant("silver", 3), "light": tenant("silver", 1), "late": tenant("silver", 1)}
-    async with floods(tmp_path, redis_url, tenants, 3) as world:
-        await asyncio.gather(world.begin("heavy"), world.begin("light"))
+    async with floods(tmp_path, redis_url, tenants) as world:
+        await world.begin("heavy", "light")
         both = service(await world.pools())
         first = await world.until_served(round(sum(both.values())) + 50 * CAPACITY.kv_tokens)
         gained = {name: first[name] - both[name] for name in both}
@@ -181,8 +224,8 @@ async def test_classes_share_50_30_20_and_who_waits_alone_has_all(
 ) -> None:
     few = replace(CAPACITY, max_num_seqs=4)
     classes = ("gold", "silver", "bronze")
-    async with floods(tmp_path, redis_url, {name: tenant(name) for name in classes}, 5, few) as world:
-        await asyncio.gather(*(world.begin(name) for name in classes))
+    async with floods(tmp_path, redis_url, {name: tenant(name) for name in classes}, few) as world:
+        await world.begin(*classes)
         before, answered = service(await world.pools()), world.answered.total()
         await world.until(lambda _: world.answered.total() >= answered + 200)
         after = service(await world.pools())
@@ -208,8 +251,8 @@ async def test_a_dedicated_pool_that_lends_serves_others_and_is_given_back_at_on
     def lent(pools: list[Pool]) -> int:
         return sum(worker.kv_tokens_lent for pool in pools for worker in pool.workers if pool.name == "gold")
 
-    async with floods(tmp_path, redis_url, tenants, 1.5, gold=True) as world:
-        await asyncio.gather(world.begin("silver"), world.begin("bronze"))
+    async with floods(tmp_path, redis_url, tenants, gold=True) as world:
+        await world.begin("silver", "bronze")
         both = service(await world.pools())
         after = await world.until_served(round(sum(both.values())) + 26 * CAPACITY.kv_tokens)
         gained = {name: after[name] - both[name] for name in both}
@@ -217,15 +260,15 @@ async def test_a_dedicated_pool_that_lends_serves_others_and_is_given_back_at_on
         record_property("measured", f"lent {lent(pools):,} of {CAPACITY.kv_tokens:,} KV tokens; {shown(gained)}")
         assert shares(gained)["silver"] == pytest.approx(0.6, abs=0.03)
 
-        before = sum(service(pools).values())
+        while lent(await world.all_run()) <= CAPACITY.kv_tokens / 2:
+            await world.compute()
         await world.begin("gold")
-        back = await world.until(lambda pools: not lent(pools))
-        given = sum(service(back).values()) - before
-        # That guests leave in the very tick in which the owner asks is shown in tests/scheduler/test_lending.py; how much
-        # is served until this test sees it says how fast the machine is.
-        record_property("measured", f"all of it was seen given back after {given:,.0f} weighted tokens were served")
+        # Before the engines compute another step, guests leave as far as that makes room for a request of the owner's.
+        await world.seen(lambda pools: lent(pools) < CAPACITY.max_model_len)
+        await world.until(lambda pools: not lent(pools))
         answered = world.answered["gold"]
         while world.answered["gold"] < answered + 100:
             assert not lent(await world.until(lambda _: True))
+            await world.compute()
         await world.end("gold")
         await world.until(lambda pools: lent(pools) > CAPACITY.kv_tokens / 2)

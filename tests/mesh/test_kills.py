@@ -24,7 +24,7 @@ async def test_each_process_killed_three_times(tmp_path: Path) -> None:
         }  # fmt: skip
         order = names * 3
         random.Random(20).shuffle(order)
-        async with ForebayClient(mesh.router_address(), mesh.key("acme"), timeout=30) as client:
+        async with ForebayClient(mesh.router_address(), mesh.key("acme"), timeout=120) as client:
             await client.generate("Before the storm", max_tokens=2)
             for name in order:
                 before = {other: mesh.pid(other) for other in names}
@@ -38,6 +38,6 @@ async def test_each_process_killed_three_times(tmp_path: Path) -> None:
 
 async def restarted(mesh: MeshProcesses, name: str, old_pid: int) -> None:
     """Returns once the launcher has started a process again and found everything healthy."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not (mesh.pid(name) != old_pid and mesh.state()["ready"]):
             await asyncio.sleep(0.02)

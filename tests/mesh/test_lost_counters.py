@@ -69,7 +69,7 @@ async def priced(stub: quota_pb2_grpc.QuotaServiceAsyncStub) -> None:
     """Returns once quota knows the prices, and so can keep a budget."""
     request = quota_pb2.ReserveRequest(request_id="0" * 32, tenant_id="acme", prompt_tokens=1, max_completion_tokens=1)
     request.router.id, request.router.incarnation = "test", 1
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await stub.Reserve(request)
@@ -88,7 +88,7 @@ async def used(stub: quota_pb2_grpc.QuotaServiceAsyncStub) -> dict[str, int]:
 
 async def compared(stub: quota_pb2_grpc.QuotaServiceAsyncStub) -> dict[str, int]:
     """Returns by how much budgets differ from the ledger, once they were compared."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             states = (await stub.Peek(quota_pb2.PeekRequest(tenant_id="acme"))).limits
             if found := {state.limit: state.comparison.difference for state in states if state.HasField("comparison")}:
@@ -108,7 +108,7 @@ async def test_requests_that_run_through_it_are_served_and_counted_once(
         await priced(quota)
         ask = partial(client.generate, "Tell me everything.", max_tokens=TOKENS, ignore_eos=True)
         running = [asyncio.ensure_future(ask()) for _ in range(RUNNING)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while engine.state().running + engine.state().waiting != RUNNING:
                 await asyncio.sleep(0)
         with redis.Redis.from_url(redis_url) as server:
@@ -122,7 +122,7 @@ async def test_requests_that_run_through_it_are_served_and_counted_once(
             answers = await asyncio.gather(*running)
             assert {answer.usage.completion for answer in answers} == {TOKENS}
             with redis.Redis.from_url(redis_url) as server:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     while server.hlen("forebay:{acme}:settled") < RUNNING:
                         await asyncio.sleep(0.01)
             counters.ahead_ms += 61_000

@@ -34,7 +34,7 @@ async def acme(mesh: MeshProcesses) -> AsyncIterator[ForebayClient]:
 
 async def entry_of(client: ForebayClient, request_id: str) -> UsageEntry:
     """Waits for the one row that a request has in the ledger."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for page in client.usage(request_ids=[request_id], follow=True):
             if page.entries:
                 (entry,) = page.entries
@@ -98,22 +98,23 @@ async def test_an_unknown_key_is_refused(mesh: MeshProcesses, key: str) -> None:
 
 async def test_a_limit_refuses_before_anything_runs(mesh: MeshProcesses) -> None:
     async with ForebayClient(mesh.router_address(), mesh.key("initech")) as client:
-        streams = [client.stream("Tell me a long story.", max_tokens=400, ignore_eos=True) for _ in range(4)]
-        results = await asyncio.gather(*(consume(stream) for stream in streams), return_exceptions=True)
-    refused = [result for result in results if isinstance(result, MeshError)]
-    assert len(refused) >= 2  # the basic plan has two at a time
-    for error in refused:
-        assert error.code is Code.RESOURCE_EXHAUSTED
-        assert error.retry_after is not None
-        assert {violation.subject for violation in error.quota_violations} == {"tenant:initech"}
-
-
-async def consume(stream: Any) -> int:
-    return sum([len(delta.token_ids) async for delta in stream])
+        streams = [aiter(client.stream("Tell me a long story.", max_tokens=2_000, ignore_eos=True)) for _ in range(2)]
+        for stream in streams:
+            await anext(stream)
+        with pytest.raises(MeshError) as refused:  # the basic plan has two at a time
+            await client.generate("And me?", max_tokens=1)
+        for stream in streams:
+            await stream.aclose()
+    error = refused.value
+    assert error.code is Code.RESOURCE_EXHAUSTED
+    assert error.retry_after is not None
+    assert [(violation.subject, violation.limit) for violation in error.quota_violations] == [
+        ("tenant:initech", "concurrent_requests")
+    ]
 
 
 async def test_a_client_that_leaves_is_billed_for_what_it_got(acme: ForebayClient) -> None:
-    stream = acme.stream("Tell me everything.", max_tokens=2_000, ignore_eos=True)
+    stream = acme.stream("Tell me everything.", max_tokens=6_000, ignore_eos=True)
     seen = 0
     async for delta in stream:
         seen += len(delta.token_ids)
@@ -122,7 +123,7 @@ async def test_a_client_that_leaves_is_billed_for_what_it_got(acme: ForebayClien
     assert stream.started is not None
     entry = await entry_of(acme, stream.started.request_id)
     assert entry.outcome == "cancelled"
-    assert seen <= entry.completion_tokens < 2_000
+    assert seen <= entry.completion_tokens < 6_000
 
 
 async def test_a_tenant_sees_its_own_rows_alone(mesh: MeshProcesses, acme: ForebayClient) -> None:
@@ -152,14 +153,14 @@ def test_a_generic_client_finds_and_calls_the_router(mesh: MeshProcesses) -> Non
             response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
         )
         request = message_factory.GetMessageClass(method.input_type)()
-        response = call(request, metadata=(("authorization", f"Bearer {mesh.key('acme')}"),), timeout=10)
+        response = call(request, metadata=(("authorization", f"Bearer {mesh.key('acme')}"),), timeout=60)
         assert [model.name for model in response.models] == ["simulated"]
 
 
 async def test_every_service_answers_health(mesh: MeshProcesses) -> None:
     for name in set(mesh.state()["processes"]) - {"valkey"}:
         async with mesh.channel(name) as channel:
-            response = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+            response = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
         assert response.status == health_pb2.HealthCheckResponse.SERVING, name
 
 
@@ -181,12 +182,12 @@ async def test_one_request_is_one_trace_of_five_processes(mesh: MeshProcesses, a
 
 def spans_of(directory: Path, trace_id: str) -> list[dict[str, Any]]:
     """Reads a trace once each of the five services, which write about twice a second, has written its part."""
-    give_up = time.monotonic() + 15
+    give_up = time.monotonic() + 60
     while True:
         lines = [line for file in directory.iterdir() for line in file.read_text().splitlines() if trace_id in line]
         spans = [json.loads(line) for line in lines]
         names = {span["name"] for span in spans}
-        if {"router.Generate", "quota.settle", "metering.record", "worker.execute", "scheduler.queue"} <= names:
+        if {"router.Generate", "quota.settle", "metering.record", "engine.decode", "scheduler.queue"} <= names:
             return spans
         if time.monotonic() > give_up:
             raise AssertionError(f"the trace is incomplete: {sorted(names)}")
@@ -196,5 +197,5 @@ def spans_of(directory: Path, trace_id: str) -> list[dict[str, Any]]:
 def test_grpcurl_works_as_the_readme_says(mesh: MeshProcesses) -> None:
     grpcurl = Path(sys.executable).with_name("grpcurl")
     command = [str(grpcurl), "-plaintext", mesh.router_address(), "list"]
-    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     assert "forebay.api.router.v1.RouterService" in output.split()

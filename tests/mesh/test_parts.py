@@ -44,7 +44,7 @@ class Router:
         clock, me = SystemClock(), common_pb2.Peer(id=name, incarnation=1)
         self.channel = connect(address, caller=name)
         self.local = LocalAdmission(Journal(folder / f"{name}.journal"), me, clock)
-        self.link = QuotaLink(self.channel, me, {}, clock, wait_s=1.0, local=self.local)
+        self.link = QuotaLink(self.channel, me, {}, clock, wait_s=4.0, local=self.local)
 
     async def admitted(self, count: int) -> int:
         return sum([await self.outcome() == "admitted" for _ in range(count)])
@@ -116,7 +116,7 @@ class World:
 
     async def divided(self) -> None:
         """Returns once both routers have their halves."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             file, halves = self.folder / "journal.shares", {"router-1": 2, "router-2": 2}
             while not file.exists() or json.loads(file.read_text()) != halves or not self._offered():
                 await asyncio.sleep(0.01)

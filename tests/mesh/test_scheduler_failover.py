@@ -63,7 +63,7 @@ class Load:
     async def next_round(self) -> None:
         """Returns once so many requests that were asked from now on are answered as there are clients."""
         self._round += 1
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while self._served[self._round] < CLIENTS:
                 await asyncio.sleep(0.02)
 
@@ -77,7 +77,7 @@ async def test_a_leader_that_dies_is_replaced_and_nobody_notices(tmp_path: Path)
         tmp_path / "data", schedulers=2, workers=2, environment=ENVIRONMENT | {VARIABLE: str(points)}
     ) as mesh:
         async with (
-            ForebayClient(mesh.router_address(), mesh.key("acme"), timeout=60) as client,
+            ForebayClient(mesh.router_address(), mesh.key("acme"), timeout=120) as client,
             asyncio.TaskGroup() as group,
         ):
             load = Load(client)
@@ -122,7 +122,7 @@ async def die(mesh: MeshProcesses, points: Path, point: str | None) -> None:
     if point in (None, "scheduler.after_lease", "scheduler.during_takeover"):
         mesh.kill(leader)
         await restarted(mesh, leader, dies[leader])
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while point is not None and (points / point).exists():
             await asyncio.sleep(0.02)
         while not mesh.state()["ready"]:
@@ -132,7 +132,7 @@ async def die(mesh: MeshProcesses, points: Path, point: str | None) -> None:
 async def ledger(client: ForebayClient, request_ids: list[str]) -> list[UsageEntry]:
     """Returns the rows of requests, once each has one."""
     rows: list[UsageEntry] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for page in client.usage(follow=True):
             rows += [row for row in page.entries if row.request_id in set(request_ids)]
             if {row.request_id for row in rows} == set(request_ids):

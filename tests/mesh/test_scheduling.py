@@ -12,10 +12,14 @@ import pytest
 from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from forebay.client import AnswerStream, ForebayClient, UsageEntry
 from forebay.errors import Code, MeshError
+from forebay.lifecycle import background
 from forebay.rpc.client import connect
 from forebay.testing.mesh import MODEL, Mesh
 from forebay.worker.engine import Capacity
+from forebay.worker.lifetime import TICK_S
 from forebay.worker.simulated_engine import SimulatedEngine
+
+from .test_lost_counters import steps
 
 pytestmark = [pytest.mark.slow]
 
@@ -37,7 +41,7 @@ async def told(stream: AnswerStream) -> list[int]:
 async def rows(client: ForebayClient, request_ids: set[str], attempts: int) -> list[UsageEntry]:
     """Returns the ledger's rows of requests, once there are so many."""
     found: list[UsageEntry] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for page in client.usage(request_ids=sorted(request_ids), follow=True):
             found += page.entries
             if len(found) >= attempts:
@@ -47,23 +51,32 @@ async def rows(client: ForebayClient, request_ids: set[str], attempts: int) -> l
 
 async def test_an_evicted_stream_is_unbroken_and_billed_once(tmp_path: Path, redis_url: str) -> None:
     # Four of acme's fill the only worker. globex, which has nothing there, has one evicted, which goes on on the same worker.
-    settings = {"scheduler": {"eviction": {"more_s": 0.0}}}
+    engine = SimulatedEngine(SMALL, manual=True)
+    settings = {"scheduler": {"eviction": {"after_s": 0.0, "more_s": 0.0}}}
     tenants = {"acme": {"plan": "enterprise"}, "globex": {"plan": "enterprise"}}
     async with (
-        Mesh(tmp_path, redis_url, SimulatedEngine(SMALL, speed=8), tenants, settings=settings) as mesh,
+        Mesh(tmp_path, redis_url, engine, tenants, settings=settings) as mesh,
         ForebayClient(mesh.address, mesh.keys["acme"]) as acme,
         ForebayClient(mesh.address, mesh.keys["globex"]) as globex,
     ):
-        undisturbed = await told(acme.stream("Tell me of number 4.", max_tokens=TOKENS, ignore_eos=True, seed=4))
+        async with background(steps(engine), "engine"):
+            undisturbed = await told(acme.stream("Tell me of number 4.", max_tokens=TOKENS, ignore_eos=True, seed=4))
         streams = [
             acme.stream(f"Tell me of number {n}.", max_tokens=TOKENS, ignore_eos=True, seed=n) for n in range(1, 5)
         ]
         answers = [asyncio.create_task(told(stream)) for stream in streams]
-        async with asyncio.timeout(10):
-            while any(stream.started is None for stream in streams):
-                await asyncio.sleep(0.005)
-            answer = await globex.generate("Tell me of globex.", max_tokens=TOKENS, ignore_eos=True)
-            tokens = await asyncio.gather(*answers)
+        async with asyncio.timeout(60):
+            while engine.state().running < len(streams):
+                if engine.state().waiting:
+                    engine.step()
+                await asyncio.sleep(0)
+            asked = asyncio.create_task(globex.generate("Tell me of globex.", max_tokens=TOKENS, ignore_eos=True))
+            while not engine.state().waiting:  # for what makes way, and for whom
+                engine.step()
+                await asyncio.sleep(2 * TICK_S)  # the scheduler is to hear of each step; there are TOKENS of them
+            async with background(steps(engine), "engine"):
+                answer = await asked
+                tokens = await asyncio.gather(*answers)
         assert answer.usage.completion == TOKENS
         assert [len(each) for each in tokens] == [TOKENS] * 4
         assert tokens[3] == undisturbed
@@ -135,14 +148,14 @@ async def test_what_is_cached_costs_less_service_and_adapters_are_loaded(tmp_pat
             usage = answer.usage
             due = 10 * (usage.prompt - usage.cached) + usage.cached + 20 * usage.completion
             service = 0
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while service != (before or 0) + due:
                     (pool,) = (await stub.DescribePools(scheduler_pb2.DescribePoolsRequest())).pools
                     service = pool.service_tenths
             costs.append(due)
             engine_of = pool.workers[0].engine
             assert bool(usage.cached) == (len(costs) == 2), "the adapter's cache is another than the bare model's"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while list(engine_of.adapters) != ["support"]:
                 (pool,) = (await stub.DescribePools(scheduler_pb2.DescribePoolsRequest())).pools
                 engine_of = pool.workers[0].engine

@@ -93,17 +93,6 @@ async def test_the_edge_and_the_router_count_apart(store: CounterStore, tenant: 
     assert not any(taken.room for taken in await store.take("acme", edge_rows(tenant, 1)))
 
 
-async def test_a_new_tenants_share_of_its_limits_holds_at_the_edge_too(clock: FakeClock) -> None:
-    canary = Canary(clock.now(), (CanaryStep(50, 60),))
-    tenant = TenantPolicy(
-        "acme", "basic", ServiceClass.BRONZE, 500, limits=Limits(requests_per_minute=4), canary=canary
-    )
-    store = InMemoryCounters(Terms(), lambda: int(clock.now() * 1000))
-    edge = Edge(PolicyFeed(Policies({"acme": tenant}, {}, {}), clock), store, PEPPER, clock)
-    decisions = [await edge.count("acme", 1) for _ in range(3)]
-    assert [each is not None and each.refusal is None for each in decisions] == [True, True, False]
-
-
 def test_no_limit_is_no_row() -> None:
     assert edge_rows(TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500), 1) == ()
 

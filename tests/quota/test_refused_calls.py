@@ -45,7 +45,7 @@ class Store(InMemoryPolicyStore):
 
     async def wait(self, rows: int) -> None:
         """Returns once so many more rows were asked for."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             for _ in range(rows):
                 await self.recorded.acquire()
 

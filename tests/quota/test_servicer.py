@@ -496,7 +496,7 @@ async def read_all(call: Any) -> None:
 
 def watch(policy: Any, kind: Any, known_version: int = 0) -> Any:
     return policy.WatchPolicies(
-        pb.WatchPoliciesRequest(watcher=ROUTER, kind=kind, known_version=known_version), timeout=10
+        pb.WatchPoliciesRequest(watcher=ROUTER, kind=kind, known_version=known_version), timeout=60
     )
 
 

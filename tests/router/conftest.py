@@ -69,7 +69,7 @@ class RouterWorld:
         await self.server.start()
         self._stack.push_async_callback(self.server.drain, 0)
 
-    def stream(self, timeout: float = 10, **options: object) -> StreamCall:
+    def stream(self, timeout: float = 60, **options: object) -> StreamCall:
         """Begins a streamed answer."""
         request = router_pb2.StreamGenerateRequest(options=options_for(**options))
         return self.client.StreamGenerate(request, metadata=METADATA, timeout=timeout)

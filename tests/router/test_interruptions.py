@@ -13,6 +13,7 @@ from forebay.api.quota.v1 import quota_pb2
 from forebay.api.router.v1 import router_pb2, router_pb2_grpc
 from forebay.errors import Code, MeshError
 from forebay.policy.messages import to_pb_key, to_pb_tenant
+from forebay.rpc.status import from_pb_duration
 
 from .conftest import METADATA, RouterWorld, options_for
 from .peers import soon
@@ -50,12 +51,12 @@ async def test_a_client_that_cancels_in_the_queue_is_withdrawn_and_its_late_gran
     assert world.worker.starts.empty()
 
 
+@pytest.mark.slow
 async def test_a_deadline_ends_what_runs(world: RouterWorld) -> None:
     await world.start()
-    call = world.stream(timeout=0.15)
+    call = world.stream(timeout=1)
     start = await soon(world.worker.starts.get())
-    assert start.remaining.seconds == 0
-    assert start.remaining.nanos <= 150_000_000
+    assert 0 < from_pb_duration(start.remaining) <= 1
     error = await failure(call)
     assert error.code is Code.DEADLINE_EXCEEDED
     await soon(world.worker.cancels.get())

@@ -36,7 +36,7 @@ SETTLEMENT = Settlement(True, Usage(3, 0, 2), 0.0)
 
 async def until(clock: FakeClock, seconds: float, queue: asyncio.Queue[object]) -> None:
     """Moves the clock until something is in the queue."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while queue.empty():
             clock.advance(seconds)
             await asyncio.sleep(0)
@@ -113,7 +113,7 @@ async def test_a_lost_lease_and_a_spent_budget_end_their_requests(quota: QuotaWo
     outbox.flush()
     ends = {}
     for live in (lost, spent):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not isinstance(end := await live.decisions.get(), End):
                 pass
         ends[live.id] = end

@@ -69,7 +69,7 @@ class World:
 
     async def cut_off(self) -> None:
         await self.fake.server.kill()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while self.link.session.connected:
                 await asyncio.sleep(0)
 
@@ -169,7 +169,7 @@ async def test_what_was_admitted_is_charged_and_settled_once_quota_is_back(world
     assert all(each.HasField("admitted_at") and each.router.incarnation == 1 for each in charged)
     settled = await soon(world.fake.settles.get())
     assert (settled.request_id, settled.completion_tokens) == (over.id, 2)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while world.local.owed:
             await asyncio.sleep(0)
     world.link.settle(runs, SETTLEMENT)
@@ -200,7 +200,7 @@ async def test_a_charge_that_quota_cannot_make_is_asked_for_again(world: World) 
     await world.back()
     first = await soon(world.fake.reserves.get())
     world.fake.refusal = None
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while world.fake.reserves.empty():
             world.clock.advance(RETRY_EVERY_S)
             await asyncio.sleep(0)
@@ -217,7 +217,7 @@ async def test_the_next_life_says_what_the_one_before_owed(world: World, dies: s
     await world.journal.synced()
     if dies == "after":
         await world.back()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while world.local.owed:
                 await asyncio.sleep(0)
         await world.journal.synced()
@@ -245,7 +245,7 @@ async def test_the_journal_is_empty_once_nothing_of_it_counts(world: World) -> N
     (over,) = await world.admitted(1)
     world.link.settle(over, SETTLEMENT)
     await world.back()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while world.local.owed:
             await asyncio.sleep(0)
     await world.pass_time(WINDOW_S + 2)
@@ -258,7 +258,7 @@ async def test_who_leaves_while_the_disk_is_slow_is_charged_nothing(world: World
     await world.told()
     await world.cut_off()
     leaving = asyncio.create_task(world.link.reserve(request()))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not world.local.owed:
             await asyncio.sleep(0)
     leaving.cancel()

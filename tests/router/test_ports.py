@@ -228,7 +228,7 @@ async def running(workers: MemoryWorkersCase | WorkerLinksCase) -> Request:
     await live.decisions.get()
     workers.port.start(live, grant)
     await workers.say(live, [1, 2, 3])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while live.life.state is not State.RUNNING:
             await asyncio.sleep(0)
     return live

@@ -44,7 +44,7 @@ async def test_one_request_through_everybody(world: RouterWorld) -> None:
     assert submission.ref == scheduler_pb2.AttemptRef(request_id=first.request_id, attempt=1)
     assert (submission.prompt_tokens, submission.max_tokens, submission.weight_milli) == (len(prompt), 5, 3000)
     assert len(submission.prefix_hashes) == len(prompt) // submission.prefix_block_tokens
-    assert 0 < submission.remaining.seconds <= 10
+    assert 0 < submission.remaining.seconds <= 60
     assert not submission.HasField("waited")
 
     start = await soon(world.worker.starts.get())

@@ -130,7 +130,7 @@ async def outcome(
     method = getattr(channel, kind)(rpc.path, request_serializer=None, response_deserializer=None)
     # Nothing is written to a session: it is refused as it is opened, and a write that comes too late hides the status.
     request = () if rpc.client_streams else (b"",)
-    call = method(*request, metadata=metadata, timeout=5)
+    call = method(*request, metadata=metadata, timeout=60)
     try:
         if half_close:
             await call.done_writing()

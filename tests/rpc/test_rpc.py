@@ -11,8 +11,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
+from forebay.api.router.v1 import router_pb2, router_pb2_grpc
 from forebay.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from forebay.config import ConfigError
 from forebay.errors import Code, FieldViolation, MeshError, QuotaViolation
@@ -170,9 +172,9 @@ async def test_a_connection_too_many_is_closed() -> None:
     await server.start()
     health = health_pb2.HealthCheckRequest()
     async with connect(server.address, caller="one") as one, connect(server.address, caller="two") as two:
-        await health_pb2_grpc.HealthStub(one).Check(health, timeout=5)
+        await health_pb2_grpc.HealthStub(one).Check(health, timeout=60)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await health_pb2_grpc.HealthStub(two).Check(health, timeout=5)
+            await health_pb2_grpc.HealthStub(two).Check(health, timeout=60)
     await server.drain(0)
     assert from_rpc_error(caught.value).code is Code.UNAVAILABLE
 
@@ -342,6 +344,39 @@ async def test_a_peer_that_stops_reading_loses_its_session(servicer: Servicer, c
     await call.write(worker_pb2.ExecuteRequest())
     assert (await ended.get()).reason == "SESSION_OVERFLOW"
     assert (await end_of(call)).reason == "SESSION_OVERFLOW"
+
+
+async def test_a_stream_that_is_left_in_the_middle_of_a_write_ends_its_handler(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At once and in its own task: the handler learns of it, and the call does not count as one that ended well."""
+    left = asyncio.Event()
+
+    class Endless(router_pb2_grpc.RouterServiceServicer):
+        async def StreamGenerate(self, request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                while True:
+                    yield router_pb2.StreamGenerateResponse(started={"model": "x" * 1_000_000})
+            finally:
+                left.set()
+
+    def ended_well() -> float:
+        labels = {"method": "/forebay.api.router.v1.RouterService/StreamGenerate", "code": "OK"}
+        return REGISTRY.get_sample_value("forebay_rpc_seconds_count", labels) or 0
+
+    server = RpcServer("127.0.0.1:0")
+    server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, Endless(), "forebay.api.router.v1.RouterService")
+    await server.start()
+    before = ended_well()
+    async with connect(server.address, caller="test") as channel:
+        call = router_pb2_grpc.RouterServiceStub(channel).StreamGenerate(router_pb2.StreamGenerateRequest())
+        await call.read()
+        call.cancel()
+        async with asyncio.timeout(60):
+            await left.wait()
+    await server.drain(0)
+    assert ended_well() == before
+    assert "Failed to detach context" not in caplog.text
 
 
 async def test_a_bad_first_message_gets_its_status_at_once(servicer: Servicer, channel: grpc.aio.Channel) -> None:

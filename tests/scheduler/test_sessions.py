@@ -31,7 +31,7 @@ TRACEPARENT = f"00-{'a' * 32}-{'b' * 16}-01"
 
 async def soon(work: Awaitable[T]) -> T:
     """Bounds a wait, so that a bug fails a test instead of hanging it."""
-    return await asyncio.wait_for(work, 5)
+    return await asyncio.wait_for(work, 60)
 
 
 def ref(number: int = 0, attempt: int = 1) -> scheduler_pb2.AttemptRef:

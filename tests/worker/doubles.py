@@ -191,7 +191,6 @@ class RecordedReports:
     departures: list[Departure] = field(default_factory=list)
     lapsed: list[AttemptId] = field(default_factory=list)
     drains: int = 0
-    complaints: int = 0
 
     def departed(self, departure: Departure) -> None:
         self.departures.append(departure)
@@ -202,5 +201,4 @@ class RecordedReports:
     def draining(self) -> None:
         self.drains += 1
 
-    def unwell(self) -> None:
-        self.complaints += 1
+    def health(self) -> None: ...

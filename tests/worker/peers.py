@@ -19,7 +19,7 @@ T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-async def within(what: Awaitable[T], seconds: float = 15.0) -> T:
+async def within(what: Awaitable[T], seconds: float = 60.0) -> T:
     """Awaits something that must come; a test that would hang fails instead."""
     async with asyncio.timeout(seconds):
         return await what
@@ -80,7 +80,7 @@ class Scheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     async def heard_with(self, field: str) -> scheduler_pb2.AttachRequest:
         """Returns the next message in which a field is not empty."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while True:
                 request = await self.requests.get()
                 if any(descriptor.name == field for descriptor, _ in request.ListFields()):
@@ -142,7 +142,7 @@ class Metering(metering_pb2_grpc.MeteringServiceServicer):
         await self._at_least(count, self.sessions)
 
     async def _at_least(self, count: int, what: list[T]) -> list[T]:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while len(what) < count:
                 self._came.clear()
                 await self._came.wait()

@@ -37,7 +37,7 @@ def ref(number: int) -> scheduler_pb2.AttemptRef:
 async def healthy(loopback: Loopback, wanted: Health.ServingStatus.ValueType) -> None:
     """Returns once the worker's health is as wanted."""
     watch = health_pb2_grpc.HealthStub(loopback.channel).Watch(health_pb2.HealthCheckRequest(service=FULL_NAME))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         loopback.clock.advance(TICK_S)
         async for response in watch:
             if response.status == wanted:
@@ -393,7 +393,7 @@ class TestSpooled:
         assert spooled() == [f"{1:032x}/1", f"{2:032x}/1"]
         loopback.engine.step()
         await loopback.metering.came(1)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while len(spooled()) == 2:
                 await asyncio.sleep(0)
         assert spooled() == [f"{2:032x}/1"]
@@ -422,7 +422,7 @@ class TestSpooled:
             await router.start(router.payload(3))
             assert (await router.read()).refusals[0].error.reason == "SPOOL_UNAVAILABLE"
         check = health_pb2_grpc.HealthStub(loopback.channel).Check
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while (await check(health_pb2.HealthCheckRequest(service=FULL_NAME))).status != Health.SERVING:
                 loopback.clock.advance(RETRY_S)
         assert len(await loopback.metering.came(1)) == 1
@@ -435,7 +435,7 @@ async def test_sessions_are_bounded(loopback: Loopback, monkeypatch: pytest.Monk
     call = worker_pb2_grpc.WorkerServiceStub(loopback.channel).Execute()
     assert await within(call.code()) == grpc.StatusCode.RESOURCE_EXHAUSTED
     first.break_off()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             again = worker_pb2_grpc.WorkerServiceStub(loopback.channel).Execute()
             if isinstance(await again.read(), worker_pb2.ExecuteResponse):

@@ -56,7 +56,7 @@ class Peers:
         with (self.folder / "log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(*self.command(), env=environment, stderr=log, stdout=log)
         try:
-            register = await within(self.scheduler.heard("register"), 30)
+            register = await within(self.scheduler.heard("register"))
             async with connect(register.address, caller="test") as channel:
                 router = Router(channel, register.worker)
                 await router.open()
@@ -118,7 +118,7 @@ async def test_after_kill_9_in_mid_run_every_attempt_is_accounted_for(peers: Pee
         )
         assert lost.worker.incarnation == life.incarnation != next_life.incarnation
         process.send_signal(signal.SIGTERM)
-        assert await within(process.wait(), 15) == 0
+        assert await within(process.wait()) == 0
     async with peers.worker():
         pass
     assert len(metering.events) == 3, "what was acknowledged is not sent again"
@@ -148,6 +148,6 @@ async def test_killed_at_each_point(
 async def test_a_second_worker_on_a_spool_says_why_it_ends(peers: Peers) -> None:
     async with peers.worker():
         second = await asyncio.create_subprocess_exec(*peers.command(), stderr=asyncio.subprocess.PIPE)
-        _, said = await within(second.communicate(), 15)
+        _, said = await within(second.communicate())
         assert second.returncode == 2
         assert b"in use by another worker" in said

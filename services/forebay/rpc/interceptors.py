@@ -267,12 +267,16 @@ def _wrap(behaviour: Any, call_of: Callable[[grpc.aio.ServicerContext[Any, Any]]
 
     if kind.endswith("stream") and inspect.isasyncgenfunction(behaviour):
 
-        async def generate(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            # Written here and not yielded: gRPC drops a generator whose write fails, and whatever finds it then, in a context
+            # of its own, ends it as if it had ended well.
             async with around(context):
-                async for response in behaviour(_all_well_formed(request) if many else _well_formed(request), context):
-                    yield response
+                request = _all_well_formed(request) if many else _well_formed(request)
+                async with contextlib.aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
 
-        return generate
+        return stream
 
     async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         async with around(context):

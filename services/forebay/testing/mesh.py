@@ -138,5 +138,5 @@ class Mesh:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await self._stack.aclose()

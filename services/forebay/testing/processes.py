@@ -40,7 +40,7 @@ class MeshProcesses:
         workers: int = 1,
         tenants: Path | None = None,
         environment: Mapping[str, str] | None = None,
-        ready_s: float = 60.0,
+        ready_s: float = 180.0,
     ) -> None:
         self.data = data
         self._command = [sys.executable, "-m", "forebay.cli", "up", "--data", str(data), "--engine", engine]
@@ -70,11 +70,11 @@ class MeshProcesses:
         assert self._process is not None
         self._process.send_signal(signal.SIGINT)
         try:
-            self._process.wait(timeout=30)
+            self._process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            raise RuntimeError(f"`forebay up` did not end within 30 s of SIGINT; see {self.data / 'up.log'}") from None
+            raise RuntimeError(f"`forebay up` did not end within 60 s of SIGINT; see {self.data / 'up.log'}") from None
 
     @property
     def launcher_pid(self) -> int:

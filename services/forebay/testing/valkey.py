@@ -44,7 +44,7 @@ class ValkeyServer:
         """Starts the server and returns once it accepts connections.
 
         Raises:
-            RuntimeError: the process ended, or did not listen within 10 s.
+            RuntimeError: the process ended, or did not listen within 60 s.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         command = [str(self.binary), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)]
@@ -53,7 +53,7 @@ class ValkeyServer:
             command += ["--cluster-enabled", "yes", "--cluster-port", str(self.bus_port)]
         with (self.directory / "server.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "LC_ALL": "C"})
-        give_up = time.monotonic() + 10
+        give_up = time.monotonic() + 60
         while time.monotonic() < give_up:
             if self.process.poll() is not None:
                 break
@@ -99,7 +99,7 @@ class ValkeyCluster:
         """Starts the nodes, gives out the slots and returns once all nodes know of each other.
 
         Raises:
-            RuntimeError: a node did not start, or they did not find together within 10 s.
+            RuntimeError: a node did not start, or they did not find together within 60 s.
         """
         for node in self.nodes:
             node.start()
@@ -111,7 +111,7 @@ class ValkeyCluster:
             client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
         for node in self.nodes[1:]:
             clients[0].execute_command("CLUSTER MEET", "127.0.0.1", node.port, node.bus_port)
-        give_up = time.monotonic() + 10
+        give_up = time.monotonic() + 60
         while not all(client.cluster("INFO")["cluster_state"] == "ok" for client in clients):
             if time.monotonic() > give_up:
                 raise RuntimeError("the nodes of the cluster do not find together")

@@ -142,9 +142,10 @@ class SchedulerLink:
             self._outbox.message.draining = True
             self._flush(self._outbox)
 
-    def unwell(self) -> None:
-        """Says at once what the next tick would have said."""
-        self.tick()
+    def health(self) -> None:
+        """Says whether the worker can run what it is given, if that has changed."""
+        if self._service.healthy != self._was_healthy:
+            self.tick()
 
     def tick(self) -> None:
         """Reports progress, and the engine's state when it is due or when the worker's health has changed."""

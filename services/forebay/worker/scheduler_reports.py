@@ -65,8 +65,11 @@ class SchedulerReports(Protocol):
         """Says that the worker takes no more."""
         ...
 
-    def unwell(self) -> None:
-        """Says that the worker had to turn a payload away, before it is sent the same one again."""
+    def health(self) -> None:
+        """Says whether the worker can run what it is given, if that has changed.
+
+        To be called when a payload was turned away: its router asks for another grant at once, and has a few attempts only.
+        """
         ...
 
 
@@ -82,5 +85,5 @@ class Unheard:
     def draining(self) -> None:
         """Forgets it."""
 
-    def unwell(self) -> None:
+    def health(self) -> None:
         """Forgets it."""

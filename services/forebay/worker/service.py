@@ -122,7 +122,7 @@ class WorkerService:
             self.roster.admit(start.grant, payload)
         except MeshError as error:
             stream.refused(start.ref, error)
-            self._say_if_unwell()
+            self.scheduler.health()
             return
         self._register.add(stream, start)
 
@@ -269,12 +269,7 @@ class WorkerService:
     def _departed(self, departure: Departure) -> None:
         self.scheduler.departed(departure)
         if departure.ending is None:
-            self._say_if_unwell()
-
-    def _say_if_unwell(self) -> None:
-        """A router whose payload was turned away asks for another grant at once, and has a few attempts only."""
-        if not self.healthy:
-            self.scheduler.unwell()
+            self.scheduler.health()
 
     def _hand_over_all(self, reason: str) -> None:
         if self._register.attempts:
