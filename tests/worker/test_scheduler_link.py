@@ -250,3 +250,5 @@ async def test_a_worker_that_turns_a_payload_away_says_at_once_that_it_is_not_we
     said = bench.said()
     assert said.HasField("engine")
     assert not said.engine.healthy
+    bench.service.start(bench.stream, start(2))
+    assert not bench.said().HasField("engine"), "it is known"
