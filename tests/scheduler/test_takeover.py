@@ -20,6 +20,7 @@ from forebay.router.domain import decisions as router_decisions
 from forebay.router.domain import events
 from forebay.router.domain.life import Life, State
 from forebay.router.domain.stream import TokenStream
+from forebay.scheduler.domain import flow_tree
 from forebay.scheduler.domain.decisions import Grant
 from forebay.scheduler.domain.request import AttemptKey, Request
 from forebay.scheduler.domain.scheduler import Limits, Scheduler
@@ -97,6 +98,15 @@ def test_a_tenant_that_nobody_knew_is_owed_nothing_for_its_absence() -> None:
     for tenant_id in ("new", "old"):
         new.submit(request(tenant_id), "r", 0.0)
     assert abs(tenant(new, "new").counter - tenant(new, "old").counter) <= 1
+
+
+def test_of_those_that_were_ahead_no_more_are_remembered_than_of_any_who_are_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flow_tree, "MAX_IDLE_FLOWS", 2)
+    core = scheduler(info())
+    core.restore({("m", "", "SILVER", name): 10 for name in "abc"})
+    assert core.leads() == {("m", "", "SILVER", name): 10 for name in "bc"}
 
 
 def test_what_is_adopted_is_charged_once_its_router_claims_it() -> None:

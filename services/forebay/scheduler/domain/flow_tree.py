@@ -151,14 +151,13 @@ class FlowTree(Generic[Item]):
             assert node.parent is not None
             _level(node.parent)
 
-    def set_aside(self, flow: Flow[Item]) -> None:
-        """Leaves a waiting flow out of the choice until it is put back."""
-        self._leave(flow)
+    def set_aside(self, node: Node[Item]) -> None:
+        """Leaves a waiting flow, or all of a tenant, out of the choice until it is put back; it keeps waiting meanwhile."""
+        self._leave(node)
 
-    def put_back(self, flow: Flow[Item]) -> None:
+    def put_back(self, node: Node[Item]) -> None:
         """Ends `set_aside`."""
-        if flow.queue:
-            self._join(flow, lift=False)
+        self._join(node, lift=False)
 
     def charge(self, flow: Flow[Item], tenths: int) -> None:
         """Adds service to a flow and all above it, in tenths of a weighted token; takes it back when negative."""
@@ -221,6 +220,8 @@ class FlowTree(Generic[Item]):
         node = self.root
         for name in path:
             node = node.children.get(name) or self._make(node, name)
+        if len(path) == DEPTH - 1 and not node.children:
+            self._make(node, "")  # nodes are forgotten by their flows
         node.counter += steps
         if node.parent is not None and node in node.parent.waiting:
             node.parent.waiting.put(node, node.counter)

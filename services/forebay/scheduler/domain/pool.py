@@ -117,18 +117,31 @@ class Pool:
         self.kv_tokens = sum(worker.info.capacity.usable_kv_tokens for worker in workers)
         if not workers:
             return
-        aside: list[Flow[Queued]] = []
+        passed: list[Flow[Queued]] = []
+        capped: list[Node[Queued]] = []
         try:
-            while len(aside) < MAX_PASSED and (flow := self.flows.neediest()) is not None:
+            while len(passed) < MAX_PASSED:
+                if (flow := self.flows.neediest()) is None:
+                    if len(capped) != 1 or any(other.tenant is not capped[0] for other in passed):
+                        return
+                    self.flows.put_back(capped.pop())  # nobody else waits any more
+                    continue
                 head = flow.head
                 able = [worker for worker in workers if worker.may_run(head)]
                 if not able and not self._may_run_later(head):
                     # No worker that is here could run it: it must not hold up the rest of its flow.
                     self.flows.park(flow, head, head.place)
                     continue
-                if able and not self._capped(flow, aside):
+                tenant = flow.tenant
+                if self._full(tenant) and (
+                    capped or any(other.tenant is not tenant for other in passed) or self.flows.others_wait(tenant)
+                ):
+                    self.flows.set_aside(tenant)
+                    capped.append(tenant)
+                    continue
+                if able:
                     fitting = [worker for worker in able if worker.has_room_for(head, now)]
-                    if not fitting and not aside:
+                    if not fitting and not passed:
                         fitting = self._evict_for(head, able, now)
                     if fitting:
                         queued, worker = self._best(head, fitting, workers, now)
@@ -139,10 +152,10 @@ class Pool:
                     if not workers:
                         return
                 self.flows.set_aside(flow)
-                aside.append(flow)
+                passed.append(flow)
         finally:
-            for flow in aside:
-                self.flows.put_back(flow)
+            for node in (*passed, *capped):
+                self.flows.put_back(node)
 
     def _may_run_later(self, head: Queued) -> bool:
         return any(worker.may_run(head) for worker in self._serving())
@@ -180,13 +193,8 @@ class Pool:
                     best, most = (other, worker), saved
         return best
 
-    def _capped(self, flow: Flow[Queued], aside: list[Flow[Queued]]) -> bool:
-        """Whether the flow's tenant has as much as it may have while others wait."""
-        return self._full(flow.tenant) and (
-            any(other.tenant is not flow.tenant for other in aside) or self.flows.others_wait(flow.tenant)
-        )
-
     def _full(self, tenant: Node[Queued]) -> bool:
+        """Whether a tenant has as much as it may have while others wait."""
         rules = self.rules.room
         return bool(
             (rules.tenant_in_flight and tenant.in_flight >= rules.tenant_in_flight)
