@@ -441,7 +441,7 @@ async def test_operators_see_pools_workers_and_flows(world: World) -> None:
 
 async def test_operators_see_who_lends_to_whom_and_how_long_the_oldest_waits(world: World) -> None:
     await world.start(pools=[{"name": "gold", "lends": True}], class_weights={"gold": 3, "silver": 1})
-    worker = await world.worker(kv_tokens=20, pool="gold")
+    worker = await world.worker(kv_tokens=25, pool="gold")
     router = await world.router(submissions=[submission(1), submission(2, start_after=to_pb_duration(9))])
     assert (await worker.hear()).batches
     await world.until_waiting(0)

@@ -122,7 +122,10 @@ def _victims_on(worker: Worker, queued: Queued, least_fill: float | None, most: 
         staying.remove(entry)
         if entry.flow is not None:
             gone[entry.flow.tenant] = gone.get(entry.flow.tenant, 0) + entry.expected_tokens
-        if not staying or Peak(entry.future for entry in staying).with_one(future) <= bound:
+        guests = sum(entry.expected_tokens for entry in staying if entry.pool is not worker.pool)
+        if worker.lends(queued, guests) and (
+            not staying or Peak(entry.future for entry in staying).with_one(future) <= bound
+        ):
             return found
     return []
 

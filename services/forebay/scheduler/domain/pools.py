@@ -18,6 +18,7 @@ class Pools:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._lending = sorted(name for name, rules in limits.pools.items() if rules.lends and name != SHARED)
         self._pools: dict[tuple[str, str], Pool] = {}
 
     def __iter__(self) -> Iterator[Pool]:
@@ -51,4 +52,4 @@ class Pools:
 
     def _lend(self, model: str) -> None:
         if (shared := self.get(model, SHARED)) is not None:
-            shared.lenders = [pool for pool in self if pool.model == model and pool.rules.lends and pool is not shared]
+            shared.lenders = [pool for name in self._lending if (pool := self.get(model, name)) is not None]

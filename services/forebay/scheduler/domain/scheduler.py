@@ -156,7 +156,7 @@ class Scheduler:
         """Notes an attempt that a router holds, granted or running, from before its session."""
         entry = self._promises.get(request.key)
         if entry is not None:
-            self._promises.attribute(entry, self._flow(entry.pool, request), request)
+            self._attribute(entry, request)
             return
         worker = self._workers.get(worker_id)
         if request.key not in self._queue and (worker is None or worker.reported is not None):
@@ -228,9 +228,9 @@ class Scheduler:
                 self._withdrawals.append(Withdrawal(attempt.key, worker_id))
             else:
                 claim = self._claims.get(attempt.key)
-                request = claim.request if claim else None
-                flow = self._flow(worker.pool, request) if request else None
-                self._promises.adopt(attempt, worker, flow, request)
+                entry = self._promises.adopt(attempt, worker, claim.request if claim else None)
+                if claim is not None:
+                    self._attribute(entry, claim.request)
         self._claims = {key: claim for key, claim in self._claims.items() if claim.worker_id != worker_id}
         self._came(worker)
 
@@ -377,6 +377,11 @@ class Scheduler:
             (request.tenant_id, request.weight_milli),
             (request.key_id, 1000),
         )
+
+    def _attribute(self, entry: InFlight, request: Request) -> None:
+        if entry.flow is None:
+            pool = self._pool(request.model, request.pool)
+            self._promises.attribute(entry, pool, self._flow(pool, request), request)
 
     def _entry(self, worker_id: str, key: AttemptKey) -> InFlight | None:
         return self._workers[worker_id].in_flight.get(key)

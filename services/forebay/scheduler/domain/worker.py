@@ -199,7 +199,14 @@ class Worker:
             and (self.info.id, self.info.incarnation) not in queued.excluded
             and (not queued.request.adapter or self.info.capacity.max_adapters > 0)
             and self.info.capacity.can_ever_hold(queued.request)
+            and self.lends(queued)
         )
+
+    def lends(self, queued: Queued, already: int = 0) -> bool:
+        """Whether a request is its own pool's, or a guest that it has room for beside guests of so many KV tokens."""
+        if queued.pool is self.pool:
+            return True
+        return already + self.expected_tokens(queued) <= self.rules.lent_share * self.info.capacity.kv_tokens
 
     def has_room_for(self, queued: Queued, now: float) -> bool:
         """Whether it can take a request now."""
@@ -208,7 +215,7 @@ class Worker:
         if not self.in_flight:
             return True
         need = self.expected_tokens(queued)
-        if queued.pool is not self.pool and self.lent + need > self.rules.lent_share * self.info.capacity.kv_tokens:
+        if not self.lends(queued, self.lent):
             return False
         if not self.has_prefill_room(queued.request.prompt_tokens):
             return False
