@@ -116,9 +116,9 @@ def test_who_comes_while_the_neediest_is_passed_over_gets_none_of_its_credit() -
     wait(tree, passed)
     wait(tree, served)
     tree.charge(served, 900)
+    tree.enqueue(served, "next", (0.0, 2))
     tree.set_aside(passed)
-    tree.chosen(served)
-    tree.charge(served, 100)
+    tree.start(served, "item", 1, 100)
     tree.put_back(passed)
     wait(tree, late)
     assert late.tenant.virtual_tenths == 900

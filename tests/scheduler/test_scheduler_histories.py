@@ -242,7 +242,9 @@ class Histories(RuleBasedStateMachine):
             assert len(pool.flows.flows()) <= MAX_PASSED
             if (flow := pool.flows.neediest()) is not None:
                 head = flow.head
-                assert not any(w.may_run(head) and w.has_room_for(head, self.now) for w in pool.workers.values())
+                assert not any(
+                    w.present and w.may_run(head) and w.has_room_for(head, self.now) for w in pool.workers.values()
+                )
 
     @invariant()
     def counts_agree(self) -> None:

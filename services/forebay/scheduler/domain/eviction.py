@@ -91,10 +91,12 @@ def victims(queued: Queued, workers: Iterable[Worker], rules: EvictionRules, now
     Empty when the request has not waited long enough, or no worker can be made to fit it by what may be evicted.
     """
     best: list[InFlight] = []
+    tenant, pool = queued.flow.tenant, queued.pool
+    waited = now if queued.blocked_since is None else now - queued.blocked_since
     for worker in workers:
-        tenant, pool = queued.flow.tenant, queued.pool
+        if waited < rules.after_s and not worker.lent:
+            continue
         own = fill(pool, tenant, tenant.kv_tokens + worker.expected_tokens(queued))
-        waited = now if queued.blocked_since is None else now - queued.blocked_since
         tenants = waited >= rules.patience_s(own)
         if tenants or (worker.lent and worker.pool is pool):
             found = _victims_on(worker, queued, max(1.0, rules.margin * own) if tenants else None, rules.most, now)

@@ -145,12 +145,6 @@ class FlowTree(Generic[Item]):
             yield flow
             most -= 1
 
-    def chosen(self, flow: Flow[Item]) -> None:
-        """Notes that the flow is about to be served: who begins to wait gets no credit against it, at any level."""
-        for node in self._up(flow):
-            assert node.parent is not None
-            _level(node.parent)
-
     def set_aside(self, node: Node[Item]) -> None:
         """Leaves a waiting flow, or all of a tenant, out of the choice until it is put back; it keeps waiting meanwhile."""
         self._leave(node)
@@ -159,17 +153,36 @@ class FlowTree(Generic[Item]):
         """Ends `set_aside`."""
         self._join(node, lift=False)
 
-    def charge(self, flow: Flow[Item], tenths: int) -> None:
-        """Adds service to a flow and all above it, in tenths of a weighted token; takes it back when negative."""
-        steps = tenths * 1000 * RESOLUTION
+    def start(self, flow: Flow[Item], item: Item, kv_tokens: int, tenths: int) -> None:
+        """Has a waiting item run: takes it out, notes what `begin` does, and charges its input.
+
+        Who begins to wait from now on gets no credit against the flow, at any level.
+        """
+        flow.queue.discard(item)
+        waits = len(flow.queue) > 0
         node: Node[Item] = flow
         while (parent := node.parent) is not None:
-            node.service_tenths += tenths
-            # The counter is per unit of weight and the weight in thousandths, hence the factor.
-            more, node.remainder = divmod(steps + node.remainder, node.weight_milli)
-            node.counter += more
-            if node in parent.waiting:
+            _level(parent)
+            node.in_flight += 1
+            node.kv_tokens += kv_tokens
+            node.charge(tenths)
+            if waits:
                 parent.waiting.put(node, node.counter)
+            else:
+                parent.waiting.discard(node)
+                parent.last_left = node
+                waits = len(parent.waiting) > 0
+            node = parent
+        node.in_flight += 1
+        node.kv_tokens += kv_tokens
+        node.service_tenths += tenths
+
+    def charge(self, flow: Flow[Item], tenths: int) -> None:
+        """Adds service to a flow and all above it, in tenths of a weighted token; takes it back when negative."""
+        node: Node[Item] = flow
+        while (parent := node.parent) is not None:
+            node.charge(tenths)
+            parent.waiting.move(node, node.counter)
             node = parent
         node.service_tenths += tenths
 
@@ -291,10 +304,13 @@ class FlowTree(Generic[Item]):
 
 def _level(parent: Node[Item]) -> int:
     """Brings the virtual time up to the smallest counter that waits, or to that of the last that did, and returns it."""
+    level = parent.virtual_time
     if (first := parent.waiting.first()) is not None:
-        parent.virtual_time = max(parent.virtual_time, first[0])
+        level = first[0]
     elif parent.last_left is not None:
-        parent.virtual_time = max(parent.virtual_time, parent.last_left.counter)
+        level = parent.last_left.counter
+    if level > parent.virtual_time:
+        parent.virtual_time = level
     return parent.virtual_time
 
 

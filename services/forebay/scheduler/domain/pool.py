@@ -109,12 +109,13 @@ class Pool:
     def draw(self, now: float) -> Iterator[tuple[Queued, Worker]]:
         """Yields who runs where, neediest first, while anyone fits.
 
-        The caller must take each request out of the queue, charge its flow and give it the worker's room before it asks for
-        the next: that is what moves the draw on.
+        The caller must have each request run, in its flow and on the worker, before it asks for the next: that is what moves
+        the draw on.
         """
         self._borrow()
-        workers = [worker for worker in self._serving() if worker.present]
-        self.kv_tokens = sum(worker.info.capacity.usable_kv_tokens for worker in workers)
+        present = [worker for worker in self._serving() if worker.present]
+        self.kv_tokens = sum(worker.info.capacity.usable_kv_tokens for worker in present)
+        workers = present.copy()  # less those that are kept
         if not workers:
             return
         passed: list[Flow[Queued]] = []
@@ -128,7 +129,7 @@ class Pool:
                     continue
                 head = flow.head
                 able = [worker for worker in workers if worker.may_run(head)]
-                if not able and not self._may_run_later(head):
+                if not able and not any(worker.may_run(head) for worker in present):
                     # No worker that is here could run it: it must not hold up the rest of its flow.
                     self.flows.park(flow, head, head.place)
                     continue
@@ -144,9 +145,7 @@ class Pool:
                     if not fitting and not passed:
                         fitting = self._evict_for(head, able, now)
                     if fitting:
-                        queued, worker = self._best(head, fitting, workers, now)
-                        self.flows.chosen(queued.flow)
-                        yield queued, worker
+                        yield self._best(head, fitting, workers, now)
                         continue
                     workers.remove(_roomiest(able, head.request))  # it is kept for this one
                     if not workers:
@@ -157,9 +156,6 @@ class Pool:
             for node in (*passed, *capped):
                 self.flows.put_back(node)
 
-    def _may_run_later(self, head: Queued) -> bool:
-        return any(worker.may_run(head) for worker in self._serving())
-
     def take_evictions(self) -> list[InFlight]:
         """Returns what is to be evicted, once."""
         evictions, self.evictions = self.evictions, []
@@ -167,6 +163,8 @@ class Pool:
 
     def _borrow(self) -> None:
         """Looks which lenders have nobody waiting; what is parked may run on the workers of one that had."""
+        if not self.lenders and not self._borrowed:
+            return
         before = self._borrowed
         self._borrowed = [lender for lender in self.lenders if lender.flows.neediest() is None]
         if any(lender not in before for lender in self._borrowed):

@@ -26,8 +26,8 @@ class Promises:
         """Returns an attempt's promise, if it has one."""
         return self._entries.get(key)
 
-    def grant(self, queued: Queued, worker: Worker, grant: Grant) -> InFlight:
-        """Promises a worker's room to a request that was drawn; `charge_input` is still to be called."""
+    def grant(self, queued: Queued, worker: Worker, grant: Grant) -> None:
+        """Promises a worker's room to a request that was drawn, takes it out of its flow and charges its input."""
         request = queued.request
         entry = InFlight(
             key=request.key,
@@ -44,13 +44,8 @@ class Promises:
             charged_input=0 if request.delivered_tokens else request.prompt_tokens,
         )
         entry.flow = queued.flow
-        entry.pool.flows.begin(entry.flow, entry.expected_tokens)
+        entry.pool.flows.start(entry.flow, queued, entry.expected_tokens, INPUT_TENTHS * entry.charged_input)
         self._add(entry)
-        return entry
-
-    def charge_input(self, entry: InFlight) -> None:
-        """Charges the input of what was granted."""
-        self._charge(entry, INPUT_TENTHS * entry.charged_input)
 
     def adopt(self, attempt: RunningAttempt, worker: Worker, request: Request | None) -> InFlight:
         """Counts what a worker held before this scheduler knew of it; what it has generated so far is charged to nobody.

@@ -92,18 +92,15 @@ class Queue:
         queued.pool.enqueue(queued)
 
     def leave(self, queued: Queued) -> None:
-        """Takes a request out, whether it is to run or not."""
-        tenant_id = queued.request.tenant_id
-        del self._waiting[queued.request.key]
-        self._by_tenant[tenant_id] -= 1
-        if not self._by_tenant[tenant_id]:
-            del self._by_tenant[tenant_id]
-        queued.pool.queued -= 1
+        """Takes out a request that is not to run."""
+        self._forget(queued)
         if not queued.held_back:
             queued.pool.dequeue(queued)
 
-    def served(self, flow: Flow[Queued], now: float) -> None:
-        """Notes that a request of the flow has just left to run."""
+    def started(self, queued: Queued, now: float) -> None:
+        """Forgets a request that has just left its flow to run."""
+        self._forget(queued)
+        flow = queued.flow
         if flow.dispatched_at is not None:
             gap = now - flow.dispatched_at
             flow.gap_s = gap if flow.gap_s is None else flow.gap_s + PACE_SMOOTHING * (gap - flow.gap_s)
@@ -111,6 +108,16 @@ class Queue:
             flow.dispatched_at = now
         else:
             flow.dispatched_at = flow.gap_s = None  # the pace was that of a flow that waits
+
+    def _forget(self, queued: Queued) -> None:
+        tenant_id = queued.request.tenant_id
+        del self._waiting[queued.request.key]
+        queued.pool.queued -= 1
+        left = self._by_tenant[tenant_id] - 1
+        if left:
+            self._by_tenant[tenant_id] = left
+        else:
+            del self._by_tenant[tenant_id]
 
     def _refuse(self, request: Request, pool: Pool, flow: Flow[Queued], patience: float, now: float) -> None:
         limits, retry_after_s = self._limits, self._limits.retry_after_s

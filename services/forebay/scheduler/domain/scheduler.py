@@ -330,11 +330,9 @@ class Scheduler:
                 queue_depth=pool.queued,
                 measures=queued.measures,
             )
-            # In this order the flow is busy throughout, and one that has no more to wait for is moved in no heap.
-            entry = self._promises.grant(queued, worker, grant)
-            self._take_out(queued)
-            self._promises.charge_input(entry)
-            self._queue.served(queued.flow, now)
+            self._timers.discard(queued)
+            self._promises.grant(queued, worker, grant)
+            self._queue.started(queued, now)
             worker.prefixes.granted(queued.request.prefix_hashes)
             grants.append(grant)
         return [Batch(w.info.id, grants[0].batch_id, self.epoch, tuple(grants)) for w, grants in drawn.items()]
@@ -386,12 +384,9 @@ class Scheduler:
     def _entry(self, worker_id: str, key: AttemptKey) -> InFlight | None:
         return self._workers[worker_id].in_flight.get(key)
 
-    def _take_out(self, queued: Queued) -> None:
+    def _dequeue(self, queued: Queued) -> None:
         self._timers.discard(queued)
         self._queue.leave(queued)
-
-    def _dequeue(self, queued: Queued) -> None:
-        self._take_out(queued)
         self._changed[queued.pool] = None
 
     def _reject(self, queued: Queued, error: MeshError) -> None:

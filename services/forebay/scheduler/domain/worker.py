@@ -35,11 +35,16 @@ class Capacity:
 
     def kv_for(self, request: Request) -> int:
         """Returns the KV tokens to set aside for a request: the most it can come to, in whole blocks."""
-        return -(-request.total_tokens // self.block_tokens) * self.block_tokens
+        return self._blocks(request) * self.block_tokens
 
     def can_ever_hold(self, request: Request) -> bool:
         """Whether a request fits when nothing else runs."""
-        return request.total_tokens <= self.max_model_len and self.kv_for(request) <= self.usable_kv_tokens
+        return (
+            request.total_tokens <= self.max_model_len and self._blocks(request) <= self.kv_tokens // self.block_tokens
+        )
+
+    def _blocks(self, request: Request) -> int:
+        return -(-request.total_tokens // self.block_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,12 +198,11 @@ class Worker:
         return (alpha - self.lowered_by(now)) * self.info.capacity.usable_kv_tokens
 
     def may_run(self, queued: Queued) -> bool:
-        """Whether it could take a request if it were empty."""
+        """Whether it could take a request if it were present and empty."""
         return (
-            self.present
-            and (self.info.id, self.info.incarnation) not in queued.excluded
+            self.info.capacity.can_ever_hold(queued.request)
+            and not (queued.excluded and (self.info.id, self.info.incarnation) in queued.excluded)
             and (not queued.request.adapter or self.info.capacity.max_adapters > 0)
-            and self.info.capacity.can_ever_hold(queued.request)
             and self.lends(queued)
         )
 
@@ -214,15 +218,14 @@ class Worker:
             return False
         if not self.in_flight:
             return True
-        need = self.expected_tokens(queued)
-        if not self.lends(queued, self.lent):
+        if not self.lends(queued, self.lent) or not self.has_prefill_room(queued.request.prompt_tokens):
             return False
-        if not self.has_prefill_room(queued.request.prompt_tokens):
-            return False
+        future = self.future(queued)
+        need = future[1] - future[0]
         # The peak is at most the sum of what each will come to, and that is known without looking at each.
         if self.expected + need <= self.bound(now, favoured=False):
             return True
-        peak = self.peak.with_one(self.future(queued))
+        peak = self.peak.with_one(future)
         if peak <= self.bound(now, favoured=False):
             return True
         return peak <= self.bound(now, favoured=True) and queued.pool.holds_little(queued, need)
