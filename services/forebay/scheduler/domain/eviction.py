@@ -85,19 +85,21 @@ def fill(pool: "Pool", tenant: Node[Queued], kv_tokens: int) -> float:
     return kv_tokens / max(1.0, tenant.share * pool.kv_tokens)
 
 
-def victims(queued: Queued, workers: Iterable[Worker], rules: EvictionRules, now: float) -> list[InFlight]:
+def victims(
+    queued: Queued, waited_s: float, workers: Iterable[Worker], rules: EvictionRules, now: float
+) -> list[InFlight]:
     """Returns the attempts, all on one worker, that make room for a request when they are handed over; the cheapest such set.
 
-    Empty when the request has not waited long enough, or no worker can be made to fit it by what may be evicted.
+    Empty when the request has not been the one that does not fit for long enough, or no worker can be made to fit it by what may
+    be evicted.
     """
     best: list[InFlight] = []
     tenant, pool = queued.flow.tenant, queued.pool
-    waited = now if queued.blocked_since is None else now - queued.blocked_since
     for worker in workers:
-        if waited < rules.after_s and not worker.lent:
+        if waited_s < rules.after_s and not worker.lent:
             continue
         own = fill(pool, tenant, tenant.kv_tokens + worker.expected_tokens(queued))
-        tenants = waited >= rules.patience_s(own)
+        tenants = waited_s >= rules.patience_s(own)
         if tenants or (worker.lent and worker.pool is pool):
             found = _victims_on(worker, queued, max(1.0, rules.margin * own) if tenants else None, rules.most, now)
             if found and (not best or recomputed(found) < recomputed(best)):

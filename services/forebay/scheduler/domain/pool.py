@@ -206,7 +206,7 @@ class Pool:
         """
         if queued.blocked_since is None:
             queued.blocked_since = now
-        found = victims(queued, able, self.rules.eviction, now)
+        found = victims(queued, now - queued.blocked_since, able, self.rules.eviction, now)
         if not found or not self.budget.spend(recomputed(found)):
             return []
         for entry in found:

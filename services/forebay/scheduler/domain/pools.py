@@ -45,6 +45,8 @@ class Pools:
     def ordered(self, changed: Iterable[Pool]) -> list[Pool]:
         """Returns the pools to draw from: lenders before the one that borrows, and that one whenever a lender has changed."""
         pools = dict.fromkeys(changed)
+        if not self._lending:
+            return list(pools)
         for pool in list(pools):
             if pool.rules.lends and (borrower := self.get(pool.model, SHARED)) is not None:
                 pools[borrower] = None

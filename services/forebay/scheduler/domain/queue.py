@@ -10,7 +10,6 @@ when at the pace at which its flow was served lately it would start too late.
 """
 
 import itertools
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -30,7 +29,7 @@ class Queue:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._waiting: dict[AttemptKey, Queued] = {}
-        self._by_tenant: Counter[str] = Counter()
+        self._by_tenant: dict[str, int] = {}
         self._arrivals = itertools.count(1)
 
     def __len__(self) -> int:
@@ -80,7 +79,7 @@ class Queue:
             excluded=excluded,
             measures=measures,
         )
-        self._by_tenant[request.tenant_id] += 1
+        self._by_tenant[request.tenant_id] = self._by_tenant.get(request.tenant_id, 0) + 1
         pool.queued += 1
         if not start_after_s:
             self.release(queued)
@@ -128,7 +127,7 @@ class Queue:
             raise refusals.too_large(request)
         if request.delivered_tokens:
             return  # its client reads already: it is shed by nothing but its own deadline
-        if self._by_tenant[request.tenant_id] >= limits.max_queued_per_tenant:
+        if self._by_tenant.get(request.tenant_id, 0) >= limits.max_queued_per_tenant:
             raise refusals.queue_full("the tenant", retry_after_s)
         if len(self._waiting) >= limits.max_queued:
             raise refusals.queue_full("the scheduler", retry_after_s)
@@ -143,7 +142,7 @@ class Queue:
         rules = self._limits.pressure
         pressure = len(self._waiting) / self._limits.max_queued
         start_after_s, measures = request.start_after_s, []
-        part = self._by_tenant[request.tenant_id] / max(1, len(self._waiting))
+        part = self._by_tenant.get(request.tenant_id, 0) / max(1, len(self._waiting))
         if not request.delivered_tokens and rules.paces(pressure, part, len(self._by_tenant)):
             start_after_s += rules.paced_s
             measures.append(Measure.PACED)
