@@ -11,7 +11,7 @@ from forebay.scheduler.domain.room import RoomRules, Strain
 from forebay.scheduler.domain.scheduler import Scheduler
 from forebay.scheduler.domain.worker import EngineState
 
-from .builders import granted, grants, info, request, scheduler
+from .builders import granted, grants, info, join, request, scheduler
 
 RULES = RoomRules(alpha=0.9, lowest_alpha=0.5, preemption_cost=0.1, recovery_per_s=0.01)
 
@@ -41,14 +41,26 @@ def test_alpha_falls_to_its_lowest_and_no_further() -> None:
 
 def test_a_worker_whose_engine_preempts_is_given_less_for_a_while() -> None:
     core = core_with(RULES, kv_tokens=1000)
-    core.engine_state("w1", EngineState(preemptions=4))
-    core.engine_state("w1", EngineState(preemptions=4))  # these are the same four
+    core.engine_state("w1", EngineState(preemptions=1000))  # whenever these were
+    core.engine_state("w1", EngineState(preemptions=1004))
+    core.engine_state("w1", EngineState(preemptions=1004))  # these are the same four
     for _ in range(10):
         core.submit(request(prompt_tokens=99, max_tokens=1), "r", 0.0)
     assert len(granted(core.tick(0.0))) == 5  # alpha is 0.9 - 0.4
-    core.engine_state("w1", EngineState(preemptions=4))
+    core.engine_state("w1", EngineState(preemptions=1004))
     core.submit(request(prompt_tokens=99, max_tokens=1), "r", 20.0)
     assert len(granted(core.tick(20.0))) == 2  # and now 0.7
+
+
+def test_a_session_that_broke_makes_no_preemption_count_twice() -> None:
+    core = core_with(RULES, kv_tokens=1000)
+    core.engine_state("w1", EngineState(preemptions=1000))
+    core.worker_lost("w1", 0.0)
+    join(core, info(kv_tokens=1000))
+    core.engine_state("w1", EngineState(preemptions=1001))
+    for _ in range(10):
+        core.submit(request(prompt_tokens=99, max_tokens=1), "r", 0.0)
+    assert len(granted(core.tick(0.0))) == 8  # alpha is 0.9 - 0.1
 
 
 def test_a_tenant_that_holds_little_may_fill_what_others_may_not() -> None:

@@ -412,6 +412,7 @@ async def test_operators_see_pools_workers_and_flows(world: World) -> None:
     await router.say(submit(submission(1), submission(2), submission(3, "globex"), submission(4, model="other")))
     await router.hear()
     state = scheduler_pb2.EngineState(running=2, waiting=1, kv_tokens_used=33, preemptions=4, healthy=True)
+    await worker.say(scheduler_pb2.AttachRequest(engine=scheduler_pb2.EngineState(healthy=True)))
     await worker.say(scheduler_pb2.AttachRequest(engine=state))
     await world.until(lambda shown: shown.pools[0].workers[0].engine == state)
     first = await world.pools(page_size=1)

@@ -139,7 +139,7 @@ class Worker:
     Attributes:
         attached: whether it has a session.
         reported: what it said it holds, until it has said all of it; None from then on.
-        engine: its load; taken for healthy until it says otherwise.
+        engine, heard: its load, and whether it has ever told it; taken for healthy until it says otherwise.
         draining: whether it takes no more.
         promised, unprefilled, expected: sums over `in_flight`: of the most that each may come to, of prompt tokens to be
             computed, and of what each is expected to come to now.
@@ -153,6 +153,7 @@ class Worker:
     attached: bool = True
     reported: dict[AttemptKey, RunningAttempt] | None = field(default_factory=dict)
     engine: EngineState = EngineState()
+    heard: bool = False
     draining: bool = False
     in_flight: dict[AttemptKey, InFlight] = field(default_factory=dict)
     promised: int = 0
@@ -258,12 +259,13 @@ class Worker:
         for entry in self.in_flight.values():
             entry.evicted = False  # the word of it may have been lost with the session
         self.moved()
-        self.engine, self.draining = EngineState(), False
+        self.engine, self.draining = EngineState(preemptions=self.engine.preemptions), False
 
     def reports(self, state: EngineState) -> None:
         """Notes its load."""
-        self.preempted += max(0, state.preemptions - self.engine.preemptions)
-        self.engine = state
+        if self.heard:  # else they may be of long ago
+            self.preempted += max(0, state.preemptions - self.engine.preemptions)
+        self.engine, self.heard = state, True
 
     def take(self, entry: InFlight) -> None:
         """Adds a promise."""
