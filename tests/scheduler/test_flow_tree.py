@@ -146,6 +146,18 @@ def test_a_parked_item_does_not_wait_until_it_is_unparked() -> None:
     assert flow.head == "item"
 
 
+def test_a_parked_item_that_is_taken_out_leaves_nothing_behind() -> None:
+    tree: Tree = FlowTree()
+    flow = leaf(tree, "acme")
+    for item in ("one", "two"):
+        tree.enqueue(flow, item, (0.0, 1))
+        tree.park(flow, item, (0.0, 1))
+    tree.dequeue(flow, "one")
+    assert list(tree.parked) == [flow]
+    tree.dequeue(flow, "two")
+    assert not tree.parked
+
+
 def test_a_flow_set_aside_is_not_chosen_and_not_lifted_when_put_back() -> None:
     tree: Tree = FlowTree()
     low, high = leaf(tree, "low"), leaf(tree, "high")

@@ -142,6 +142,12 @@ class Flow(Node[Item]):
         """Whether nothing of it waits or runs."""
         return not self.queued and not self.in_flight
 
+    def take(self, item: Item) -> None:
+        """Takes an item out of the queue."""
+        self.queue.discard(item)
+        if not self.queue:
+            self.dispatched_at = self.gap_s = None  # what is next to come has not waited since
+
     @property
     def head(self) -> Item:
         """The item that is next; there must be one."""

@@ -66,12 +66,13 @@ class FlowTree(Generic[Item]):
 
     Attributes:
         root: the node above the classes.
+        parked: the flows in which something is parked.
     """
 
     def __init__(self) -> None:
         self.root: Node[Item] = Node("", None)
         self._flows: dict[tuple[str, ...], Flow[Item]] = {}
-        self._parked: dict[Flow[Item], None] = {}
+        self.parked: dict[Flow[Item], None] = {}
         self._idle: OrderedDict[tuple[str, ...], None] = OrderedDict()
 
     def flows(self) -> list[Flow[Item]]:
@@ -102,17 +103,19 @@ class FlowTree(Generic[Item]):
         """Takes a waiting item out, wherever it stands."""
         if flow.parked.pop(item, None) is None:
             self._take(flow, item)
+        elif not flow.parked:
+            del self.parked[flow]
         self._note_business(flow)
 
     def park(self, flow: Flow[Item], item: Item, place: Place) -> None:
         """Takes a waiting item out of its flow's way until `unpark`."""
         self._take(flow, item)
         flow.parked[item] = place
-        self._parked[flow] = None
+        self.parked[flow] = None
 
     def unpark(self) -> None:
         """Lets all parked items stand in their places again."""
-        parked, self._parked = self._parked, {}
+        parked, self.parked = self.parked, {}
         for flow in parked:
             items, flow.parked = flow.parked, {}
             for item, place in items.items():
@@ -158,7 +161,7 @@ class FlowTree(Generic[Item]):
 
         Who begins to wait from now on gets no credit against the flow, at any level.
         """
-        flow.queue.discard(item)
+        flow.take(item)
         waits = len(flow.queue) > 0
         node: Node[Item] = flow
         while (parent := node.parent) is not None:
@@ -275,7 +278,7 @@ class FlowTree(Generic[Item]):
             node = parent
 
     def _take(self, flow: Flow[Item], item: Item) -> None:
-        flow.queue.discard(item)
+        flow.take(item)
         if not flow.queue:
             self._leave(flow)
 

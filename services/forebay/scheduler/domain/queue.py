@@ -97,16 +97,15 @@ class Queue:
             queued.pool.dequeue(queued)
 
     def started(self, queued: Queued, now: float) -> None:
-        """Forgets a request that has just left its flow to run."""
+        """Forgets a request that has just left its flow to run, and notes the pace of a flow that still waits."""
         self._forget(queued)
         flow = queued.flow
+        if not flow.queue:
+            return
         if flow.dispatched_at is not None:
             gap = now - flow.dispatched_at
             flow.gap_s = gap if flow.gap_s is None else flow.gap_s + PACE_SMOOTHING * (gap - flow.gap_s)
-        if flow.queue:
-            flow.dispatched_at = now
-        else:
-            flow.dispatched_at = flow.gap_s = None  # the pace was that of a flow that waits
+        flow.dispatched_at = now
 
     def _forget(self, queued: Queued) -> None:
         tenant_id = queued.request.tenant_id
