@@ -6,14 +6,15 @@ spared most goes first.
 
 Head of line (rule P8, but stricter). When the head of the neediest flow fits nowhere, the worker with the most room is kept
 for it and takes nothing else, while others are served elsewhere; the next head that does not fit keeps another worker, and so
-on. Nothing of that is remembered: the neediest flow stays the neediest until it is served, since all other counters only
-grow and who joins is lifted to just above it. So a large request cannot be held up by small ones, and no budget of skips is
-needed. Letting up to 16 others pass, as was planned first, gave no more throughput on chat traffic (770 against 769
-tokens/s) and a larger service difference (400 against 342). A head that waits for longer than others should make it wait
-has room made (eviction.py). A draw looks at no more than MAX_PASSED heads that do not fit, which bounds its cost.
+on. Nothing of that is remembered: the neediest flow stays the neediest until it is served, since other counters fall only by
+what the end of an attempt takes back, and who joins is lifted to just above it. So a large request cannot be held up by small
+ones, and no budget of skips is needed. Letting up to 16 others pass, as was planned first, gave no more throughput on chat
+traffic (770 against 769 tokens/s) and a larger service difference (400 against 342). A head that waits for longer than others
+should make it wait has room made (eviction.py). A draw looks at no more than MAX_PASSED heads that do not fit, which bounds its
+cost.
 
 Lending. A pool's workers may be lent: while nobody waits in it, they serve the model's shared pool, up to `lent_share` of each.
-The owner comes first again at once: guests are evicted for it.
+The owner comes first again at once: guests are evicted for it, as far as the budget of evictions goes.
 """
 
 from collections.abc import Iterator

@@ -21,10 +21,11 @@ and submits it again.
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from forebay.errors import Code, MeshError
 from forebay.scheduler.domain import refusals
+from forebay.scheduler.domain.claims import MAX_REPORTED, Claim, Claims
 from forebay.scheduler.domain.decisions import Batch, Decisions, Eviction, Grant, Rejection, Withdrawal
 from forebay.scheduler.domain.flow import Flow
 from forebay.scheduler.domain.indexed_heap import IndexedHeap
@@ -40,22 +41,10 @@ from forebay.scheduler.domain.worker import EngineState, InFlight, RunningAttemp
 GRANT_MARGIN_S = 0.5
 """How long after a grant's expiry its payload can still turn up in a worker's word."""
 
-MAX_REPORTED = 20_000
-"""Attempts from before a session that one worker, and all routers together, may tell of."""
-
 PRIORITY_STEP = 16
 """Tenths of a weighted token, per unit of class weight, that make one step of an engine's priority."""
 
 MAX_PRIORITY = (1 << 31) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """What a router holds on a worker that has not said what it runs."""
-
-    request: Request
-    router: str
-    worker_id: str
 
 
 class Scheduler:
@@ -72,7 +61,7 @@ class Scheduler:
         self._workers: dict[str, Worker] = {}
         self._queue = Queue(limits)
         self._promises = Promises()
-        self._claims: dict[AttemptKey, Claim] = {}
+        self._claims = Claims()
         # Three things end by time: a wait (or its being held back), a promise that its worker does not know of, and the
         # memory of a worker that is away.
         self._timers: IndexedHeap[Queued | InFlight | Worker, float] = IndexedHeap()
@@ -122,7 +111,7 @@ class Scheduler:
                 return
             # The grant came too late to the router, or an earlier scheduler gave it and it never came.
             self._withdraw(entry)
-        self._claims.pop(request.key, None)
+        self._claims.discard(request.key)
         pool = self._pool(request.model, request.pool)
         flow, excluded = self._flow(pool, request), self._lives(request.excluded_workers)
         try:
@@ -138,7 +127,7 @@ class Scheduler:
 
     def cancel(self, key: AttemptKey) -> None:
         """Drops an attempt that its router no longer wants. One that is known to run ends by its worker's word."""
-        self._claims.pop(key, None)
+        self._claims.discard(key)
         if (queued := self._queue.get(key)) is not None:
             self._dequeue(queued)
         elif (entry := self._promises.get(key)) is not None and not entry.started:
@@ -147,7 +136,7 @@ class Scheduler:
 
     def decline(self, key: AttemptKey) -> None:
         """Frees the room of a grant that its router will not use."""
-        self._claims.pop(key, None)
+        self._claims.discard(key)
         entry = self._promises.get(key)
         if entry is not None and not entry.started:
             self._withdraw(entry)
@@ -160,15 +149,13 @@ class Scheduler:
             return
         worker = self._workers.get(worker_id)
         if request.key not in self._queue and (worker is None or worker.reported is not None):
-            if len(self._claims) >= MAX_REPORTED:
-                raise refusals.too_many_reported(MAX_REPORTED)
-            self._claims[request.key] = Claim(request, router, worker_id)
+            self._claims.add(Claim(request, router, worker_id))
 
     def router_lost(self, router: str) -> None:
         """Drops what a router's session had queued; the router submits it again on its next session."""
         for queued in [queued for queued in self._queue if queued.router == router]:
             self._dequeue(queued)
-        self._claims = {key: claim for key, claim in self._claims.items() if claim.router != router}
+        self._claims.router_lost(router)
 
     # What workers say. Words about an attempt that is not in flight on the worker are too late and change nothing.
 
@@ -231,7 +218,7 @@ class Scheduler:
                 entry = self._promises.adopt(attempt, worker, claim.request if claim else None)
                 if claim is not None:
                     self._attribute(entry, claim.request)
-        self._claims = {key: claim for key, claim in self._claims.items() if claim.worker_id != worker_id}
+        self._claims.worker_reported(worker_id)
         self._came(worker)
 
     def worker_lost(self, worker_id: str, now: float) -> None:
@@ -345,19 +332,12 @@ class Scheduler:
                 self._changed[ended.pool] = None
                 self._timers.put(ended, ended.ends_at)
             case Queued():
-                self._reject(ended, self._reason_for_timeout(ended, now))
+                self._reject(ended, refusals.waited(ended, self._limits.retry_after_s, now))
             case InFlight():
                 self._changed[ended.worker.pool] = None
                 self._promises.refund(ended)
             case Worker():
                 self._forget(ended)
-
-    def _reason_for_timeout(self, queued: Queued, now: float) -> MeshError:
-        if queued.deadline is not None and queued.deadline <= now:
-            return refusals.deadline_exceeded()
-        if any(worker.present for worker in queued.pool.workers.values()):
-            return refusals.queue_timeout(self._limits.retry_after_s)
-        return refusals.no_worker(queued.request, self._limits.retry_after_s)
 
     def _lives(self, worker_ids: frozenset[str]) -> frozenset[tuple[str, int]]:
         workers = (self._workers.get(worker_id) for worker_id in worker_ids)
