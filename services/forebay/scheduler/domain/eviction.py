@@ -115,8 +115,8 @@ def recomputed(entries: Iterable[InFlight]) -> int:
 def _victims_on(worker: Worker, queued: Queued, least_fill: float | None, most: int, now: float) -> list[InFlight]:
     if any(entry.evicted for entry in worker.in_flight.values()):
         return []  # one at a time: the room of the last ones is not free yet
-    if not worker.has_prefill_room(queued.request.prompt_tokens):
-        return []  # what it waits for is a step or two, not cache
+    if not (worker.has_prefill_room(queued.request.prompt_tokens) and worker.has_slot(queued.request.adapter)):
+        return []  # what it waits for is a step or two, or an adapter's slot, not cache
     future, bound = worker.future(queued), worker.bound(now, favoured=True)
     staying = list(worker.in_flight.values())
     found: list[InFlight] = []

@@ -41,6 +41,7 @@ class Promises:
             expected_tokens=worker.expected_tokens(queued),
             grant=grant,
             pinned=request.pinned,
+            adapter=request.adapter,
             charged_input=0 if request.delivered_tokens else request.prompt_tokens,
         )
         entry.flow = queued.flow
@@ -74,7 +75,8 @@ class Promises:
         entry.worker.lent += entry.expected_tokens if pool is not entry.worker.pool else 0
         entry.pool, entry.flow = pool, flow
         entry.prompt_tokens, entry.max_tokens = request.prompt_tokens, request.max_tokens
-        entry.delivered_tokens, entry.pinned = request.delivered_tokens, request.pinned
+        entry.delivered_tokens, entry.pinned, entry.adapter = request.delivered_tokens, request.pinned, request.adapter
+        entry.worker.uses(entry.adapter, 1)
         entry.foresee()
         entry.worker.moved()
         pool.flows.begin(flow, entry.expected_tokens)

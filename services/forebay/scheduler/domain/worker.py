@@ -99,6 +99,7 @@ class InFlight:
         evicted: whether its worker was told to hand it over.
         pinned: whether it must never be.
         future: what it holds and is expected to generate yet, for `Peak`.
+        adapter: that it runs with; empty for none, or while no router has said.
     """
 
     key: AttemptKey
@@ -118,6 +119,7 @@ class InFlight:
     evicted: bool = False
     pinned: bool = False
     future: Row = (0, 0)
+    adapter: str = ""
 
     def foresee(self) -> None:
         """Looks again at what it holds, the unused half of its last block included, and at what it will generate yet.
@@ -144,6 +146,7 @@ class Worker:
         promised, unprefilled, expected: sums over `in_flight`: of the most that each may come to, of prompt tokens to be
             computed, and of what each is expected to come to now.
         lent: what guests were expected to come to.
+        adapters: how many attempts run with each that is in use.
         preempted: preemptions that its engine reported and that `alpha` has not answered yet.
     """
 
@@ -160,6 +163,7 @@ class Worker:
     unprefilled: int = 0
     expected: int = 0
     lent: int = 0
+    adapters: dict[str, int] = field(default_factory=dict)
     preempted: int = 0
     strain: Strain = field(init=False)
     prefixes: Prefixes = field(init=False)
@@ -219,7 +223,9 @@ class Worker:
             return False
         if not self.in_flight:
             return True
-        if not self.lends(queued, self.lent) or not self.has_prefill_room(queued.request.prompt_tokens):
+        if not (self.lends(queued, self.lent) and self.has_slot(queued.request.adapter)):
+            return False
+        if not self.has_prefill_room(queued.request.prompt_tokens):
             return False
         future = self.future(queued)
         need = future[1] - future[0]
@@ -248,6 +254,20 @@ class Worker:
         saved = request.prefix_block_tokens * self.prefixes.hit_blocks(request.prefix_hashes)
         return saved + (ADAPTER_LOAD_TOKENS if request.adapter and request.adapter in self.engine.adapters else 0)
 
+    def has_slot(self, adapter: str) -> bool:
+        """Whether an adapter is in use here or can be loaded at once; otherwise its request would wait in the engine."""
+        return not adapter or adapter in self.adapters or len(self.adapters) < self.info.capacity.max_adapters
+
+    def uses(self, adapter: str, attempts: int) -> None:
+        """Notes that so many more attempts run with an adapter; nothing for the bare model."""
+        if not adapter:
+            return
+        users = self.adapters.get(adapter, 0) + attempts
+        if users:
+            self.adapters[adapter] = users
+        else:
+            del self.adapters[adapter]
+
     def has_prefill_room(self, tokens: int) -> bool:
         # A prompt longer than the bound goes alone, or it would never go.
         bound = self.rules.prefill_steps * self.info.capacity.max_num_batched_tokens
@@ -275,6 +295,7 @@ class Worker:
         self.in_flight[entry.key] = entry
         self.promised += entry.kv_tokens
         self.unprefilled += entry.unprefilled
+        self.uses(entry.adapter, 1)
         if entry.pool is not self.pool:
             self.lent += entry.expected_tokens
 
@@ -284,6 +305,7 @@ class Worker:
         self.promised -= entry.kv_tokens
         self.unprefilled -= entry.unprefilled
         self.expected -= entry.future[1] - entry.future[0]
+        self.uses(entry.adapter, -1)
         if entry.pool is not self.pool:
             self.lent -= entry.expected_tokens
         self._peak = None
