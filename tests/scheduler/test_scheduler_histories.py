@@ -24,7 +24,7 @@ from .builders import MODEL, WHOLE, grants, info, request, scheduler
 
 OTHER_MODEL = "other"
 WORKERS = {
-    "w1": info("w1", 150, block_tokens=16, max_num_seqs=6),
+    "w1": info("w1", 150, block_tokens=16, max_num_seqs=6, max_adapters=1),
     "w2": info("w2", 100, max_num_batched_tokens=20),
     "w3": info("w3", 120, pool="vip"),
     "w4": replace(info("w4", 90), model=OTHER_MODEL),
@@ -38,6 +38,7 @@ LIMITS = Limits(
     queue_timeout_s=5.0,
     pool=EVICTING,
     pools={"vip": replace(EVICTING, lends=True, room=replace(EVICTING.room, tenant_in_flight=CAP, lent_share=0.5))},
+    adapters=frozenset((MODEL, f"{tenant}-own", tenant) for tenant in "abc"),
     pressure=PressureRules(pace_from=0.3, shorten_from=0.4),
 )
 
@@ -100,6 +101,7 @@ class Histories(RuleBasedStateMachine):
         remaining=st.none() | st.floats(0, 8),
         start_after=st.sampled_from((0.0, 0.0, 2.0)),
         pool=st.sampled_from(((MODEL, ""), (MODEL, ""), (MODEL, "vip"), (OTHER_MODEL, ""))),
+        adapted=st.sampled_from((False, False, True)),
         standing=st.tuples(st.sampled_from(ServiceClass), st.sampled_from((500, 1000, 3000))),
     )
     def submit(
@@ -112,6 +114,7 @@ class Histories(RuleBasedStateMachine):
         remaining: float | None,
         start_after: float,
         pool: tuple[str, str],
+        adapted: bool,
         standing: tuple[ServiceClass, int],
     ) -> None:
         for _ in range(count):
@@ -123,6 +126,7 @@ class Histories(RuleBasedStateMachine):
                 remaining_s=remaining,
                 start_after_s=start_after,
                 least_max_tokens=output // 2,
+                adapter=f"{tenant}-own" if adapted else "",
                 model=pool[0],
                 pool=pool[1],
                 service_class=standing[0],
@@ -261,6 +265,9 @@ class Histories(RuleBasedStateMachine):
     def no_worker_is_promised_more_than_it_holds(self) -> None:
         for worker in self.workers().values():
             capacity, entries = worker.info.capacity, worker.in_flight.values()
+            used = Counter(entry.adapter for entry in entries if entry.adapter)
+            assert worker.adapters == used
+            assert len(used) <= capacity.max_adapters
             assert worker.promised == sum(entry.kv_tokens for entry in entries)
             assert worker.unprefilled == sum(entry.unprefilled for entry in entries)
             assert worker.expected == sum(entry.future[1] - entry.future[0] for entry in entries)
