@@ -88,6 +88,17 @@ def test_a_flow_is_as_far_ahead_under_the_next_leader(first: str) -> None:
     assert [grant.request.tenant_id for grant in grants(new.tick(0.0))] == ["behind"]
 
 
+def test_a_flow_is_as_far_ahead_though_its_pool_comes_late() -> None:
+    core = Scheduler(Limits(), EPOCH + 1)
+    core.restore({("m", "", "SILVER", "ahead"): 1 << 40})
+    core.tick(0.0)
+    order = ["behind", "behind", "ahead"]
+    for tenant_id in order:
+        core.submit(request(tenant_id), "r", 1.0)
+    join(core, info(), now=2.0)
+    assert [grant.request.tenant_id for grant in grants(core.tick(2.0))] == order
+
+
 def test_a_tenant_that_nobody_knew_is_owed_nothing_for_its_absence() -> None:
     old = scheduler(info())
     old.submit(request("old"), "r", 0.0)

@@ -91,8 +91,7 @@ class Scheduler:
     def restore(self, leads: Mapping[Path, int]) -> None:
         """Puts flows ahead by what they were under the scheduler before; call it once, before the first tick."""
         for (model, name, *path), steps in leads.items():
-            if (pool := self._pools.get(model, name)) is not None:
-                pool.flows.put_ahead(tuple(path), steps)
+            self._pools.open(model, name).flows.put_ahead(tuple(path), steps)
 
     # What routers say.
 
