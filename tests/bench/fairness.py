@@ -51,7 +51,7 @@ COMPARED = ("chat", "victim", "asymmetric")  # by every scheduler
 OWN = ("weights", "adversary", "bound", "decision", "delay")  # by forebay alone
 SETTLED_S = 60.0  # from when on a flood's shares are taken
 SCHEDULES_A_TASK = 100
-PLAYS = 5  # of the history in which decisions are timed
+PLAYS = 7  # of the history in which decisions are timed
 
 Figures = dict[str, list[float]]
 

@@ -318,9 +318,6 @@ def _level(parent: Node[Item]) -> int:
 
 
 def _neediest_below(node: Node[Item]) -> Flow[Item] | None:
-    while not isinstance(node, Flow):
-        first = node.waiting.first()
-        if first is None:
-            return None
+    while (first := node.waiting.first()) is not None:
         node = first[1]
-    return node
+    return node if isinstance(node, Flow) else None

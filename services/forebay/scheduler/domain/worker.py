@@ -35,16 +35,12 @@ class Capacity:
 
     def kv_for(self, request: Request) -> int:
         """Returns the KV tokens to set aside for a request: the most it can come to, in whole blocks."""
-        return self._blocks(request) * self.block_tokens
+        return -(-request.total_tokens // self.block_tokens) * self.block_tokens
 
     def can_ever_hold(self, request: Request) -> bool:
         """Whether a request fits when nothing else runs."""
-        return (
-            request.total_tokens <= self.max_model_len and self._blocks(request) <= self.kv_tokens // self.block_tokens
-        )
-
-    def _blocks(self, request: Request) -> int:
-        return -(-request.total_tokens // self.block_tokens)
+        tokens = request.total_tokens
+        return tokens <= self.max_model_len and -(-tokens // self.block_tokens) <= self.kv_tokens // self.block_tokens
 
 
 @dataclass(frozen=True, slots=True)
