@@ -116,6 +116,13 @@ def test_a_guest_is_one_under_the_next_leader_too(first: str) -> None:
     assert (vip.workers["own"].lent, core.pools) == (0, [vip])
 
 
+def test_who_waits_for_lent_room_is_not_told_that_there_is_no_worker() -> None:
+    core = core_with(shared=False)
+    assert len(placed(core, *asked(6))) == 5
+    (rejection,) = core.tick(30.0).rejections
+    assert "no room" in rejection.error.message
+
+
 def test_guests_get_no_more_of_it_while_the_owner_waits() -> None:
     core = core_with(shared=False)
     owners = placed(core, *asked(5, "owner", pool="vip"))

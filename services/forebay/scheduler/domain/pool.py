@@ -81,6 +81,11 @@ class Pool:
         return not self.workers and not self.queued and not self.flows.root.in_flight
 
     @property
+    def served(self) -> bool:
+        """Whether a worker is present, its own or a lent one."""
+        return any(worker.present for worker in self._serving())
+
+    @property
     def takes_adapters(self) -> bool:
         """Whether a known worker takes adapters; always so while none is known."""
         return not self.workers or any(worker.info.capacity.max_adapters for worker in self.workers.values())

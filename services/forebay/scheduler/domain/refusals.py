@@ -33,7 +33,7 @@ def waited(queued: Queued, retry_after_s: float, now: float) -> MeshError:
         message = "the deadline passed while the request waited for room; allow more"
         return MeshError(Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", message)
     message = "no room came free in time; try again later or allow more time"
-    if not any(worker.present for worker in queued.pool.workers.values()):
+    if not queued.pool.served:
         where = f" in pool {queued.pool.name}" if queued.pool.name else ""
         message = f"no worker serves {queued.pool.model}{where} now; try again later"
     return _unavailable("QUEUE_TIMEOUT", message, retry_after_s)
