@@ -228,7 +228,8 @@ class FlowTree(Generic[Item]):
             for child in node.children.values():
                 if child.counter > level:
                     found[child.path] = child.counter - level
-                above.append(child)
+                if child.children:
+                    above.append(child)
         return found
 
     def put_ahead(self, path: tuple[str, ...], steps: int) -> None:
