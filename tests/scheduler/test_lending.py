@@ -116,6 +116,15 @@ def test_a_guest_is_one_under_the_next_leader_too(first: str) -> None:
     assert (vip.workers["own"].lent, core.pools) == (0, [vip])
 
 
+def test_a_pool_that_is_gone_lends_nothing_any_more() -> None:
+    core = core_with()
+    (shared,) = [pool for pool in core.pools if not pool.name]
+    assert [pool.name for pool in shared.lenders] == ["vip"]
+    core.worker_lost("own", 0.0)
+    core.tick(1e6)
+    assert shared.lenders == []
+
+
 def test_who_waits_for_lent_room_is_not_told_that_there_is_no_worker() -> None:
     core = core_with(shared=False)
     assert len(placed(core, *asked(6))) == 5

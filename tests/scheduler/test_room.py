@@ -107,8 +107,8 @@ def test_a_cap_is_on_all_keys_of_a_tenant() -> None:
 
 def test_what_waits_at_its_cap_holds_up_nobody_however_much_it_is() -> None:
     core = core_with(RoomRules(alpha=1.0, tenant_in_flight=1), kv_tokens=1000)
-    other = request("other", prompt_tokens=100)
-    for asked in (request("keys"), *(request(f"t{number}") for number in range(20)), other):
+    held, other = request("keys"), request("other", prompt_tokens=100)
+    for asked in (held, *(request(f"t{number}") for number in range(20)), other):
         core.submit(asked, "r", 0.0)
     assert len(granted(core.tick(0.0))) == 22
     core.departure("w1", other.key, generated_tokens=1, cached_tokens=0, started=True)
@@ -119,6 +119,8 @@ def test_what_waits_at_its_cap_holds_up_nobody_however_much_it_is() -> None:
     core.submit(again, "r", 0.0)
     # It has had the most service, and all that are owed more have what they may have.
     assert granted(core.tick(0.0)) == [again.key]
+    core.departure("w1", held.key, generated_tokens=1, cached_tokens=0, started=True)
+    assert [grant.request.tenant_id for grant in grants(core.tick(0.0))] == ["keys"]
 
 
 def test_a_cap_ends_with_the_draw_in_which_the_last_of_the_others_is_served() -> None:
