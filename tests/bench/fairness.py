@@ -18,7 +18,6 @@ Parts:
 from __future__ import annotations
 
 import argparse
-import gc
 import itertools
 import json
 import multiprocessing
@@ -56,6 +55,7 @@ OWN = ("weights", "adversary", "bound", "decision", "delay")  # by forebay alone
 ALONE = ("decision",)  # timed, so nothing of this runs beside it
 SETTLED_S = 60.0  # from when on a flood's shares are taken
 SCHEDULES_A_TASK = 100
+PLAYS = 7  # of the history in which decisions are timed
 
 Figures = dict[str, list[float]]
 
@@ -127,8 +127,21 @@ def schedules(task: Task) -> Figures:
 
 
 def decision(task: Task) -> Figures:
-    """Has one of 64 end, and times the tick that finds and admits the next among 10,000 waiting tenants."""
-    chance = random.Random(task.seed)
+    """Times a tick that decides: one pick among 10,000 waiting tenants, and its admission beside 63 requests in flight.
+
+    In the time are the grant and the batch, too, and the look at who is next and does not fit. Not in it is what the tick
+    answers, because the core hears of it before: that one request has ended, that all others have moved on, that a tenant asks.
+
+    One history is played several times, and the least time of each decision counts. The code does the same each time; what is
+    left out is what else the machine was doing.
+    """
+    plays = zip(*(decisions(task.seed) for _ in range(PLAYS)), strict=True)
+    return {"decision_us": [min(took) for took in plays]}
+
+
+def decisions(seed: int) -> list[float]:
+    """Plays a history of 2,000 decisions; returns how many microseconds each took."""
+    chance = random.Random(seed)
     shape = EngineShape(kv_tokens=100_000, max_num_seqs=64, max_num_batched_tokens=100_000)
     dispatcher = ForebayDispatcher(shape)
     ids = iter(range(1_000_000))
@@ -142,7 +155,6 @@ def decision(task: Task) -> Figures:
     in_flight = [start.id for start in dispatcher.tick(now).starts]
     assert len(in_flight) == 64
     took = []
-    gc.disable()
     for _ in range(2_000):
         now += 0.03
         ended = in_flight.pop(chance.randrange(len(in_flight)))
@@ -151,12 +163,11 @@ def decision(task: Task) -> Figures:
         )
         ask(chance.randrange(10_000))
         began = time.perf_counter()
-        decisions = dispatcher.core.tick(now)
+        made = dispatcher.core.tick(now)
         took.append((time.perf_counter() - began) * 1e6)
-        in_flight += [int(grant.request.key.request_id) for batch in decisions.batches for grant in batch.grants]
+        in_flight += [int(grant.request.key.request_id) for batch in made.batches for grant in batch.grants]
         assert len(in_flight) == 64
-    gc.enable()
-    return {"decision_us": took}
+    return took
 
 
 def delay(task: Task) -> Figures:
@@ -251,7 +262,8 @@ def summary(pooled: dict[str, Figures]) -> dict[str, float]:
         ttft = quantiles(own["victim_ttft"])
         result |= {"victim_ttft_p50_s": ttft.p50, "victim_ttft_p99_s": ttft.p99}
     if own.get("decision_us"):
-        result["decision_us_p99"] = quantiles(own["decision_us"]).p99
+        took = quantiles(own["decision_us"])
+        result |= {"decision_us_p50": took.p50, "decision_us_p99": took.p99}
     return {name: round(value, 4) for name, value in result.items() if value == value}
 
 
@@ -290,8 +302,9 @@ def main() -> None:
     pooled = gather(todo, arguments.jobs)
     source = arguments.trace.name if arguments.trace else f"generated chat traffic, {arguments.seeds} seeds"
     print(f"{source}; one engine of 10,000 KV tokens at an A10G's pace; took {time.monotonic() - began:.0f} s\n")
-    table(pooled)
-    print()
+    if any(name in COMPARED for name in parts):
+        table(pooled)
+        print()
     print(json.dumps(summary(pooled)))
 
 

@@ -19,9 +19,8 @@ Tree = FlowTree[Queued]
 class RoundRobin(Tree):
     """A turn is a turn, however many tokens it costs."""
 
-    def begin(self, flow: Flow[Queued], kv_tokens: int) -> None:
-        super().begin(flow, kv_tokens)
-        super().charge(flow, 1)
+    def start(self, flow: Flow[Queued], item: Queued, kv_tokens: int, tenths: int) -> None:
+        super().start(flow, item, kv_tokens, 1)
 
     def charge(self, flow: Flow[Queued], tenths: int) -> None: ...
 

@@ -192,6 +192,24 @@ def test_an_evicted_request_is_charged_nothing_more_and_its_continuation_nothing
     assert flow(core, "full").service_tenths == before + 20
 
 
+def test_one_that_is_evicted_before_it_has_yielded_anything_is_charged_only_where_it_runs_again() -> None:
+    core = core_with()
+    running = fill(core, "full", 10)
+    wait(core, "empty", 1.0)
+    core.departure("w1", running[-1], generated_tokens=0, cached_tokens=0, started=True)
+    assert flow(core, "full").service_tenths == 9 * 990
+
+
+def test_no_more_are_evicted_from_a_worker_before_those_that_were_told_have_gone() -> None:
+    core = core_with()
+    running = fill(core, "full", 10)
+    wait(core, "empty", 1.0)
+    _, decisions = wait(core, "next", 3.0)
+    assert evicted(decisions) == []
+    core.departure("w1", running[-1], generated_tokens=0, cached_tokens=0, started=True)
+    assert evicted(core.tick(3.0)) == [running[-2]]
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 400)), min_size=5, max_size=30),

@@ -116,9 +116,9 @@ def test_who_comes_while_the_neediest_is_passed_over_gets_none_of_its_credit() -
     wait(tree, passed)
     wait(tree, served)
     tree.charge(served, 900)
+    tree.enqueue(served, "next", (0.0, 2))
     tree.set_aside(passed)
-    tree.chosen(served)
-    tree.charge(served, 100)
+    tree.start(served, "item", 1, 100)
     tree.put_back(passed)
     wait(tree, late)
     assert late.tenant.virtual_tenths == 900
@@ -144,6 +144,18 @@ def test_a_parked_item_does_not_wait_until_it_is_unparked() -> None:
     tree.unpark()
     assert tree.neediest() is flow
     assert flow.head == "item"
+
+
+def test_a_parked_item_that_is_taken_out_leaves_nothing_behind() -> None:
+    tree: Tree = FlowTree()
+    flow = leaf(tree, "acme")
+    for item in ("one", "two"):
+        tree.enqueue(flow, item, (0.0, 1))
+        tree.park(flow, item, (0.0, 1))
+    tree.dequeue(flow, "one")
+    assert list(tree.parked) == [flow]
+    tree.dequeue(flow, "two")
+    assert not tree.parked
 
 
 def test_a_flow_set_aside_is_not_chosen_and_not_lifted_when_put_back() -> None:

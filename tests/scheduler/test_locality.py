@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from forebay.scheduler.domain.eviction import EvictionRules
 from forebay.scheduler.domain.limits import Limits
 from forebay.scheduler.domain.pool import PoolRules
@@ -11,7 +13,7 @@ from forebay.scheduler.domain.prefixes import Prefixes
 from forebay.scheduler.domain.request import AttemptKey, Request
 from forebay.scheduler.domain.room import RoomRules
 from forebay.scheduler.domain.scheduler import Scheduler
-from forebay.scheduler.domain.worker import EngineState, WorkerInfo
+from forebay.scheduler.domain.worker import EngineState, RunningAttempt, WorkerInfo
 
 from .builders import MODEL, grants, info, request, scheduler
 
@@ -26,7 +28,7 @@ def core_with(*workers: WorkerInfo, near: int = 8) -> Scheduler:
         near=near,
         near_tenths=SLACK_TENTHS,
     )
-    adapters = frozenset({(MODEL, "poet", "acme")})
+    adapters = frozenset({(MODEL, "poet", "acme"), (MODEL, "clerk", "globex")})
     return scheduler(*workers, limits=Limits(pool=rules, adapters=adapters))
 
 
@@ -41,6 +43,39 @@ def placed(core: Scheduler, *asked: Request) -> list[tuple[AttemptKey, str]]:
     for one in asked:
         core.submit(one, "r", 0.0)
     return [(grant.request.key, grant.worker_id) for grant in grants(core.tick(0.0))]
+
+
+@pytest.mark.parametrize("known", ["granted", "adopted"])
+def test_no_more_adapters_run_on_a_worker_at_a_time_than_it_has_slots_for(known: str) -> None:
+    core = core_with(info(max_adapters=1))
+    poem = prompt("acme", adapter="poet")
+    if known == "granted":
+        assert placed(core, poem) == [(poem.key, "w1")]
+    else:
+        core.worker_lost("w1", 0.0)
+        core.claim(poem, "r", "w1")
+        core.worker_registered(info(max_adapters=1))
+        core.worker_running("w1", [RunningAttempt(poem.key, "acme", 74, 0, started=True)])
+        core.worker_reported("w1", 0.0)
+    same, other, plain = prompt("acme", adapter="poet"), prompt("globex", adapter="clerk"), prompt("acme")
+    # There is room for all, but the other adapter would wait in the engine; so the worker is kept for it.
+    assert [key for key, _ in placed(core, same)] == [same.key]
+    assert placed(core, other, plain) == []
+    for ended in (poem, same):
+        core.departure("w1", ended.key, generated_tokens=1, cached_tokens=0, started=True)
+    assert [key for key, _ in placed(core)] == [other.key, plain.key]
+
+
+def test_nobody_is_evicted_for_a_slot() -> None:
+    rules = PoolRules(eviction=EvictionRules(after_s=0.0, more_s=0.0))
+    adapters = frozenset({(MODEL, "poet", "acme"), (MODEL, "clerk", "globex")})
+    core = scheduler(info(max_adapters=1), limits=Limits(pool=rules, adapters=adapters))
+    poems = [prompt("acme", adapter="poet") for _ in range(10)]
+    for key, _ in placed(core, *poems):
+        core.progress("w1", key, 0, prefilled=True)
+    core.submit(prompt("globex", adapter="clerk"), "r", 1.0)
+    decisions = core.tick(2.0)
+    assert (decisions.evictions, decisions.batches) == ((), ())
 
 
 def test_a_hit_is_of_leading_blocks_only() -> None:

@@ -67,6 +67,7 @@ def test_it_tells_how_full_workers_are_and_what_preemptions_cost() -> None:
     core = scheduler(info("w1", kv_tokens=100), limits=Limits(pool=rules))
     core.submit(request(), "r", 0.0)
     core.tick(0.0)
+    core.engine_state("w1", EngineState())
     core.engine_state("w1", EngineState(kv_tokens_used=25, preemptions=2))
     observe(core, 1.0)
     assert value("worker_kv_used_ratio", worker="w1") == 0.25

@@ -108,6 +108,27 @@ def test_nobody_is_turned_away_for_a_pace_of_long_ago() -> None:
     assert started(core, 20.0) == [hurried.key]
 
 
+@pytest.mark.parametrize("end", ["cancelled", "router lost", "timed out", "parked"])
+def test_nor_when_the_last_that_waited_left_unserved(end: str) -> None:
+    core = scheduler(info(max_num_seqs=1), limits=Limits(pool=WHOLE, queue_timeout_s=50.0))
+    submit(core, *(request() for _ in range(2)))
+    last = request(queue_timeout_s=100.0, excluded_workers=frozenset({"w1"} if end == "parked" else ()))
+    submit(core, last)
+    for now in (0.0, 2.0):
+        assert len(started(core, now)) == 1
+    if end == "cancelled":
+        core.cancel(last.key)
+    elif end == "router lost":
+        core.router_lost("r")
+    else:
+        core.worker_draining("w1")
+        core.tick(100.0)
+        join(core, info("w2"))
+    hurried = request(queue_timeout_s=1.0)
+    submit(core, hurried, now=200.0)
+    assert started(core, 200.0) == [hurried.key]
+
+
 def test_a_continuation_is_refused_for_its_deadline_alone() -> None:
     core = scheduler(limits=Limits(pool=WHOLE, max_queued=1, max_queued_per_tenant=1))
     submit(core, request())

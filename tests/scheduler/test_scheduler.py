@@ -413,7 +413,8 @@ def running_on(attempt: AttemptKey, *, generated: int = 0, started: bool = True)
 
 
 def test_what_peers_tell_of_from_before_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("forebay.scheduler.domain.scheduler.MAX_REPORTED", 2)
+    for module in ("claims", "scheduler"):
+        monkeypatch.setattr(f"forebay.scheduler.domain.{module}.MAX_REPORTED", 2)
     core = Scheduler(Limits(), EPOCH)
     core.worker_registered(info())
     with pytest.raises(MeshError, match="TOO_MANY_REPORTED"):

@@ -12,19 +12,24 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from forebay.scheduler.domain.decisions import Grant
 from forebay.scheduler.domain.eviction import EvictionRules
+from forebay.scheduler.domain.flow import Flow, Node
 from forebay.scheduler.domain.limits import Limits
+from forebay.scheduler.domain.peak import Peak
 from forebay.scheduler.domain.pool import MAX_PASSED
 from forebay.scheduler.domain.pressure import PressureRules
-from forebay.scheduler.domain.request import AttemptKey
-from forebay.scheduler.domain.worker import RunningAttempt, Worker
+from forebay.scheduler.domain.request import AttemptKey, Queued, ServiceClass
+from forebay.scheduler.domain.worker import EngineState, RunningAttempt, Worker
 
-from .builders import WHOLE, grants, info, request, scheduler
+from .builders import MODEL, WHOLE, grants, info, request, scheduler
 
+OTHER_MODEL = "other"
 WORKERS = {
-    "w1": info("w1", 150, block_tokens=16, max_num_seqs=6),
+    "w1": info("w1", 150, block_tokens=16, max_num_seqs=6, max_adapters=1),
     "w2": info("w2", 100, max_num_batched_tokens=20),
     "w3": info("w3", 120, pool="vip"),
+    "w4": replace(info("w4", 90), model=OTHER_MODEL),
 }
+CAP = 3
 
 EVICTING = replace(WHOLE, eviction=EvictionRules(after_s=0.0, more_s=0.1, margin=1.2))
 LIMITS = Limits(
@@ -32,7 +37,8 @@ LIMITS = Limits(
     max_queued_per_tenant=6,
     queue_timeout_s=5.0,
     pool=EVICTING,
-    pools={"vip": replace(EVICTING, lends=True)},
+    pools={"vip": replace(EVICTING, lends=True, room=replace(EVICTING.room, tenant_in_flight=CAP, lent_share=0.5))},
+    adapters=frozenset((MODEL, f"{tenant}-own", tenant) for tenant in "abc"),
     pressure=PressureRules(pace_from=0.3, shorten_from=0.4),
 )
 
@@ -49,8 +55,10 @@ class Histories(RuleBasedStateMachine):
         self.endings: dict[AttemptKey, list[str]] = {}
         self.tenants: dict[AttemptKey, str] = {}
         self.running: dict[AttemptKey, Grant] = {}  # what the workers hold
+        self.known = dict(WORKERS)
         self.away: set[str] = set()
-        self.pools: dict[AttemptKey, str] = {}
+        self.stopped: set[str] = set()  # they drain, or their engines are not well
+        self.pools: dict[AttemptKey, tuple[str, str]] = {}
         self.starts_at: dict[AttemptKey, float] = {}
         self.evicted: set[AttemptKey] = set()  # of what runs
         self.generated: Counter[AttemptKey] = Counter()
@@ -58,7 +66,7 @@ class Histories(RuleBasedStateMachine):
     def tick(self) -> None:
         decisions = self.core.tick(self.now)
         for grant in grants(decisions):
-            assert grant.worker_id not in self.away
+            assert grant.worker_id not in self.away | self.stopped
             assert self.starts_at[grant.request.key] <= self.now
             self.endings[grant.request.key].append("grant")
             self.running[grant.request.key] = grant
@@ -92,7 +100,9 @@ class Histories(RuleBasedStateMachine):
         excluded=st.sampled_from([(), (), (), ("w1",), ("w1", "w2")]),
         remaining=st.none() | st.floats(0, 8),
         start_after=st.sampled_from((0.0, 0.0, 2.0)),
-        pool=st.sampled_from(("", "", "vip")),
+        pool=st.sampled_from(((MODEL, ""), (MODEL, ""), (MODEL, "vip"), (OTHER_MODEL, ""))),
+        adapted=st.sampled_from((False, False, True)),
+        standing=st.tuples(st.sampled_from(ServiceClass), st.sampled_from((500, 1000, 3000))),
     )
     def submit(
         self,
@@ -103,7 +113,9 @@ class Histories(RuleBasedStateMachine):
         excluded: tuple[str, ...],
         remaining: float | None,
         start_after: float,
-        pool: str,
+        pool: tuple[str, str],
+        adapted: bool,
+        standing: tuple[ServiceClass, int],
     ) -> None:
         for _ in range(count):
             asked = request(
@@ -114,7 +126,11 @@ class Histories(RuleBasedStateMachine):
                 remaining_s=remaining,
                 start_after_s=start_after,
                 least_max_tokens=output // 2,
-                pool=pool,
+                adapter=f"{tenant}-own" if adapted else "",
+                model=pool[0],
+                pool=pool[1],
+                service_class=standing[0],
+                weight_milli=standing[1],
             )
             self.pools[asked.key] = pool
             self.starts_at[asked.key] = self.now + start_after
@@ -175,7 +191,7 @@ class Histories(RuleBasedStateMachine):
         )
         self.endings[rest.key] = []
         self.tenants[rest.key] = rest.tenant_id
-        self.pools[rest.key] = rest.pool
+        self.pools[rest.key] = rest.model, rest.pool
         self.starts_at[rest.key] = self.now
         self.core.submit(rest, f"r/{rest.tenant_id}", self.now)
         self.tick()
@@ -203,7 +219,8 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def worker_returns(self) -> None:
         worker_id = self.away.pop()
-        self.core.worker_registered(WORKERS[worker_id])
+        self.stopped.discard(worker_id)
+        self.core.worker_registered(self.known[worker_id])
         held = [
             RunningAttempt(attempt, grant.request.tenant_id, grant.kv_tokens, 1, started=True)
             for attempt, grant in self.running.items()
@@ -215,6 +232,30 @@ class Histories(RuleBasedStateMachine):
         self.core.worker_reported(worker_id, self.now)
         self.tick()
 
+    @rule(worker_id=st.sampled_from(sorted(WORKERS)), kv_tokens=st.integers(60, 150))
+    def restart_worker(self, worker_id: str, kv_tokens: int) -> None:
+        """A worker begins another life, larger or smaller, whether or not it was missed, and with it ends all that it ran."""
+        before = self.known[worker_id]
+        capacity = replace(before.capacity, kv_tokens=kv_tokens)
+        self.known[worker_id] = replace(before, incarnation=before.incarnation + 1, capacity=capacity)
+        self.away.discard(worker_id)
+        self.stopped.discard(worker_id)
+        self.running = {key: grant for key, grant in self.running.items() if grant.worker_id != worker_id}
+        self.evicted &= set(self.running)
+        self.core.worker_registered(self.known[worker_id])
+        self.core.worker_reported(worker_id, self.now)
+        self.tick()
+
+    @rule(worker_id=st.sampled_from(sorted(WORKERS)), drains=st.booleans())
+    def stop_worker(self, worker_id: str, drains: bool) -> None:
+        if worker_id not in self.away:
+            self.stopped.add(worker_id)
+            if drains:
+                self.core.worker_draining(worker_id)
+            else:
+                self.core.engine_state(worker_id, EngineState(healthy=False))
+            self.tick()
+
     @rule(seconds=st.floats(0.01, 2))
     def wait(self, seconds: float) -> None:
         self.now += seconds
@@ -224,9 +265,17 @@ class Histories(RuleBasedStateMachine):
     def no_worker_is_promised_more_than_it_holds(self) -> None:
         for worker in self.workers().values():
             capacity, entries = worker.info.capacity, worker.in_flight.values()
+            used = Counter(entry.adapter for entry in entries if entry.adapter)
+            assert worker.adapters == used
+            assert len(used) <= capacity.max_adapters
             assert worker.promised == sum(entry.kv_tokens for entry in entries)
             assert worker.unprefilled == sum(entry.unprefilled for entry in entries)
+            assert worker.expected == sum(entry.future[1] - entry.future[0] for entry in entries)
+            assert worker.lent == sum(entry.expected_tokens for entry in entries if entry.pool is not worker.pool)
             staying = [entry for entry in entries if not entry.evicted]
+            lent = sum(entry.expected_tokens for entry in staying if entry.pool is not worker.pool)
+            assert lent <= worker.rules.lent_share * capacity.kv_tokens
+            assert worker.peak.tokens == Peak(entry.future for entry in staying).tokens
             assert len(staying) <= capacity.max_num_seqs
             prompts = [entry.unprefilled for entry in staying if entry.unprefilled]
             assert len(prompts) <= 1 or sum(prompts) <= 2 * capacity.max_num_batched_tokens
@@ -242,17 +291,39 @@ class Histories(RuleBasedStateMachine):
             assert len(pool.flows.flows()) <= MAX_PASSED
             if (flow := pool.flows.neediest()) is not None:
                 head = flow.head
-                assert not any(w.may_run(head) and w.has_room_for(head, self.now) for w in pool.workers.values())
+                assert (pool.name == "vip" and flow.tenant.in_flight >= CAP) or not any(
+                    w.present and w.may_run(head) and w.has_room_for(head, self.now) for w in pool.workers.values()
+                )
 
     @invariant()
     def counts_agree(self) -> None:
         for pool in self.core.pools:
             flows = pool.flows.flows()
-            waiting = [key for key, ends in self.endings.items() if not ends and self.pools[key] == pool.name]
+            name = pool.model, pool.name
+            waiting = [key for key, ends in self.endings.items() if not ends and self.pools[key] == name]
             assert pool.queued == len(waiting) >= sum(flow.queued for flow in flows)
-            running = [key for key in self.running if self.pools[key] == pool.name]
+            running = [key for key in self.running if self.pools[key] == name]
             assert pool.flows.root.in_flight == sum(flow.in_flight for flow in flows) == len(running)
             assert all(flow.service_tenths >= 0 for flow in flows)
+
+    @invariant()
+    def the_trees_agree_with_what_waits_and_runs(self) -> None:
+        entries = [entry for worker in self.workers().values() for entry in worker.in_flight.values()]
+        for pool in self.core.pools:
+            above: list[Node[Queued]] = [pool.flows.root]
+            while above:
+                node = above.pop()
+                below = list(node.children.values())
+                above += below
+                if isinstance(node, Flow):
+                    assert node.kv_tokens == sum(entry.expected_tokens for entry in entries if entry.flow is node)
+                    assert node.busy == (not node.idle)
+                    continue
+                waiting = {child for child in below if (child.queue if isinstance(child, Flow) else child.waiting)}
+                assert {child: counter for counter, child in node.waiting} == {each: each.counter for each in waiting}
+                assert node.kv_tokens == sum(child.kv_tokens for child in below)
+                assert node.busy_weight == sum(child.weight_milli for child in below if child.busy)
+                assert node.busy == any(child.busy for child in below) or node.parent is None
 
     @invariant()
     def nothing_ends_twice(self) -> None:

@@ -427,6 +427,7 @@ async def test_operators_see_pools_workers_and_flows(world: World) -> None:
     await router.say(submit(submission(1), submission(2), submission(3, "globex"), submission(4, model="other")))
     await router.hear()
     state = scheduler_pb2.EngineState(running=2, waiting=1, kv_tokens_used=33, preemptions=4, healthy=True)
+    await worker.say(scheduler_pb2.AttachRequest(engine=scheduler_pb2.EngineState(healthy=True)))
     await worker.say(scheduler_pb2.AttachRequest(engine=state))
     await world.until(lambda shown: shown.pools[0].workers[0].engine == state)
     first = await world.pools(page_size=1)
@@ -456,7 +457,7 @@ async def test_operators_see_pools_workers_and_flows(world: World) -> None:
 
 async def test_operators_see_who_lends_to_whom_and_how_long_the_oldest_waits(world: World) -> None:
     await world.start(pools=[{"name": "gold", "lends": True}], class_weights={"gold": 3, "silver": 1})
-    worker = await world.worker(kv_tokens=20, pool="gold")
+    worker = await world.worker(kv_tokens=25, pool="gold")
     router = await world.router(submissions=[submission(1), submission(2, start_after=to_pb_duration(9))])
     assert (await worker.hear()).batches
     await world.until_waiting(0)

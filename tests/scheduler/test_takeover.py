@@ -20,10 +20,9 @@ from forebay.router.domain import decisions as router_decisions
 from forebay.router.domain import events
 from forebay.router.domain.life import Life, State
 from forebay.router.domain.stream import TokenStream
-from forebay.scheduler.domain import scheduler as scheduler_module
+from forebay.scheduler.domain import flow_tree, leads
 from forebay.scheduler.domain.decisions import Grant
 from forebay.scheduler.domain.flow import RESOLUTION
-from forebay.scheduler.domain.overview import standings
 from forebay.scheduler.domain.request import AttemptKey, Request
 from forebay.scheduler.domain.scheduler import Limits, Scheduler
 from forebay.scheduler.domain.takeover import WAIT_S, Checkpoint, Takeover
@@ -104,6 +103,17 @@ def test_a_flow_is_as_far_ahead_under_the_next_leader(first: str) -> None:
     assert abs(tenant(new, "ahead").counter - tenant(new, "behind").counter - (lead - 100 * RESOLUTION)) <= 1
 
 
+def test_a_flow_is_as_far_ahead_though_its_pool_comes_late() -> None:
+    core = Scheduler(Limits(), EPOCH + 1)
+    core.restore({("m", "", "SILVER", "ahead"): 1 << 40})
+    core.tick(0.0)
+    order = ["behind", "behind", "ahead"]
+    for tenant_id in order:
+        core.submit(request(tenant_id), "r", 1.0)
+    join(core, info(), now=2.0)
+    assert [grant.request.tenant_id for grant in grants(core.tick(2.0))] == order
+
+
 def test_a_tenant_that_nobody_knew_is_owed_nothing_for_its_absence() -> None:
     old = scheduler(info())
     old.submit(request("old"), "r", 0.0)
@@ -146,15 +156,23 @@ def test_who_was_ahead_and_does_not_come_back_is_remembered_only_as_long_as_it_w
         new.tick(0.0)
         assert ahead_by(new, "gone") == more * RESOLUTION
     assert not new.leads()
-    (pool,) = new.pools
-    assert [each.tenant_id for each in standings(pool)] == ["here"]
 
 
 def test_of_too_many_that_are_ahead_those_are_kept_that_are_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler_module, "MAX_LEADS", 2)
+    monkeypatch.setattr(leads, "MAX_LEADS", 2)
     core = Scheduler(Limits(), EPOCH)
     core.restore({("m", "", "SILVER", "a"): 5, ("m", "", "SILVER", "b"): 7, ("m", "", "SILVER"): 1})
     assert core.leads() == {("m", "", "SILVER"): 1, ("m", "", "SILVER", "b"): 7}
+
+
+def test_of_those_that_were_ahead_no_more_are_remembered_than_of_any_who_are_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flow_tree, "MAX_IDLE_FLOWS", 2)
+    core = scheduler(info())
+    core.restore({("m", "", "SILVER", name): 10 for name in "abc"})
+    core.tick(0.0)
+    assert core.leads() == {("m", "", "SILVER", name): 10 for name in "bc"}
 
 
 def test_what_is_adopted_is_charged_once_its_router_claims_it() -> None:

@@ -12,6 +12,7 @@ how a message looks on the wire. Times are seconds on one clock that never goes 
     room              how much of a worker may be spoken for
     prefixes          what a worker's cache is likely to hold
     worker            what a worker holds, has been promised, and has room for
+    claims            what routers hold on workers that have not spoken
     promises          what is in flight, and what flows are charged for it
     eviction          who gives way to a request that has waited long enough
     pool              which waiting request goes to which worker next

@@ -85,17 +85,21 @@ def fill(pool: "Pool", tenant: Node[Queued], kv_tokens: int) -> float:
     return kv_tokens / max(1.0, tenant.share * pool.kv_tokens)
 
 
-def victims(queued: Queued, workers: Iterable[Worker], rules: EvictionRules, now: float) -> list[InFlight]:
+def victims(
+    queued: Queued, waited_s: float, workers: Iterable[Worker], rules: EvictionRules, now: float
+) -> list[InFlight]:
     """Returns the attempts, all on one worker, that make room for a request when they are handed over; the cheapest such set.
 
-    Empty when the request has not waited long enough, or no worker can be made to fit it by what may be evicted.
+    Empty when the request has not been the one that does not fit for long enough, or no worker can be made to fit it by what may
+    be evicted.
     """
     best: list[InFlight] = []
+    tenant, pool = queued.flow.tenant, queued.pool
     for worker in workers:
-        tenant, pool = queued.flow.tenant, queued.pool
+        if waited_s < rules.after_s and not worker.lent:
+            continue
         own = fill(pool, tenant, tenant.kv_tokens + worker.expected_tokens(queued))
-        waited = now if queued.blocked_since is None else now - queued.blocked_since
-        tenants = waited >= rules.patience_s(own)
+        tenants = waited_s >= rules.patience_s(own)
         if tenants or (worker.lent and worker.pool is pool):
             found = _victims_on(worker, queued, max(1.0, rules.margin * own) if tenants else None, rules.most, now)
             if found and (not best or recomputed(found) < recomputed(best)):
@@ -111,8 +115,8 @@ def recomputed(entries: Iterable[InFlight]) -> int:
 def _victims_on(worker: Worker, queued: Queued, least_fill: float | None, most: int, now: float) -> list[InFlight]:
     if any(entry.evicted for entry in worker.in_flight.values()):
         return []  # one at a time: the room of the last ones is not free yet
-    if not worker.has_prefill_room(queued.request.prompt_tokens):
-        return []  # what it waits for is a step or two, not cache
+    if not (worker.has_prefill_room(queued.request.prompt_tokens) and worker.has_slot(queued.request.adapter)):
+        return []  # what it waits for is a step or two, or an adapter's slot, not cache
     future, bound = worker.future(queued), worker.bound(now, favoured=True)
     staying = list(worker.in_flight.values())
     found: list[InFlight] = []
@@ -122,7 +126,10 @@ def _victims_on(worker: Worker, queued: Queued, least_fill: float | None, most: 
         staying.remove(entry)
         if entry.flow is not None:
             gone[entry.flow.tenant] = gone.get(entry.flow.tenant, 0) + entry.expected_tokens
-        if not staying or Peak(entry.future for entry in staying).with_one(future) <= bound:
+        guests = sum(entry.expected_tokens for entry in staying if entry.pool is not worker.pool)
+        if worker.lends(queued, guests) and (
+            not staying or Peak(entry.future for entry in staying).with_one(future) <= bound
+        ):
             return found
     return []
 

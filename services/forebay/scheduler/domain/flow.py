@@ -60,6 +60,13 @@ class Node(Generic[Item]):
     def __post_init__(self) -> None:
         self.path = (*self.parent.path, self.name) if self.parent is not None else ()
 
+    def charge(self, tenths: int) -> None:
+        """Adds service, in tenths of a weighted token; takes it back when negative."""
+        self.service_tenths += tenths
+        # The counter is per unit of weight and the weight in thousandths, hence the factor.
+        more, self.remainder = divmod(tenths * 1000 * RESOLUTION + self.remainder, self.weight_milli)
+        self.counter += more
+
     @property
     def virtual_tenths(self) -> int:
         """The counter in tenths of a weighted token per unit of weight."""
@@ -134,6 +141,12 @@ class Flow(Node[Item]):
     def idle(self) -> bool:
         """Whether nothing of it waits or runs."""
         return not self.queued and not self.in_flight
+
+    def take(self, item: Item) -> None:
+        """Takes an item out of the queue."""
+        self.queue.discard(item)
+        if not self.queue:
+            self.dispatched_at = self.gap_s = None  # what is next to come has not waited since
 
     @property
     def head(self) -> Item:

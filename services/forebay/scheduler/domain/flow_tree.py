@@ -66,15 +66,14 @@ class FlowTree(Generic[Item]):
 
     Attributes:
         root: the node above the classes.
+        parked: the flows in which something is parked.
     """
 
     def __init__(self) -> None:
         self.root: Node[Item] = Node("", None)
         self._flows: dict[tuple[str, ...], Flow[Item]] = {}
-        self._parked: dict[Flow[Item], None] = {}
+        self.parked: dict[Flow[Item], None] = {}
         self._idle: OrderedDict[tuple[str, ...], None] = OrderedDict()
-        # The counters with which nodes begin that have not been seen yet: `put_ahead`.
-        self._ahead: dict[tuple[str, ...], int] = {}
 
     def flows(self) -> list[Flow[Item]]:
         """Returns the flows in which something waits or runs, in order of path."""
@@ -104,17 +103,19 @@ class FlowTree(Generic[Item]):
         """Takes a waiting item out, wherever it stands."""
         if flow.parked.pop(item, None) is None:
             self._take(flow, item)
+        elif not flow.parked:
+            del self.parked[flow]
         self._note_business(flow)
 
     def park(self, flow: Flow[Item], item: Item, place: Place) -> None:
         """Takes a waiting item out of its flow's way until `unpark`."""
         self._take(flow, item)
         flow.parked[item] = place
-        self._parked[flow] = None
+        self.parked[flow] = None
 
     def unpark(self) -> None:
         """Lets all parked items stand in their places again."""
-        parked, self._parked = self._parked, {}
+        parked, self.parked = self.parked, {}
         for flow in parked:
             items, flow.parked = flow.parked, {}
             for item, place in items.items():
@@ -147,32 +148,44 @@ class FlowTree(Generic[Item]):
             yield flow
             most -= 1
 
-    def chosen(self, flow: Flow[Item]) -> None:
-        """Notes that the flow is about to be served: who begins to wait gets no credit against it, at any level."""
-        for node in self._up(flow):
-            assert node.parent is not None
-            node.parent.virtual_time = _level(node.parent)
+    def set_aside(self, node: Node[Item]) -> None:
+        """Leaves a waiting flow, or all of a tenant, out of the choice until it is put back; it keeps waiting meanwhile."""
+        self._leave(node)
 
-    def set_aside(self, flow: Flow[Item]) -> None:
-        """Leaves a waiting flow out of the choice until it is put back."""
-        self._leave(flow)
-
-    def put_back(self, flow: Flow[Item]) -> None:
+    def put_back(self, node: Node[Item]) -> None:
         """Ends `set_aside`."""
-        if flow.queue:
-            self._join(flow, lift=False)
+        self._join(node, lift=False)
+
+    def start(self, flow: Flow[Item], item: Item, kv_tokens: int, tenths: int) -> None:
+        """Has a waiting item run: takes it out, notes what `begin` does, and charges its input.
+
+        Who begins to wait from now on gets no credit against the flow, at any level.
+        """
+        flow.take(item)
+        waits = len(flow.queue) > 0
+        node: Node[Item] = flow
+        while (parent := node.parent) is not None:
+            parent.virtual_time = _level(parent)
+            node.in_flight += 1
+            node.kv_tokens += kv_tokens
+            node.charge(tenths)
+            if waits:
+                parent.waiting.put(node, node.counter)
+            else:
+                parent.waiting.discard(node)
+                parent.last_left = node
+                waits = len(parent.waiting) > 0
+            node = parent
+        node.in_flight += 1
+        node.kv_tokens += kv_tokens
+        node.service_tenths += tenths
 
     def charge(self, flow: Flow[Item], tenths: int) -> None:
         """Adds service to a flow and all above it, in tenths of a weighted token; takes it back when negative."""
-        steps = tenths * 1000 * RESOLUTION
         node: Node[Item] = flow
         while (parent := node.parent) is not None:
-            node.service_tenths += tenths
-            # The counter is per unit of weight and the weight in thousandths, hence the factor.
-            more, node.remainder = divmod(steps + node.remainder, node.weight_milli)
-            node.counter += more
-            if node in parent.waiting:
-                parent.waiting.put(node, node.counter)
+            node.charge(tenths)
+            parent.waiting.move(node, node.counter)
             node = parent
         node.service_tenths += tenths
 
@@ -217,27 +230,18 @@ class FlowTree(Generic[Item]):
                     found[child.path] = child.counter - level
                 if len(child.children) > 1:  # an only child is ahead of nobody
                     above.append(child)
-        for path, steps in self._ahead.items():
-            parent = self._find(path[:-1])
-            if (more := steps - (_level(parent) if parent is not None else 0)) > 0:
-                found[path] = more
         return found
 
     def put_ahead(self, path: tuple[str, ...], steps: int) -> None:
-        """Adds to the counter of a node, or has it begin with so much; one that is never seen is not made."""
-        node = self._find(path)
-        if node is None:
-            self._ahead[path] = steps
-            return
+        """Adds to the counter of a node that may not have been seen yet."""
+        node = self.root
+        for name in path:
+            node = node.children.get(name) or self._make(node, name)
+        if len(path) == DEPTH - 1 and not node.children:
+            self._make(node, "")  # nodes are forgotten by their flows
         node.counter += steps
         if node.parent is not None and node in node.parent.waiting:
             node.parent.waiting.put(node, node.counter)
-
-    def _find(self, path: tuple[str, ...]) -> Node[Item] | None:
-        node: Node[Item] | None = self.root
-        for name in path:
-            node = node.children.get(name) if node is not None else None
-        return node
 
     @staticmethod
     def _up(flow: Flow[Item]) -> Iterator[Node[Item]]:
@@ -249,9 +253,9 @@ class FlowTree(Generic[Item]):
     def _make(self, parent: Node[Item], name: str) -> Node[Item]:
         path = (*parent.path, name)
         if len(path) < DEPTH:
-            node = parent.children[name] = Node(name, parent, counter=self._ahead.pop(path, 0))
+            node = parent.children[name] = Node(name, parent)
             return node
-        flow = parent.children[name] = self._flows[path] = Flow(name, parent, counter=self._ahead.pop(path, 0))
+        flow = parent.children[name] = self._flows[path] = Flow(name, parent)
         self._idle[path] = None
         self._forget_longest_idle()
         return flow
@@ -276,7 +280,7 @@ class FlowTree(Generic[Item]):
             node = parent
 
     def _take(self, flow: Flow[Item], item: Item) -> None:
-        flow.queue.discard(item)
+        flow.take(item)
         if not flow.queue:
             self._leave(flow)
 
@@ -305,17 +309,15 @@ class FlowTree(Generic[Item]):
 
 def _level(parent: Node[Item]) -> int:
     """Returns what the virtual time has come to: the smallest counter that waits, or that of the last that did."""
+    level = parent.virtual_time
     if (first := parent.waiting.first()) is not None:
-        return max(parent.virtual_time, first[0])
+        return first[0] if first[0] > level else level
     if parent.last_left is not None:
-        return max(parent.virtual_time, parent.last_left.counter)
-    return parent.virtual_time
+        return max(level, parent.last_left.counter)
+    return level
 
 
 def _neediest_below(node: Node[Item]) -> Flow[Item] | None:
-    while not isinstance(node, Flow):
-        first = node.waiting.first()
-        if first is None:
-            return None
+    while (first := node.waiting.first()) is not None:
         node = first[1]
-    return node
+    return node if isinstance(node, Flow) else None

@@ -22,6 +22,8 @@ Rank = TypeVar("Rank", bound=Ordered)
 class IndexedHeap(Generic[Item, Rank]):
     """A set of hashable items, the one of least rank first. Each operation takes O(log n), looking takes O(1)."""
 
+    __slots__ = ("_entries", "_position")
+
     def __init__(self) -> None:
         self._entries: list[tuple[Rank, Item]] = []
         self._position: dict[Item, int] = {}
@@ -59,6 +61,12 @@ class IndexedHeap(Generic[Item, Rank]):
             self._entries.append((rank, item))
         self._settle(position, (rank, item))
         return self
+
+    def move(self, item: Item, rank: Rank) -> None:
+        """Moves the item to a new rank if it is there."""
+        position = self._position.get(item)
+        if position is not None:
+            self._settle(position, (rank, item))
 
     def discard(self, item: Item) -> None:
         """Removes the item if it is there."""

@@ -18,6 +18,7 @@ class Pools:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._lending = sorted(name for name, rules in limits.pools.items() if rules.lends and name != SHARED)
         self._pools: dict[tuple[str, str], Pool] = {}
 
     def __iter__(self) -> Iterator[Pool]:
@@ -44,6 +45,8 @@ class Pools:
     def ordered(self, changed: Iterable[Pool]) -> list[Pool]:
         """Returns the pools to draw from: lenders before the one that borrows, and that one whenever a lender has changed."""
         pools = dict.fromkeys(changed)
+        if not self._lending:
+            return list(pools)
         for pool in list(pools):
             if pool.rules.lends and (borrower := self.get(pool.model, SHARED)) is not None:
                 pools[borrower] = None
@@ -51,4 +54,4 @@ class Pools:
 
     def _lend(self, model: str) -> None:
         if (shared := self.get(model, SHARED)) is not None:
-            shared.lenders = [pool for pool in self if pool.model == model and pool.rules.lends and pool is not shared]
+            shared.lenders = [pool for name in self._lending if (pool := self.get(model, name)) is not None]

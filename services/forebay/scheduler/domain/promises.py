@@ -8,6 +8,7 @@ the mesh's own doing.
 
 from forebay.scheduler.domain.decisions import Grant
 from forebay.scheduler.domain.flow import CACHED_TENTHS, INPUT_TENTHS, OUTPUT_TENTHS, Flow
+from forebay.scheduler.domain.pool import Pool
 from forebay.scheduler.domain.request import AttemptKey, Queued, Request
 from forebay.scheduler.domain.worker import InFlight, RunningAttempt, Worker
 
@@ -25,8 +26,8 @@ class Promises:
         """Returns an attempt's promise, if it has one."""
         return self._entries.get(key)
 
-    def grant(self, queued: Queued, worker: Worker, grant: Grant) -> InFlight:
-        """Promises a worker's room to a request that was drawn; `charge_input` is still to be called."""
+    def grant(self, queued: Queued, worker: Worker, grant: Grant) -> None:
+        """Promises a worker's room to a request that was drawn, takes it out of its flow and charges its input."""
         request = queued.request
         entry = InFlight(
             key=request.key,
@@ -40,25 +41,18 @@ class Promises:
             expected_tokens=worker.expected_tokens(queued),
             grant=grant,
             pinned=request.pinned,
+            adapter=request.adapter,
             charged_input=0 if request.delivered_tokens else request.prompt_tokens,
         )
         entry.flow = queued.flow
-        entry.pool.flows.begin(entry.flow, entry.expected_tokens)
+        entry.pool.flows.start(entry.flow, queued, entry.expected_tokens, INPUT_TENTHS * entry.charged_input)
         self._add(entry)
-        return entry
 
-    def charge_input(self, entry: InFlight) -> None:
-        """Charges the input of what was granted."""
-        self._charge(entry, INPUT_TENTHS * entry.charged_input)
-
-    def adopt(
-        self, attempt: RunningAttempt, worker: Worker, flow: Flow[Queued] | None, request: Request | None
-    ) -> None:
+    def adopt(self, attempt: RunningAttempt, worker: Worker, request: Request | None) -> InFlight:
         """Counts what a worker held before this scheduler knew of it; what it has generated so far is charged to nobody.
 
         Args:
-            flow: whose service it is from now on; None while no router has said.
-            request: what its router says of it; None likewise.
+            request: what its router says of it; None while no router has. `attribute` is to be called when one has.
         """
         entry = InFlight(
             key=attempt.key,
@@ -74,18 +68,18 @@ class Promises:
             started=attempt.started,
         )
         self._add(entry)
-        if flow is not None and request is not None:
-            self.attribute(entry, flow, request)
+        return entry
 
-    def attribute(self, entry: InFlight, flow: Flow[Queued], request: Request) -> None:
-        """Says whose service a promise is, from now on, and how large it really is."""
-        if entry.flow is None:
-            entry.flow = flow
-            entry.prompt_tokens, entry.max_tokens = request.prompt_tokens, request.max_tokens
-            entry.delivered_tokens, entry.pinned = request.delivered_tokens, request.pinned
-            entry.foresee()
-            entry.worker.moved()
-            entry.pool.flows.begin(flow, entry.expected_tokens)
+    def attribute(self, entry: InFlight, pool: Pool, flow: Flow[Queued], request: Request) -> None:
+        """Says whose service an adopted promise is, from now on, and how large it really is."""
+        entry.worker.lent += entry.expected_tokens if pool is not entry.worker.pool else 0
+        entry.pool, entry.flow = pool, flow
+        entry.prompt_tokens, entry.max_tokens = request.prompt_tokens, request.max_tokens
+        entry.delivered_tokens, entry.pinned, entry.adapter = request.delivered_tokens, request.pinned, request.adapter
+        entry.worker.uses(entry.adapter, 1)
+        entry.foresee()
+        entry.worker.moved()
+        pool.flows.begin(flow, entry.expected_tokens)
 
     def progress(self, entry: InFlight, generated_tokens: int, prefilled: bool) -> bool:
         """Charges newly generated tokens; returns whether room may have come free. A report that comes late changes nothing."""

@@ -10,7 +10,6 @@ when at the pace at which its flow was served lately it would start too late.
 """
 
 import itertools
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -30,7 +29,7 @@ class Queue:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._waiting: dict[AttemptKey, Queued] = {}
-        self._by_tenant: Counter[str] = Counter()
+        self._by_tenant: dict[str, int] = {}
         self._arrivals = itertools.count(1)
 
     def __len__(self) -> int:
@@ -80,7 +79,7 @@ class Queue:
             excluded=excluded,
             measures=measures,
         )
-        self._by_tenant[request.tenant_id] += 1
+        self._by_tenant[request.tenant_id] = self._by_tenant.get(request.tenant_id, 0) + 1
         pool.queued += 1
         if not start_after_s:
             self.release(queued)
@@ -92,25 +91,31 @@ class Queue:
         queued.pool.enqueue(queued)
 
     def leave(self, queued: Queued) -> None:
-        """Takes a request out, whether it is to run or not."""
-        tenant_id = queued.request.tenant_id
-        del self._waiting[queued.request.key]
-        self._by_tenant[tenant_id] -= 1
-        if not self._by_tenant[tenant_id]:
-            del self._by_tenant[tenant_id]
-        queued.pool.queued -= 1
+        """Takes out a request that is not to run."""
+        self._forget(queued)
         if not queued.held_back:
             queued.pool.dequeue(queued)
 
-    def served(self, flow: Flow[Queued], now: float) -> None:
-        """Notes that a request of the flow has just left to run."""
+    def started(self, queued: Queued, now: float) -> None:
+        """Forgets a request that has just left its flow to run, and notes the pace of a flow that still waits."""
+        self._forget(queued)
+        flow = queued.flow
+        if not flow.queue:
+            return
         if flow.dispatched_at is not None:
             gap = now - flow.dispatched_at
             flow.gap_s = gap if flow.gap_s is None else flow.gap_s + PACE_SMOOTHING * (gap - flow.gap_s)
-        if flow.queue:
-            flow.dispatched_at = now
+        flow.dispatched_at = now
+
+    def _forget(self, queued: Queued) -> None:
+        tenant_id = queued.request.tenant_id
+        del self._waiting[queued.request.key]
+        queued.pool.queued -= 1
+        left = self._by_tenant[tenant_id] - 1
+        if left:
+            self._by_tenant[tenant_id] = left
         else:
-            flow.dispatched_at = flow.gap_s = None  # the pace was that of a flow that waits
+            del self._by_tenant[tenant_id]
 
     def _refuse(self, request: Request, pool: Pool, flow: Flow[Queued], patience: float, now: float) -> None:
         limits, retry_after_s = self._limits, self._limits.retry_after_s
@@ -121,7 +126,7 @@ class Queue:
             raise refusals.too_large(request)
         if request.delivered_tokens:
             return  # its client reads already: it is shed by nothing but its own deadline
-        if self._by_tenant[request.tenant_id] >= limits.max_queued_per_tenant:
+        if self._by_tenant.get(request.tenant_id, 0) >= limits.max_queued_per_tenant:
             raise refusals.queue_full("the tenant", retry_after_s)
         if len(self._waiting) >= limits.max_queued:
             raise refusals.queue_full("the scheduler", retry_after_s)
@@ -136,7 +141,7 @@ class Queue:
         rules = self._limits.pressure
         pressure = len(self._waiting) / self._limits.max_queued
         start_after_s, measures = request.start_after_s, []
-        part = self._by_tenant[request.tenant_id] / max(1, len(self._waiting))
+        part = self._by_tenant.get(request.tenant_id, 0) / max(1, len(self._waiting))
         if not request.delivered_tokens and rules.paces(pressure, part, len(self._by_tenant)):
             start_after_s += rules.paced_s
             measures.append(Measure.PACED)

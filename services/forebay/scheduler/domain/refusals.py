@@ -1,7 +1,7 @@
 """Why a request does not run. The reasons are stable names for programs; the sentences say what to do."""
 
 from forebay.errors import Code, MeshError
-from forebay.scheduler.domain.request import Request, ServiceClass
+from forebay.scheduler.domain.request import Queued, Request, ServiceClass
 
 
 def too_large(request: Request) -> MeshError:
@@ -27,15 +27,16 @@ def queue_full(whose: str, retry_after_s: float) -> MeshError:
     return _unavailable("QUEUE_FULL", f"{whose} has as many requests waiting as it may; try again later", retry_after_s)
 
 
-def no_worker(request: Request, retry_after_s: float) -> MeshError:
-    """The wait ended while no worker of the model was there."""
-    where = f" in pool {request.pool}" if request.pool else ""
-    return _unavailable("QUEUE_TIMEOUT", f"no worker serves {request.model}{where} now; try again later", retry_after_s)
-
-
-def queue_timeout(retry_after_s: float) -> MeshError:
-    """The wait ended before room came free."""
-    return _unavailable("QUEUE_TIMEOUT", "no room came free in time; try again later or allow more time", retry_after_s)
+def waited(queued: Queued, retry_after_s: float, now: float) -> MeshError:
+    """The wait ended: the client's deadline passed, no worker was there, or no room came free."""
+    if queued.deadline is not None and queued.deadline <= now:
+        message = "the deadline passed while the request waited for room; allow more"
+        return MeshError(Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", message)
+    message = "no room came free in time; try again later or allow more time"
+    if not queued.pool.served:
+        where = f" in pool {queued.pool.name}" if queued.pool.name else ""
+        message = f"no worker serves {queued.pool.model}{where} now; try again later"
+    return _unavailable("QUEUE_TIMEOUT", message, retry_after_s)
 
 
 def unreachable(start_in_s: float, retry_after_s: float) -> MeshError:
@@ -48,13 +49,6 @@ def shed(service_class: ServiceClass, retry_after_s: float) -> MeshError:
     """So much waits that new requests of the class are turned away."""
     message = f"too much waits for new {service_class.name.lower()} requests; try again later"
     return _unavailable("SHED", message, retry_after_s)
-
-
-def deadline_exceeded() -> MeshError:
-    """The client's deadline passed before room came free."""
-    return MeshError(
-        Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline passed while the request waited for room; allow more"
-    )
 
 
 def too_many_reported(most: int) -> MeshError:

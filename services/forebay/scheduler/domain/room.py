@@ -52,4 +52,6 @@ class Strain:
 
     def lowered_by(self, now: float) -> float:
         """Returns what is taken from alpha now."""
+        if not self._lowered_by:
+            return 0.0
         return max(0.0, self._lowered_by - (now - self._since) * self._rules.recovery_per_s)

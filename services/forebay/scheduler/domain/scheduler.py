@@ -19,17 +19,17 @@ a grant it does not know and that this scheduler did not give comes back as a re
 and submits it again.
 """
 
-import heapq
 import itertools
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from forebay.errors import Code, MeshError
 from forebay.scheduler.domain import refusals
+from forebay.scheduler.domain.claims import MAX_REPORTED, Claim, Claims
 from forebay.scheduler.domain.decisions import Batch, Decisions, Eviction, Grant, Rejection, Withdrawal
 from forebay.scheduler.domain.flow import Flow
 from forebay.scheduler.domain.indexed_heap import IndexedHeap
+from forebay.scheduler.domain.leads import Leads
 from forebay.scheduler.domain.limits import Limits
 from forebay.scheduler.domain.pool import Pool
 from forebay.scheduler.domain.pools import Pools
@@ -42,25 +42,10 @@ from forebay.scheduler.domain.worker import EngineState, InFlight, RunningAttemp
 GRANT_MARGIN_S = 0.5
 """How long after a grant's expiry its payload can still turn up in a worker's word."""
 
-MAX_REPORTED = 20_000
-"""Attempts from before a session that one worker, and all routers together, may tell of."""
-
-MAX_LEADS = 10_000
-"""Nodes of which the next scheduler is told that they are ahead."""
-
 PRIORITY_STEP = 16
 """Tenths of a weighted token, per unit of class weight, that make one step of an engine's priority."""
 
 MAX_PRIORITY = (1 << 31) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """What a router holds on a worker that has not said what it runs."""
-
-    request: Request
-    router: str
-    worker_id: str
 
 
 class Scheduler:
@@ -74,12 +59,11 @@ class Scheduler:
         self.epoch = epoch
         self._limits = limits
         self._pools = Pools(limits)
+        self._leads = Leads(self._pools)
         self._workers: dict[str, Worker] = {}
         self._queue = Queue(limits)
         self._promises = Promises()
-        self._claims: dict[AttemptKey, Claim] = {}
-        # Of pools that have had no worker yet: what `restore` was told. Whoever waits there has come by then, in any order.
-        self._inherited: defaultdict[tuple[str, str], dict[Path, int]] = defaultdict(dict)
+        self._claims = Claims()
         # Three things end by time: a wait (or its being held back), a promise that its worker does not know of, and the
         # memory of a worker that is away.
         self._timers: IndexedHeap[Queued | InFlight | Worker, float] = IndexedHeap()
@@ -101,20 +85,12 @@ class Scheduler:
         return self._queue
 
     def leads(self) -> dict[Path, int]:
-        """Returns by how many steps of its counter each node is ahead of its neediest sibling; those at 0 are left out.
-
-        Of more than MAX_LEADS those are left out that are ahead least, tenants' keys before tenants and tenants before classes.
-        """
-        trees = {(pool.model, pool.name): pool.flows.leads() for pool in self._pools} | self._inherited
-        leads = {(*pool, *path): steps for pool, found in trees.items() for path, steps in found.items()}
-        if len(leads) > MAX_LEADS:
-            leads = dict(heapq.nlargest(MAX_LEADS, leads.items(), key=lambda lead: (-len(lead[0]), lead[1])))
-        return leads
+        """Returns by how many steps of its counter each node is ahead of its neediest sibling; those at 0 are left out."""
+        return self._leads.all()
 
     def restore(self, leads: Mapping[Path, int]) -> None:
         """Puts flows ahead by what they were under the scheduler before; call it once, before the first tick."""
-        for (model, name, *path), steps in leads.items():
-            self._inherited[model, name][tuple(path)] = steps
+        self._leads.inherit(leads)
 
     # What routers say.
 
@@ -133,7 +109,7 @@ class Scheduler:
                 return
             # The grant came too late to the router, or an earlier scheduler gave it and it never came.
             self._withdraw(entry)
-        self._claims.pop(request.key, None)
+        self._claims.discard(request.key)
         pool = self._pool(request.model, request.pool)
         flow, excluded = self._flow(pool, request), self._lives(request.excluded_workers)
         try:
@@ -149,7 +125,7 @@ class Scheduler:
 
     def cancel(self, key: AttemptKey) -> None:
         """Drops an attempt that its router no longer wants. One that is known to run ends by its worker's word."""
-        self._claims.pop(key, None)
+        self._claims.discard(key)
         if (queued := self._queue.get(key)) is not None:
             self._dequeue(queued)
         elif (entry := self._promises.get(key)) is not None and not entry.started:
@@ -158,7 +134,7 @@ class Scheduler:
 
     def decline(self, key: AttemptKey) -> None:
         """Frees the room of a grant that its router will not use."""
-        self._claims.pop(key, None)
+        self._claims.discard(key)
         entry = self._promises.get(key)
         if entry is not None and not entry.started:
             self._withdraw(entry)
@@ -167,19 +143,17 @@ class Scheduler:
         """Notes an attempt that a router holds, granted or running, from before its session."""
         entry = self._promises.get(request.key)
         if entry is not None:
-            self._promises.attribute(entry, self._flow(entry.pool, request), request)
+            self._attribute(entry, request)
             return
         worker = self._workers.get(worker_id)
         if request.key not in self._queue and (worker is None or worker.reported is not None):
-            if len(self._claims) >= MAX_REPORTED:
-                raise refusals.too_many_reported(MAX_REPORTED)
-            self._claims[request.key] = Claim(request, router, worker_id)
+            self._claims.add(Claim(request, router, worker_id))
 
     def router_lost(self, router: str) -> None:
         """Drops what a router's session had queued; the router submits it again on its next session."""
         for queued in [queued for queued in self._queue if queued.router == router]:
             self._dequeue(queued)
-        self._claims = {key: claim for key, claim in self._claims.items() if claim.router != router}
+        self._claims.router_lost(router)
 
     # What workers say. Words about an attempt that is not in flight on the worker are too late and change nothing.
 
@@ -239,10 +213,10 @@ class Scheduler:
                 self._withdrawals.append(Withdrawal(attempt.key, worker_id))
             else:
                 claim = self._claims.get(attempt.key)
-                request = claim.request if claim else None
-                flow = self._flow(worker.pool, request) if request else None
-                self._promises.adopt(attempt, worker, flow, request)
-        self._claims = {key: claim for key, claim in self._claims.items() if claim.worker_id != worker_id}
+                entry = self._promises.adopt(attempt, worker, claim.request if claim else None)
+                if claim is not None:
+                    self._attribute(entry, claim.request)
+        self._claims.worker_reported(worker_id)
         self._came(worker)
 
     def worker_lost(self, worker_id: str, now: float) -> None:
@@ -324,9 +298,7 @@ class Scheduler:
         return decisions
 
     def _draw(self, pool: Pool, now: float) -> list[Batch]:
-        if self._inherited and (pool.lenders or any(worker.present for worker in pool.workers.values())):
-            for path, steps in self._inherited.pop((pool.model, pool.name), {}).items():
-                pool.flows.put_ahead(path, steps)
+        self._leads.bring(pool)
         drawn: dict[Worker, list[Grant]] = {}
         for queued, worker in pool.draw(now):
             grants = drawn.setdefault(worker, [])
@@ -346,11 +318,9 @@ class Scheduler:
                 queue_depth=pool.queued,
                 measures=queued.measures,
             )
-            # In this order the flow is busy throughout, and one that has no more to wait for is moved in no heap.
-            entry = self._promises.grant(queued, worker, grant)
-            self._take_out(queued)
-            self._promises.charge_input(entry)
-            self._queue.served(queued.flow, now)
+            self._timers.discard(queued)
+            self._promises.grant(queued, worker, grant)
+            self._queue.started(queued, now)
             worker.prefixes.granted(queued.request.prefix_hashes)
             grants.append(grant)
         return [Batch(w.info.id, grants[0].batch_id, self.epoch, tuple(grants)) for w, grants in drawn.items()]
@@ -363,19 +333,12 @@ class Scheduler:
                 self._changed[ended.pool] = None
                 self._timers.put(ended, ended.ends_at)
             case Queued():
-                self._reject(ended, self._reason_for_timeout(ended, now))
+                self._reject(ended, refusals.waited(ended, self._limits.retry_after_s, now))
             case InFlight():
                 self._changed[ended.worker.pool] = None
                 self._promises.refund(ended)
             case Worker():
                 self._forget(ended)
-
-    def _reason_for_timeout(self, queued: Queued, now: float) -> MeshError:
-        if queued.deadline is not None and queued.deadline <= now:
-            return refusals.deadline_exceeded()
-        if any(worker.present for worker in queued.pool.workers.values()):
-            return refusals.queue_timeout(self._limits.retry_after_s)
-        return refusals.no_worker(queued.request, self._limits.retry_after_s)
 
     def _lives(self, worker_ids: frozenset[str]) -> frozenset[tuple[str, int]]:
         workers = (self._workers.get(worker_id) for worker_id in worker_ids)
@@ -394,15 +357,17 @@ class Scheduler:
             (request.key_id, 1000),
         )
 
+    def _attribute(self, entry: InFlight, request: Request) -> None:
+        if entry.flow is None:
+            pool = self._pool(request.model, request.pool)
+            self._promises.attribute(entry, pool, self._flow(pool, request), request)
+
     def _entry(self, worker_id: str, key: AttemptKey) -> InFlight | None:
         return self._workers[worker_id].in_flight.get(key)
 
-    def _take_out(self, queued: Queued) -> None:
+    def _dequeue(self, queued: Queued) -> None:
         self._timers.discard(queued)
         self._queue.leave(queued)
-
-    def _dequeue(self, queued: Queued) -> None:
-        self._take_out(queued)
         self._changed[queued.pool] = None
 
     def _reject(self, queued: Queued, error: MeshError) -> None:

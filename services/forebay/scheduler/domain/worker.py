@@ -39,7 +39,8 @@ class Capacity:
 
     def can_ever_hold(self, request: Request) -> bool:
         """Whether a request fits when nothing else runs."""
-        return request.total_tokens <= self.max_model_len and self.kv_for(request) <= self.usable_kv_tokens
+        tokens = request.total_tokens
+        return tokens <= self.max_model_len and -(-tokens // self.block_tokens) <= self.kv_tokens // self.block_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ class InFlight:
         evicted: whether its worker was told to hand it over.
         pinned: whether it must never be.
         future: what it holds and is expected to generate yet, for `Peak`.
+        adapter: that it runs with; empty for none, or while no router has said.
     """
 
     key: AttemptKey
@@ -113,6 +115,7 @@ class InFlight:
     evicted: bool = False
     pinned: bool = False
     future: Row = (0, 0)
+    adapter: str = ""
 
     def foresee(self) -> None:
         """Looks again at what it holds, the unused half of its last block included, and at what it will generate yet.
@@ -134,11 +137,12 @@ class Worker:
     Attributes:
         attached: whether it has a session.
         reported: what it said it holds, until it has said all of it; None from then on.
-        engine: its load; taken for healthy until it says otherwise.
+        engine, heard: its load, and whether it has ever told it; taken for healthy until it says otherwise.
         draining: whether it takes no more.
         promised, unprefilled, expected: sums over `in_flight`: of the most that each may come to, of prompt tokens to be
             computed, and of what each is expected to come to now.
         lent: what guests were expected to come to.
+        adapters: how many attempts run with each that is in use.
         preempted: preemptions that its engine reported and that `alpha` has not answered yet.
     """
 
@@ -148,12 +152,14 @@ class Worker:
     attached: bool = True
     reported: dict[AttemptKey, RunningAttempt] | None = field(default_factory=dict)
     engine: EngineState = EngineState()
+    heard: bool = False
     draining: bool = False
     in_flight: dict[AttemptKey, InFlight] = field(default_factory=dict)
     promised: int = 0
     unprefilled: int = 0
     expected: int = 0
     lent: int = 0
+    adapters: dict[str, int] = field(default_factory=dict)
     preempted: int = 0
     strain: Strain = field(init=False)
     prefixes: Prefixes = field(init=False)
@@ -193,13 +199,19 @@ class Worker:
         return (alpha - self.lowered_by(now)) * self.info.capacity.usable_kv_tokens
 
     def may_run(self, queued: Queued) -> bool:
-        """Whether it could take a request if it were empty."""
+        """Whether it could take a request if it were present and empty."""
         return (
-            self.present
-            and (self.info.id, self.info.incarnation) not in queued.excluded
+            self.info.capacity.can_ever_hold(queued.request)
+            and not (queued.excluded and (self.info.id, self.info.incarnation) in queued.excluded)
             and (not queued.request.adapter or self.info.capacity.max_adapters > 0)
-            and self.info.capacity.can_ever_hold(queued.request)
+            and self.lends(queued)
         )
+
+    def lends(self, queued: Queued, already: int = 0) -> bool:
+        """Whether a request is its own pool's, or a guest that it has room for beside guests of so many KV tokens."""
+        if queued.pool is self.pool:
+            return True
+        return already + self.expected_tokens(queued) <= self.rules.lent_share * self.info.capacity.kv_tokens
 
     def has_room_for(self, queued: Queued, now: float) -> bool:
         """Whether it can take a request now."""
@@ -207,15 +219,16 @@ class Worker:
             return False
         if not self.in_flight:
             return True
-        need = self.expected_tokens(queued)
-        if queued.pool is not self.pool and self.lent + need > self.rules.lent_share * self.info.capacity.kv_tokens:
+        if not (self.lends(queued, self.lent) and self.has_slot(queued.request.adapter)):
             return False
         if not self.has_prefill_room(queued.request.prompt_tokens):
             return False
+        future = self.future(queued)
+        need = future[1] - future[0]
         # The peak is at most the sum of what each will come to, and that is known without looking at each.
         if self.expected + need <= self.bound(now, favoured=False):
             return True
-        peak = self.peak.with_one(self.future(queued))
+        peak = self.peak.with_one(future)
         if peak <= self.bound(now, favoured=False):
             return True
         return peak <= self.bound(now, favoured=True) and queued.pool.holds_little(queued, need)
@@ -237,6 +250,20 @@ class Worker:
         saved = request.prefix_block_tokens * self.prefixes.hit_blocks(request.prefix_hashes)
         return saved + (ADAPTER_LOAD_TOKENS if request.adapter and request.adapter in self.engine.adapters else 0)
 
+    def has_slot(self, adapter: str) -> bool:
+        """Whether an adapter is in use here or can be loaded at once; otherwise its request would wait in the engine."""
+        return not adapter or adapter in self.adapters or len(self.adapters) < self.info.capacity.max_adapters
+
+    def uses(self, adapter: str, attempts: int) -> None:
+        """Notes that so many more attempts run with an adapter; nothing for the bare model."""
+        if not adapter:
+            return
+        users = self.adapters.get(adapter, 0) + attempts
+        if users:
+            self.adapters[adapter] = users
+        else:
+            del self.adapters[adapter]
+
     def has_prefill_room(self, tokens: int) -> bool:
         # A prompt longer than the bound goes alone, or it would never go.
         bound = self.rules.prefill_steps * self.info.capacity.max_num_batched_tokens
@@ -248,12 +275,13 @@ class Worker:
         for entry in self.in_flight.values():
             entry.evicted = False  # the word of it may have been lost with the session
         self.moved()
-        self.engine, self.draining = EngineState(), False
+        self.engine, self.draining = EngineState(preemptions=self.engine.preemptions), False
 
     def reports(self, state: EngineState) -> None:
         """Notes its load."""
-        self.preempted += max(0, state.preemptions - self.engine.preemptions)
-        self.engine = state
+        if self.heard:  # else they may be of long ago
+            self.preempted += max(0, state.preemptions - self.engine.preemptions)
+        self.engine, self.heard = state, True
 
     def take(self, entry: InFlight) -> None:
         """Adds a promise."""
@@ -263,6 +291,7 @@ class Worker:
         self.in_flight[entry.key] = entry
         self.promised += entry.kv_tokens
         self.unprefilled += entry.unprefilled
+        self.uses(entry.adapter, 1)
         if entry.pool is not self.pool:
             self.lent += entry.expected_tokens
 
@@ -272,6 +301,7 @@ class Worker:
         self.promised -= entry.kv_tokens
         self.unprefilled -= entry.unprefilled
         self.expected -= entry.future[1] - entry.future[0]
+        self.uses(entry.adapter, -1)
         if entry.pool is not self.pool:
             self.lent -= entry.expected_tokens
         self._peak = None
