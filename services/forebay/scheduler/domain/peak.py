@@ -13,6 +13,7 @@ requests, once a report and not once a question.
 
 from bisect import bisect_right, insort
 from collections.abc import Iterable
+from itertools import accumulate
 
 Row = tuple[int, int]
 """(-remaining, held) of a request, in tokens: the longest first."""
@@ -50,14 +51,7 @@ class Peak:
         """Returns the running sums of what is held, having brought them and the peaks up to date."""
         if self._sums is not None:
             return self._sums
-        self._sums = sums = [0]
-        self._peaks = peaks = []
-        self._behind = behind = []
-        total = 0
-        for count, (shortened, held) in enumerate(self._rows, 1):
-            total += held
-            peak = total - count * shortened
-            sums.append(total)
-            peaks.append(peak)
-            behind.append(peak - shortened)
+        self._sums = sums = [0, *accumulate(held for _, held in self._rows)]
+        self._peaks = [sums[count] - count * shortened for count, (shortened, _) in enumerate(self._rows, 1)]
+        self._behind = [peak - shortened for peak, (shortened, _) in zip(self._peaks, self._rows, strict=True)]
         return sums
