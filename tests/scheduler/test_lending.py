@@ -132,6 +132,16 @@ def test_who_waits_for_lent_room_is_not_told_that_there_is_no_worker() -> None:
     assert "no room" in rejection.error.message
 
 
+def test_guests_are_evicted_for_the_owner_whatever_is_to_be_computed_again() -> None:
+    spent = EvictionRules(after_s=float("inf"), budget_tokens=0)
+    rules = PoolRules(room=RoomRules(alpha=1.0, lent_share=1.0), eviction=spent, lends=True)
+    core = scheduler(info("own", pool="vip"), limits=Limits(pools={"vip": rules}))
+    (guest,) = placed(core, request("guest", prompt_tokens=899, max_tokens=1))
+    core.progress("own", guest, 0, prefilled=True)
+    core.submit(request("owner", prompt_tokens=499, max_tokens=1, pool="vip"), "r", 0.0)
+    assert [eviction.key for eviction in core.tick(0.0).evictions] == [guest]
+
+
 def test_guests_get_no_more_of_it_while_the_owner_waits() -> None:
     core = core_with(shared=False)
     owners = placed(core, *asked(5, "owner", pool="vip"))

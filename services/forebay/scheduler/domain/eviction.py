@@ -12,7 +12,7 @@ ask, and whom:
   flight is helped almost at once, and one that is near its share hardly ever, since it has what it is owed.
 - Who gives way must be above its share even without the request, and still `margin` times as full as the one that asks would
   be. So two tenants never evict each other in turn.
-- A guest in a lent pool gives way to its owner at once.
+- A guest in a lent pool gives way to its owner at once, and outside the budget below: what is lent is the owner's.
 - Nobody gives way whose worker has not spoken of it yet: its payload may be on its way, and there is nothing to hand over.
 - What could not be continued (`pinned`) never gives way.
 

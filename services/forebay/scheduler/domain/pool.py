@@ -14,7 +14,7 @@ should make it wait has room made (eviction.py). A draw looks at no more than MA
 cost.
 
 Lending. A pool's workers may be lent: while nobody waits in it, they serve the model's shared pool, up to `lent_share` of each.
-The owner comes first again at once: guests are evicted for it, as far as the budget of evictions goes.
+The owner comes first again at once: guests are evicted for it, whatever that costs them.
 """
 
 from collections.abc import Iterator
@@ -213,7 +213,7 @@ class Pool:
         if queued.blocked_since is None:
             queued.blocked_since = now
         found = victims(queued, now - queued.blocked_since, able, self.rules.eviction, now)
-        if not found or not self.budget.spend(recomputed(found)):
+        if not found or not self.budget.spend(recomputed(entry for entry in found if entry.pool is self)):
             return []
         for entry in found:
             entry.evicted = True
