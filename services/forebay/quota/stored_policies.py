@@ -73,6 +73,7 @@ class StoredPolicies:
         """Imports each change of the files and notices those of other replicas, until cancelled."""
         files = [file for file in (plans, tenants, keys) if file]
         seen = [stamp(file) for file in files]
+        answers = True
         while True:
             await self._clock.sleep(POLL_S)
             present = [stamp(file) for file in files]
@@ -82,11 +83,14 @@ class StoredPolicies:
                     seen = present
                 async with self._changing:
                     await self._catch_up()
+                answers = True
             except ConfigError as error:
                 seen = present
                 _complain(error)
             except MeshError as error:
-                log.warning("the policy store does not answer; what is known stays in force", error=str(error))
+                if answers:
+                    log.warning("the policy store does not answer; what is known stays in force", error=str(error))
+                answers = False
 
     async def change(
         self,
