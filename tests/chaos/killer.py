@@ -34,12 +34,13 @@ class Killer:
         self._points = points
         self._begun = begun
         self._left = list(plan.disruptions)
+        self._more = 0
         self.missed = set(plan.points)
 
     @property
     def horizon(self) -> float:
         """How many requests may have begun by now: the load waits for the plan, so that neither ends without the other."""
-        return self._left[0].at + RUN_AHEAD if self._left else math.inf
+        return self._left[0].at + RUN_AHEAD + self._more if self._left else math.inf
 
     async def run(self) -> None:
         """Carries out everything."""
@@ -58,11 +59,28 @@ class Killer:
             self._left.pop(0)
 
     async def _trip(self, disruption: Disruption, armed: Path) -> None:
-        if await _within(PATIENCE_S, lambda: not armed.exists()):
+        if await _within(PATIENCE_S, self._goes_off(armed)):
             self.missed.discard(disruption.point)
             await asyncio.sleep(2 * LOOK_EVERY_S)  # until the death has been seen
         else:
             armed.unlink(missing_ok=True)
+
+    def _goes_off(self, armed: Path) -> Callable[[], bool]:
+        """Returns a question to be asked again and again: whether somebody has died at a point.
+
+        All that may begin may be over before the point is armed, and then nobody would ever come to it. So while it is waited
+        for, one more request may begin every second.
+        """
+        asked = 0
+
+        def gone() -> bool:
+            nonlocal asked
+            asked += 1
+            if asked % round(1.0 / LOOK_EVERY_S) == 0:
+                self._more += 1
+            return not armed.exists()
+
+        return gone
 
 
 async def _within(seconds: float, holds: Callable[[], bool]) -> bool:

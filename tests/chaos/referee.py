@@ -222,11 +222,11 @@ def _check_rows(verdict: Verdict, call: Try, answer: Answer, rows: Sequence[Row]
 
     prompt = sum(row.prompt_tokens for row in rows)
     completion = sum(row.completion_tokens for row in rows)
-    least = most = len(answer.tokens)
-    if call.end is not End.FINISHED:
-        recovered = any(row.source == "WORKER_RECOVERY" for row in rows)
-        least = 0 if recovered and _router_did_not_tell(call, lives) else received
-    about = f"{_told(call)}: billed {prompt} + {completion} tokens"
+    most = len(answer.tokens)
+    # Neither the worker's last write nor the router's report is waited for: if both die in that moment, a checkpoint is all.
+    recovered = any(row.source == "WORKER_RECOVERY" for row in rows)
+    least = 0 if recovered and _router_did_not_tell(call, lives) else most if call.end is End.FINISHED else received
+    about = f"{_told(call)}: billed {prompt} + {completion} tokens ({', '.join(map(_row_told, rows)) or 'no row'})"
     if first_rows or received:
         verdict.blame("underbilled_tokens", about, max(0, call.prompt_tokens - prompt) + max(0, least - completion))
     verdict.blame("overbilled_tokens", about, max(0, prompt - call.prompt_tokens) + max(0, completion - most))
@@ -238,6 +238,12 @@ def _router_did_not_tell(call: Try, lives: Sequence[Life]) -> bool:
         return not call.typed
     told_by = call.ended + ROUTER_TELLS_S
     return not any(life.name == call.router and life.serves(call.began, told_by) for life in lives)
+
+
+def _row_told(row: Row) -> str:
+    """Returns a row in a few words."""
+    what = f"corrects {row.corrects}" if row.corrects else f"attempt {row.attempt} from {row.completion_from}"
+    return f"{what} by {row.source}: {row.prompt_tokens} + {row.completion_tokens}"
 
 
 def _told(call: Try) -> str:

@@ -243,9 +243,10 @@ def test_each_wrong_is_found(spoil: Spoil, faults: dict[str, int]) -> None:
     assert {name: verdict.faults[name] for name in FAULTS if verdict.faults[name]} == faults, dict(verdict.notes)
 
 
-def test_who_left_is_billed_what_was_recovered_if_the_router_died_before_it_could_tell() -> None:
+@pytest.mark.parametrize(("which", "label"), [(0, "0.0"), (1, "1.0")])
+def test_what_was_recovered_is_billed_if_the_router_died_before_it_could_tell(which: int, label: str) -> None:
     story = Story()
-    story.rows[1] = row(2, "1.0", 1, 7, 1, source="WORKER_RECOVERY")
+    story.rows[which] = row(which + 1, label, 1, 7, 1, source="WORKER_RECOVERY")
     assert set(story.judged().faults) == {"underbilled_tokens"}
     router = next(life for life in story.lives if life.name == "router-1" and life.died is None)
     router.died = 22.5

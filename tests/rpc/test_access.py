@@ -141,6 +141,7 @@ async def outcome(
             await call
     except grpc.aio.AioRpcError as error:
         ended: MeshError = from_rpc_error(error)
+        print(rpc.path, error.code().name, error.details())
         return ended.code, ended.reason
     return Code.UNKNOWN, "answered"
 

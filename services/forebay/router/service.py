@@ -193,9 +193,8 @@ class Router:
             async with asyncio.timeout(max(0.0, deadline_at - self._clock.monotonic())):
                 await request.outflow.drained()
                 if end.error is None:
-                    if (
-                        request.tokens.release()
-                    ):  # an engine that ends by itself has done so; one that was stopped has not
+                    # An engine that ends by itself has held nothing back; one that was stopped has.
+                    if request.tokens.release():
                         await self._write(client.deliver(request.tokens.take()))
                     await self._write(client.finished(self._finished(request, end)))
         except TimeoutError:
