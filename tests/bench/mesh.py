@@ -135,7 +135,8 @@ def row(streams: int, mesh: Count, bare: Count) -> None:
 
 def tenants_file(directory: Path) -> Path:
     """Writes a tenants file with one tenant that no limit holds back."""
-    limits = {"requests_per_minute": UNLIMITED, "tokens_per_minute": UNLIMITED, "concurrent_requests": UNLIMITED}
+    names = ("requests_per_second", "requests_per_minute", "tokens_per_minute", "concurrent_requests")
+    limits = dict.fromkeys(names, UNLIMITED)
     file = directory / "tenants.yaml"
     file.write_text(yaml.safe_dump({"tenants": {"bench": {"plan": "enterprise", "limits": limits}}}))
     return file

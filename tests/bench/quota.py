@@ -1,13 +1,19 @@
-"""`make bench-quota`: what a reservation costs, and whether any limit can be overrun when processes die while holding.
+"""What a reservation costs, and whether any limit can be overrun when processes die while holding.
 
-First, pairs of reserve and settle by 64 callers at once: over the batched session, over unary calls, and by the same scripts
-called straight on the same server. The three take turns, and of each the median turn counts, so that what else the machine does
-falls on all alike. Then processes that run into every limit, of which some are killed (overrun.py). Last, what an administrator
-changes is timed on running routers (administration.py). The last line is one JSON object.
+    python tests/bench/quota.py                 # everything, in two minutes
+    python tests/bench/quota.py --only pairs    # a part, as many as wanted
+
+Parts, whose figures are the last line, as one JSON object:
+  pairs      pairs of reserve and settle by 64 callers at once: over the batched session, over unary calls, and by the same
+             scripts called straight on the same server; they take turns, and of each the median turn counts, so that what
+             else the machine does falls on all alike
+  limits     processes that run into every limit, of which some are killed (overrun.py)
+  changes    how long what an administrator changes takes to hold on running routers (administration.py)
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import multiprocessing
@@ -16,7 +22,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +49,8 @@ from forebay.rpc.client import connect
 from forebay.telemetry.logs import configure_logs
 from forebay.testing.valkey import ValkeyServer
 
-CALLERS, ROUNDS, SECONDS = 64, 7, 1.0
+PARTS = ("pairs", "limits", "changes")
+CALLERS, SECONDS = 64, 1.0
 Reserve = Callable[[str, str], Awaitable[Any]]
 
 
@@ -80,7 +87,7 @@ async def pairs(reserve: Reserve, settle: Reserve) -> tuple[float, list[float]]:
     return count / (time.perf_counter() - began), took
 
 
-async def measure(address: str, redis_url: str) -> dict[str, float]:
+async def measure(address: str, redis_url: str, rounds: int) -> dict[str, float]:
     """Returns the figures of the first part."""
     straight, tenant = Straight(redis_url, Terms()), policies().tenants["free"]
     await straight.load()
@@ -112,7 +119,7 @@ async def measure(address: str, redis_url: str) -> dict[str, float]:
             "raw_pairs_per_s": (raw_reserve, raw_settle),
         }
         rates, took = defaultdict(list), []
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for name, way in ways.items():
                 rate, times = await pairs(*way)
                 rates[name].append(rate)
@@ -128,10 +135,10 @@ async def measure(address: str, redis_url: str) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Measures, and prints what was measured."""
-    configure_logs("quota", "bench", "error")
+def on_one_server(parts: Sequence[str], rounds: int) -> dict[str, Any]:
+    """Returns the figures of the parts that need nothing but one quota service and its counters."""
     spawn = multiprocessing.get_context("spawn")
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         valkey = ValkeyServer(Path(folder) / "valkey")
         valkey.start()
@@ -140,22 +147,41 @@ def main() -> None:
         quota.start()
         try:
             address = ready.recv()
-            print(f"{CALLERS} callers; quota, counters and callers all on this machine\n")
-            result: dict[str, Any] = uvloop.run(measure(address, valkey.url))
-            for name, figure in result.items():
-                print(f"{name:<20}{figure:>10}")
-            print(
-                "\nten processes run into every limit, two die holding; a lease and a sweep later nothing may be held …",
-                flush=True,
-            )
-            logs = Path(folder) / "logs"
-            logs.mkdir()
-            result |= uvloop.run(overrun.measure(address, logs))
+            if "pairs" in parts:
+                print(f"{CALLERS} callers; quota, counters and callers all on this machine\n")
+                result = uvloop.run(measure(address, valkey.url, rounds))
+                for name, figure in result.items():
+                    print(f"{name:<20}{figure:>10}")
+            if "limits" in parts:
+                print(
+                    "\nten processes run into every limit, two die holding; a lease and a sweep later nothing may be held …",
+                    flush=True,
+                )
+                logs = Path(folder) / "logs"
+                logs.mkdir()
+                result |= uvloop.run(overrun.measure(address, logs))
         finally:
             quota.terminate()
             quota.join()
             valkey.stop()
-    result |= uvloop.run(administration.measure())
+    return result
+
+
+def main() -> None:
+    """Measures, and prints what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=PARTS, metavar="NAME", help="a part; repeatable")
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="turns of a second that each way of pairs has (default 7)"
+    )
+    arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error("--rounds must be 1 or more")
+    parts = arguments.only or PARTS
+    configure_logs("quota", "bench", "error")
+    result = on_one_server(parts, arguments.rounds)
+    if "changes" in parts:
+        result |= uvloop.run(administration.measure())
     print(json.dumps(result))
 
 
