@@ -53,6 +53,8 @@ def test_dates_take_effect_to_the_microsecond(tmp_path: Path) -> None:
     ("text", "named"),
     [
         ("prices: [", ["is not YAML"]),
+        ("prices: 2026-13-45", ["is not YAML"]),
+        ("prices: " + "[" * 1_000, ["is not YAML"]),
         ("", ["(whole)"]),
         ("prices: []", ["default has no price for requests", "default has no price for gpu_seconds"]),
         (

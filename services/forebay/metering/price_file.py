@@ -50,11 +50,11 @@ def load_prices(file: Path | None) -> PriceTable:
         entries = _File.model_validate(yaml.safe_load(source.read_text(encoding="utf-8"))).prices
     except OSError as error:
         raise ConfigError(f"{source}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source}: is not YAML: {error}") from None
     except ValidationError as error:
         found = [f"{'.'.join(map(str, e['loc'])) or '(whole)'}: {e['msg']}" for e in error.errors()]
         raise _refuse(source, found) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a 13th month, a thousand brackets
+        raise ConfigError(f"{source}: is not YAML: {error}") from None
     prices = [
         Price(entry.subject, item, price, _ns(entry.effective_from), entry.model)
         for entry in entries
