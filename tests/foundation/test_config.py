@@ -42,7 +42,9 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
     assert all(f"  {field}: " in message for field in ("id", "size", "listen", "sieze"))
 
 
-@pytest.mark.parametrize("text", ["- a list", "a: b: c", "a: 2026-13-45", "a: " + "[" * 1_000, None])
+@pytest.mark.parametrize(
+    "text", ["- a list", "a: b: c", "a: 2026-13-45", pytest.param("a: " + "[" * 1_000, id="deep"), None]
+)
 def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str | None) -> None:
     file = tmp_path / "example.yaml"
     if text is not None:
