@@ -165,6 +165,14 @@ def test_of_too_many_that_are_ahead_those_are_kept_that_are_most(monkeypatch: py
     assert core.leads() == {("m", "", "SILVER"): 1, ("m", "", "SILVER", "b"): 7}
 
 
+def test_those_who_are_here_are_kept_before_those_whose_pool_nobody_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leads, "MAX_LEADS", 1)
+    core = scheduler(info())
+    core.restore({("m", "", "SILVER", "here"): 5, ("m", "gone", "SILVER", "b"): 7})
+    core.tick(0.0)
+    assert core.leads() == {("m", "", "SILVER", "here"): 5}
+
+
 def test_of_those_that_were_ahead_no_more_are_remembered_than_of_any_who_are_idle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

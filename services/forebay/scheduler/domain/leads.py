@@ -26,13 +26,18 @@ class Leads:
     def all(self) -> dict[Path, int]:
         """Returns by how many steps of its counter each node is ahead of its neediest sibling; those at 0 are left out.
 
-        Of more than MAX_LEADS those are left out that are ahead least, tenants' keys before tenants and tenants before classes.
+        Of more than MAX_LEADS those are left out first that nobody has come to yet, then tenants' keys before tenants and tenants
+        before classes, and of these the least.
         """
         trees = {(pool.model, pool.name): pool.flows.leads() for pool in self._pools} | self._inherited
         leads = {(*pool, *path): steps for pool, found in trees.items() for path, steps in found.items()}
         if len(leads) > MAX_LEADS:
-            leads = dict(heapq.nlargest(MAX_LEADS, leads.items(), key=lambda lead: (-len(lead[0]), lead[1])))
+            leads = dict(heapq.nlargest(MAX_LEADS, leads.items(), key=self._weight))
         return leads
+
+    def _weight(self, lead: tuple[Path, int]) -> tuple[bool, int, int]:
+        (model, pool, *names), steps = lead
+        return (model, pool) not in self._inherited, -len(names), steps
 
     def inherit(self, leads: Mapping[Path, int]) -> None:
         """Takes over what flows were ahead under the scheduler before."""
