@@ -228,7 +228,8 @@ class FlowTree(Generic[Item]):
             for child in node.children.values():
                 if child.counter > level:
                     found[child.path] = child.counter - level
-                if len(child.children) > 1:  # an only child is ahead of nobody
+                # An only child that was the last to wait is ahead of nobody, and most nodes have no other.
+                if len(child.children) > 1 or (child.children and child.last_left not in child.children.values()):
                     above.append(child)
         return found
 
