@@ -92,7 +92,7 @@ async def measure(mesh: MeshProcesses, seconds: float) -> dict[str, object]:
         mesh_count = await load.streams(streams, seconds, tokens=2_000)
         if streams == 64:
             cpu_us_per_token = meter.us_per(mesh_count.tokens)
-        async with bare_server(mesh_count.tokens_per_message) as address:
+        async with bare_server(max(1.0, mesh_count.tokens_per_message)) as address:
             bare = Load(address, "none")
             bare_count = await bare.streams(streams, seconds, tokens=2_000)
             await bare.close()
@@ -126,9 +126,9 @@ async def measure(mesh: MeshProcesses, seconds: float) -> dict[str, object]:
 
 def row(streams: int, mesh: Count, bare: Count) -> None:
     """Prints one line of the table."""
-    ratio = mesh.tokens_per_s / bare.tokens_per_s
+    ratio = f"{mesh.tokens_per_s / bare.tokens_per_s:.2f}" if bare.tokens else "–"
     print(
-        f"{streams:>8}{mesh.tokens_per_s:>12,.0f}{bare.tokens_per_s:>12,.0f}{ratio:>8.2f}{mesh.tokens_per_message:>16.2f}",
+        f"{streams:>8}{mesh.tokens_per_s:>12,.0f}{bare.tokens_per_s:>12,.0f}{ratio:>8}{mesh.tokens_per_message:>16.2f}",
         flush=True,
     )
 
