@@ -74,6 +74,8 @@ async def bench() -> AsyncIterator[Bench]:
     assert random.random() == expected, "vllm has seeded this process: its span ids would repeat"
     yield made
     await made.engine.close()
+    for process in multiprocessing.active_children():  # one that was killed may not have gone yet
+        process.join(60)
     assert multiprocessing.active_children() == []
 
 
