@@ -88,15 +88,20 @@ async def test_tokens_gather_while_a_write_is_awaited(clock: FakeClock) -> None:
     assert client.pieces == [(0, [0], "0,"), (1, [1, 2, 3], "1,2,3,")]
 
 
+async def crowd(delivery: Delivery, slow: int) -> tuple[list[Outflow], Outflow]:
+    """Has a token for each of so many clients that do not read, and after them for one that does."""
+    clogged = [Outflow(TokenStream(10), GatedClient(is_open=False)) for _ in range(slow)]
+    quick = Outflow(TokenStream(10), GatedClient())
+    await ticks()
+    for outflow in [*clogged, quick]:
+        push(delivery, outflow, 1)
+    return clogged, quick
+
+
 async def test_slow_clients_hold_up_nobody_and_lose_nothing(clock: FakeClock) -> None:
     delivery = Delivery(clock, flushers=2)
-    slow = [Outflow(TokenStream(10), GatedClient(is_open=False)) for _ in range(3)]
-    quick = Outflow(TokenStream(10), GatedClient())
     async with running(delivery):
-        await ticks()
-        for outflow in slow:
-            push(delivery, outflow, 1)
-        push(delivery, quick, 1)
+        slow, quick = await crowd(delivery, 3)
         await ticks()
         assert quick.queued, "both flushers are stuck"
         for _ in range(2):
@@ -117,13 +122,8 @@ async def test_slow_clients_hold_up_nobody_and_lose_nothing(clock: FakeClock) ->
 
 async def test_many_slow_clients_at_once_hold_up_the_others_for_a_second(clock: FakeClock) -> None:
     delivery = Delivery(clock, flushers=4)
-    slow = [Outflow(TokenStream(10), GatedClient(is_open=False)) for _ in range(1000)]
-    quick = Outflow(TokenStream(10), GatedClient())
     async with running(delivery):
-        await ticks()
-        for outflow in slow:
-            push(delivery, outflow, 1)
-        push(delivery, quick, 1)
+        slow, quick = await crowd(delivery, 1000)
         for _ in range(10):
             clock.advance(LOOK_EVERY_S)
             await ticks()
