@@ -116,9 +116,8 @@ class Leadership:
             self.epoch,
             self._lease.latest,
             self._lease.takes_until_us(asked_at),
-            None
-            if self._in_vain
-            else self._checkpoint(),  # it is large, and asked in vain it would be made for nothing
+            # It is large, and asked in vain it would be made for nothing.
+            None if self._in_vain else self._checkpoint(),
         )
         try:
             answer = await self._store.bid(bid)
