@@ -97,7 +97,9 @@ class ServiceConfig(BaseSettings):
     trace_ratio: float = Field(
         1.0, ge=0, le=1, description="share of requests traced that bring no decision of their own"
     )
-    drain_seconds: float = Field(10.0, ge=0, le=3600, description="how long running calls may go on after SIGTERM")
+    drain_s: float = Field(
+        10.0, ge=0, le=3600, description="how long calls that run may go on after SIGTERM, in seconds"
+    )
     tls: TlsConfig | None = Field(None, description="mutual TLS with the other services; none is for development alone")
     max_connections: int = Field(1_024, ge=1, le=65_536, description="connections at a time; further ones are closed")
     channelz: bool = Field(False, description="offer grpc.channelz.v1 for debugging")

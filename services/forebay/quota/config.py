@@ -72,6 +72,11 @@ class QuotaConfig(PepperConfig):
         description="for how long tenants that fail open are admitted while the counters, or quota itself, are away",
     )
 
+    # Peers' sessions never end by themselves, and are opened again at the next life; calls that run are short.
+    drain_s: float = Field(
+        0.5, ge=0, le=3600, description="how long calls that run may go on after SIGTERM, in seconds"
+    )
+
     @model_validator(mode="after")
     def _policies_are_somewhere(self) -> Self:
         if self.policy_url is None and (self.tenants_file is None or self.keys_file is None):

@@ -70,6 +70,13 @@ class RouterConfig(PepperConfig):
     )
     flushers: int = Field(4, ge=1, le=64, description="tasks that write to clients")
 
+    drain_s: float = Field(
+        120.0,
+        ge=0,
+        le=3600,
+        description="how long requests that run may go on after SIGTERM, in seconds; then they end as UNAVAILABLE, DRAINING",
+    )
+
     @property
     def max_message_bytes(self) -> int:
         """The largest request: a prompt that is somewhat too long is still told so in a typed error, as text or as ids."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,6 +14,7 @@ from forebay.api.router.v1 import router_pb2, router_pb2_grpc
 from forebay.errors import Code, MeshError, QuotaViolation
 from forebay.router.access import Access, Caller
 from forebay.router.domain.life import deadline_exceeded
+from forebay.router.request import draining
 from forebay.router.servicer import verify
 from forebay.rpc.status import from_rpc_error
 from forebay.telemetry.logs import get_logger
@@ -37,6 +39,14 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
         self._access = access
         self._metering = metering_pb2_grpc.MeteringServiceStub(metering)
         self._streams: Counter[str] = Counter()
+        self._following: set[grpc.aio.UnaryStreamCall[Any, Any]] = set()
+        self._draining = False
+
+    def drain(self) -> None:
+        """Refuses what comes and ends the streams that follow, which would never end: UNAVAILABLE, DRAINING."""
+        self._draining = True
+        for call in self._following:
+            call.cancel()
 
     async def StreamUsage(
         self, request: router_pb2.StreamUsageRequest, context: Context
@@ -46,6 +56,8 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
         RESOURCE_EXHAUSTED TOO_MANY_STREAMS beyond MAX_STREAMS of a tenant at a time.
         """
         caller = await verify(self._access, context)
+        if self._draining:
+            raise draining()
         tenant_id = caller.tenant.tenant_id
         if self._streams[tenant_id] >= MAX_STREAMS:
             raise _too_many_streams(tenant_id)
@@ -57,15 +69,22 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
             metadata=to_headers(),
         )
         self._streams[tenant_id] += 1
+        if request.follow:
+            self._following.add(call)
         try:
             async for response in call:
                 if (objection := self._access.objection(caller)) is not None:
                     raise objection
                 yield router_pb2.StreamUsageResponse(entries=response.entries, cursor=response.cursor)
         except grpc.aio.AioRpcError as error:
-            raise _told(error) from None
+            raise (draining() if self._draining else _told(error)) from None
+        except asyncio.CancelledError:
+            if self._draining and call.cancelled():
+                raise draining() from None
+            raise
         finally:
             call.cancel()
+            self._following.discard(call)
             self._streams[tenant_id] -= 1
             if not self._streams[tenant_id]:
                 del self._streams[tenant_id]

@@ -218,7 +218,9 @@ class SchedulerConfig(ServiceConfig):
         (), max_length=10_000, description="adapters that may be run with, and whose they are"
     )
     # There is nothing to finish here: sessions never end by themselves, and a restart breaks no stream.
-    drain_seconds: float = Field(0.5, ge=0, le=3600, description="how long running calls may go on after SIGTERM")
+    drain_s: float = Field(
+        0.5, ge=0, le=3600, description="how long calls that run may go on after SIGTERM, in seconds"
+    )
 
     @model_validator(mode="after")
     def _is_found(self) -> Self:

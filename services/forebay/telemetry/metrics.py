@@ -21,6 +21,9 @@ ERRORS = Counter("forebay_errors_total", "Errors that a server answered with.", 
 
 SESSION_RECONNECTS = Counter("forebay_session_reconnects_total", "Sessions that had to be opened again.", ["session"])
 
+LOG_LINES_LOST = Counter("forebay_log_lines_lost_total", "Log lines that could not be written.")
+SPANS_LOST = Counter("forebay_spans_lost_total", "Spans that could not be written to the trace file.")
+
 # Of three limits: tokens_per_day, daily_budget_nano_usd, monthly_budget_nano_usd.
 BUDGETS_DIFFERING = Gauge(
     "forebay_quota_budgets_differing",
