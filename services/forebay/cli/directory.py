@@ -91,7 +91,7 @@ async def show_status(operator: Operator) -> bool:
     mesh = operator.mesh
     health = await asyncio.gather(*(_health(name, process, operator.tls) for name, process in mesh.processes.items()))
     leader, found = await leaders_pools(operator)
-    rows = table("process", "address", "pid", "restarts", "health")
+    rows = table("process", "address", "pid", "restarts", "health", "last end")
     for (name, process), state in zip(mesh.processes.items(), health, strict=True):
         rows.add_row(
             name,
@@ -99,6 +99,7 @@ async def show_status(operator: Operator) -> bool:
             str(process.pid or "–"),
             str(process.restarts),
             _HEALTH_STYLE.get(state, state) + (", leads" if name == leader else ""),
+            escape(process.last_end),
         )
     console.print(rows)
     console.print()

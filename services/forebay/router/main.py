@@ -155,7 +155,10 @@ async def _serve_when_ready(
 
 
 def _tell_who_waits(requests: int, seconds: float) -> None:
-    notify(STATUS=f"waiting for {requests} {'request' if requests == 1 else 'requests'}, at most {seconds:.0f} s")
+    notify(
+        X_REQUESTS=requests,
+        STATUS=f"waiting for {requests} {'request' if requests == 1 else 'requests'}, at most {seconds:.0f} s",
+    )
 
 
 async def _settle_all(router: Router, quota: QuotaLink, metering: MeteringLink) -> None:
