@@ -79,9 +79,12 @@ def run_service(
     except ConfigError as error:
         sys.exit(_complain(str(error), 2))
     if arguments.validate:
+        sys.stdout.write("".join(f"warning: {each}\n" for each in config.warnings()))
         sys.stdout.write(f"the configuration of {config_type.service} is valid\n")
         return
     sink = configure_logs(config_type.service, config.id, config.log_level)
+    for each in config.warnings():
+        log.warning(each)
     try:
         uvloop.run(_serve(config_type.service, config, build, sink, hung_after_s, stop_within_s))
     except ConfigError as error:

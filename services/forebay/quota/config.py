@@ -22,12 +22,14 @@ class QuotaConfig(PepperConfig):
         "redis://127.0.0.1:6379/0",
         pattern=r"^(rediss?|unix|redis\+cluster)://",
         description="the Redis or Valkey with the counters; redis+cluster://host:port, of any node, for a cluster",
+        json_schema_extra={"form": "a URL that begins with redis://, rediss://, unix:// or redis+cluster://"},
     )
     policy_url: str | None = Field(
         None,
         pattern=r"^(sqlite|postgresql(\+psycopg)?)://",
         description="the database of tenants, plans and keys, such as sqlite:////var/lib/forebay/policies.sqlite; "
         "none, and they are what the files say and cannot be administered",
+        json_schema_extra={"form": "a URL that begins with sqlite:// or postgresql://"},
     )
     tenants_file: Path | None = Field(
         None, description="YAML file of the tenants; watched for changes, and with a policy_url imported at each"
