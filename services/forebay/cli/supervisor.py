@@ -32,6 +32,8 @@ WRONG_CONFIGURATION = 2
 NOT_STARTED = 126
 # How long a process may take to end that was told to do so at once.
 HURRIED_S = 15.0
+# After the state could not be written.
+SAVE_AGAIN_S = 1.0
 
 Probe = Callable[[], Awaitable[bool]]
 
@@ -136,6 +138,7 @@ class Supervisor:
         self._policy = policy
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
+        self._saving: asyncio.TimerHandle | None = None
         self._hurry = asyncio.Event()
         self._notices = Notices(self._heard)
         self._came_up = False
@@ -155,6 +158,8 @@ class Supervisor:
         for tier in sorted({child.spec.tier for child in self.children.values()}):
             await asyncio.gather(*(self._stop(c) for c in self.children.values() if c.spec.tier == tier))
         await self._notices.__aexit__(None, None, None)
+        if self._saving is not None:
+            self._saving.cancel()
         with suppress(OSError):
             self._state_file.unlink(missing_ok=True)
 
@@ -304,8 +309,13 @@ class Supervisor:
             name: ProcessState(child.pid, child.spec.address, child.restarts, child.last_end)
             for name, child in self.children.items()
         }
-        with suppress(OSError):  # a full disk makes the file stale; it must not end the mesh
+        if self._saving is not None:
+            self._saving.cancel()
+            self._saving = None
+        try:
             MeshState(self._ready, self._model, processes).save(self._state_file)
+        except OSError:  # a full disk makes the file stale; it must not end the mesh
+            self._saving = asyncio.get_running_loop().call_later(SAVE_AGAIN_S, self._save)
 
 
 def _terminate(child: Child) -> None:
