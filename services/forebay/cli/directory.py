@@ -54,7 +54,7 @@ async def list_tenants(operator: Operator, as_json: bool) -> None:
                     tenant.service_class.name.lower(),
                     f"{tenant.weight_milli / 1000:g}",
                     figures.limits(tenant.limits),
-                    escape(", ".join(tenant.models)) or "all",
+                    escape(", ".join(tenant.models or ()) or ("all" if tenant.models is None else "none")),
                 )
     if not as_json:
         terminal().print(rows)

@@ -54,7 +54,12 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
     quota_channel = connect(config.quota_address, caller=config.id, service="quota", tls=config.tls)
     stack.push_async_callback(quota_channel.close)
     policies = PolicyWatcher(
-        quota_channel, me, quota_pb2.WATCHER_KIND_ROUTER, clock, changed=lambda: router.policies_changed()
+        quota_channel,
+        me,
+        quota_pb2.WATCHER_KIND_ROUTER,
+        clock,
+        changed=lambda: router.policies_changed(),
+        serves=[(model.name, "") for model in config.models],
     )
     access = Access(
         policies,
