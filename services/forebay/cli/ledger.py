@@ -129,7 +129,7 @@ class _Rows:
         cells = [
             moment(entry.finished_at), entry.tenant, entry.model, str(entry.prompt_tokens), str(entry.completion_tokens),
             duration(entry.gpu_seconds), duration(entry.time_to_first_token), usd(entry.cost_nano_usd),
-            f"corrects {entry.corrects}" if entry.corrects else entry.outcome, entry.request_id,
+            "correction" if entry.correction else entry.outcome, entry.request_id,
         ]  # fmt: skip
         self._print(cells, None if entry.outcome == "completed" else "yellow")
 

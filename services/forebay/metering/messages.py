@@ -104,6 +104,7 @@ def to_pb_entry(entry: LedgerEntry) -> metering_pb2.LedgerEntry:
         position=row.position,
         event=to_pb_event(row.event),
         corrects=row.corrects,
+        correction=row.corrects != 0,
         lines=[_to_pb_line(line) for line in row.lines],
         cost_nano_usd=row.cost_nano_usd,
         recorded_at=_timestamp(row.recorded_at_ns),

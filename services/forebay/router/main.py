@@ -27,6 +27,7 @@ from forebay.router.scheduler_link import SchedulerLink
 from forebay.router.service import Bounds, Router
 from forebay.router.servicer import RouterServicer
 from forebay.router.tokenizer_threads import TokenizerThreads
+from forebay.router.usage_cursor import UsageCursors
 from forebay.router.usage_servicer import UsageServicer
 from forebay.router.worker_link import WorkerLinks
 from forebay.rpc.client import connect
@@ -111,7 +112,7 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
     server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, RouterServicer(router, access), servicer.FULL_NAME)
     server.add(
         router_pb2_grpc.add_UsageServiceServicer_to_server,
-        UsageServicer(access, metering_channel),
+        UsageServicer(access, metering_channel, UsageCursors(config.pepper_bytes())),
         usage_servicer.FULL_NAME,
     )
 
