@@ -1,20 +1,12 @@
-"""How names, amounts and spans are written in messages for people, and how people write spans."""
+"""How names, amounts and spans are written in messages for people."""
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
 
 _NANO = 1_000_000_000
 
-# The fields of quota's contract that people know under another name and in another unit, which are those of the files.
-FILE_NAMES = {
-    "weight_milli": "weight",
-    "daily_budget_nano_usd": "daily_budget_usd",
-    "monthly_budget_nano_usd": "monthly_budget_usd",
-    "nano_usd_per_million_tokens": "usd_per_1000_tokens",
-}
 # What each limit counts, after a number.
 _COUNTED = {
     "requests_per_second": "requests a second",
@@ -31,9 +23,6 @@ _COUNTED = {
     "prompts_per_router": "long prompts at a time on one router",
     "usage_streams_per_router": "usage streams at a time on one router",
 }
-_UNITS = {"d": 86_400, "h": 3_600, "m": 60, "min": 60, "s": 1}
-_SPAN = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,3})?(?:d|h|min|m|s))+")
-_PART = re.compile(r"([0-9.]+)(d|h|min|m|s)")
 
 
 def usd(nano: int) -> str:
@@ -41,12 +30,6 @@ def usd(nano: int) -> str:
     whole, rest = divmod(abs(nano), _NANO)
     decimals = f"{rest:09d}".rstrip("0").ljust(2, "0")
     return f"{'-' if nano < 0 else ''}${whole:,}.{decimals}"
-
-
-def file_name(path: str) -> str:
-    """Returns the name that a field has in files and for people, of a path such as limits.daily_budget_nano_usd."""
-    outer, dot, name = path.rpartition(".")
-    return f"{outer}{dot}{FILE_NAMES.get(name, name)}"
 
 
 def amount(limit: str, value: int) -> str:
@@ -61,8 +44,18 @@ def limit_value(limit: str, value: int) -> str:
 
 
 def subject(name: str) -> str:
-    """Returns whose limit it is: tenant:acme/model:small becomes "tenant acme on model small"."""
-    return name.replace("/model:", " on model ").replace(":", " ", 1)
+    """Returns whose limit it is: of tenant:acme/model:small "tenant acme on model small", of mesh all tenants."""
+    if name == "mesh":
+        return "all tenants together"
+    return name.replace("/model:", " on model ", 1).replace(":", " ", 1)
+
+
+def size(count: int) -> str:
+    """Returns a number of bytes in the largest binary unit of which it is a whole number: 1 MiB, 256 bytes."""
+    for unit, name in ((1 << 20, "MiB"), (1 << 10, "KiB")):
+        if count >= unit and count % unit == 0:
+            return f"{count // unit:,} {name}"
+    return f"{count:,} bytes"
 
 
 def span(seconds: float) -> str:
@@ -71,28 +64,6 @@ def span(seconds: float) -> str:
         if seconds >= least:
             return f"{-(-seconds // size):.0f} {unit}"
     return f"{-(-seconds // 1):.0f} s" if seconds >= 10 else f"{-(-seconds * 10 // 1) / 10:g} s"
-
-
-def exact_span(seconds: int) -> str:
-    """Returns whole seconds as people write a setting, without rounding: 90s, 1h30m, 2d."""
-    parts = []
-    for unit in ("d", "h", "m", "s"):
-        count, seconds = divmod(seconds, _UNITS[unit])
-        if count:
-            parts.append(f"{count}{unit}")
-    return "".join(parts) or "0s"
-
-
-def parse_span(text: str) -> float:
-    """Returns the seconds of a span such as 90s, 30m, 1h30m or 2d.
-
-    Raises:
-        ValueError: it is written otherwise.
-    """
-    packed = text.replace(" ", "")
-    if not _SPAN.fullmatch(packed):
-        raise ValueError(f"{text!r} is no span of time; write it as 90s, 30m, 1h or 2d")
-    return sum(float(count) * _UNITS[unit] for count, unit in _PART.findall(packed))
 
 
 def instead_of(name: str, known: Iterable[str]) -> str:

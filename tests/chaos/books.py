@@ -24,7 +24,8 @@ async def read_books(mesh: MeshProcesses, tenants: Collection[str]) -> Books:
     slots = 0
     async with mesh.channel("metering") as metering, mesh.channel("quota") as quota:
         pages = metering_pb2_grpc.MeteringServiceStub(metering).StreamUsage(
-            metering_pb2.StreamUsageRequest(filter=metering_pb2.UsageFilter(tenant_ids=list(tenants))), timeout=DEADLINE_S
+            metering_pb2.StreamUsageRequest(filter=metering_pb2.UsageFilter(tenant_ids=list(tenants))),
+            timeout=DEADLINE_S,
         )
         async for page in pages:
             rows += map(_row, page.entries)

@@ -17,7 +17,7 @@ def test_a_spent_limit_says_which_and_when() -> None:
     )  # fmt: skip
     assert explain(error).splitlines() == [
         "no tokens are left (TOKENS_PER_MINUTE)",
-        "  tokens_per_minute of tenant:acme is 100; 90 are used or held, 20 were asked for",
+        "  tenant acme may use 100 tokens a minute; 90 are used or held, and 20 more are asked for",
         "Try again in 12.0 s.",
     ]
 

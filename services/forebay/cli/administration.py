@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from google.protobuf import json_format
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
 from rich.markup import escape
 
-from forebay.api.common.v1 import common_pb2
 from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc
 from forebay.cli import figures
 from forebay.cli.directory import CALL_WITHIN_S, pages, table
 from forebay.cli.operator import Operator
-from forebay.cli.settings import assign, contract_paths, shown, shown_path
+from forebay.cli.settings import PREFIXES, assign
 from forebay.cli.terminal import print_json, terminal
 from forebay.client.client import mesh_errors
 from forebay.errors import FieldViolation, MeshError
@@ -26,7 +27,7 @@ IMPORT_WITHIN_S = 120.0
 
 
 async def call(operator: Operator, rpc: str, request: Any, within_s: float = CALL_WITHIN_S) -> Any:
-    """Calls quota's TenantService; changes get a request id.
+    """Calls quota's TenantService; changes get a request id. What quota warns of is printed to standard error.
 
     Raises:
         MeshError: quota cannot be reached, or refuses.
@@ -35,7 +36,10 @@ async def call(operator: Operator, rpc: str, request: Any, within_s: float = CAL
         request.request_id = secrets.token_hex(16)
     async with operator.channel("quota") as channel:
         with mesh_errors():
-            return await getattr(quota_pb2_grpc.TenantServiceStub(channel), rpc)(request, timeout=within_s)
+            response = await getattr(quota_pb2_grpc.TenantServiceStub(channel), rpc)(request, timeout=within_s)
+    for warning in getattr(response, "warnings", ()):
+        terminal(stderr=True).print(f"warning: {warning.field} {warning.description}", style="yellow", markup=False)
+    return response
 
 
 async def show_tenant(operator: Operator, tenant_id: str, as_json: bool) -> None:
@@ -82,9 +86,9 @@ def print_tenant(tenant: quota_pb2.Tenant, as_json: bool) -> None:
     """Prints a tenant, a line for each field that is set."""
     if as_json:
         return print_json(tenant)
-    own = {shown_path(path) for path in tenant.overrides.paths}
+    own = {"models" if path == "model_scope" else path for path in tenant.overrides.paths}
     rows = table("field", "value", "")
-    for path, value in shown(tenant.policy):
+    for path, value in _fields(tenant.policy):
         rows.add_row(path, escape(value), "own" if path in own or path.partition(".")[0] in own else "")
     if tenant.etag:
         rows.add_row("etag", tenant.etag, "")
@@ -98,31 +102,21 @@ async def update_tenant(
 ) -> None:
     """Changes fields of a tenant, and prints it."""
     request = quota_pb2.UpdateTenantRequest(tenant=quota_pb2.TenantPolicy(tenant_id=tenant_id))
-    paths = [*assign(request.tenant, settings), *contract_paths(request.tenant, unset)]
+    paths = [*assign(request.tenant, settings), *unset]
     if plan:
         request.tenant.plan = plan
         paths.append("plan")
     if not paths:
         raise ValueError("say what is to change: --plan, --set or --unset")
     request.update_mask.CopyFrom(FieldMask(paths=paths))
-    response = await call(operator, "UpdateTenant", request)
-    print_tenant(response.tenant, as_json)
-    print_warnings(response.warnings)
+    print_tenant((await call(operator, "UpdateTenant", request)).tenant, as_json)
 
 
 async def create_tenant(operator: Operator, tenant_id: str, plan: str, settings: Sequence[str], as_json: bool) -> None:
     """Makes a tenant, and prints it."""
     request = quota_pb2.CreateTenantRequest(tenant=quota_pb2.TenantPolicy(tenant_id=tenant_id, plan=plan))
     request.overrides.CopyFrom(FieldMask(paths=assign(request.tenant, settings)))
-    response = await call(operator, "CreateTenant", request)
-    print_tenant(response.tenant, as_json)
-    print_warnings(response.warnings)
-
-
-def print_warnings(warnings: Iterable[common_pb2.FieldViolation]) -> None:
-    """Prints to standard error what was taken although quota cannot tell that it exists."""
-    for warning in warnings:
-        terminal(stderr=True).print(f"[yellow]warning:[/] {escape(f'{warning.field}: {warning.description}')}")
+    print_tenant((await call(operator, "CreateTenant", request)).tenant, as_json)
 
 
 async def import_tenants(operator: Operator, name: str, text: str, dry_run: bool, as_json: bool) -> None:
@@ -136,7 +130,6 @@ async def import_tenants(operator: Operator, name: str, text: str, dry_run: bool
         places = [violation.description.partition(": ") for violation in error.field_violations]
         named = [FieldViolation(place.replace("file", name, 1), problem) for place, _, problem in places]
         raise MeshError(error.code, error.reason, error.message, field_violations=named) from None
-    print_warnings(response.warnings)
     if as_json:
         return print_json(response)
     rows = table("would be" if dry_run else "now", "tenants")
@@ -153,7 +146,6 @@ async def update_plan(operator: Operator, name: str, settings: Sequence[str], as
         raise ValueError("say what is to change")
     request.update_mask.CopyFrom(FieldMask(paths=assign(request.plan, settings)))
     response = await call(operator, "UpdatePlan", request)
-    print_warnings(response.warnings)
     if as_json:
         return print_json(response)
     limits = figures.limits(from_pb_limits(response.plan.limits))
@@ -187,9 +179,7 @@ async def list_keys(operator: Operator, tenant_id: str, as_json: bool) -> None:
 async def issue_key(operator: Operator, key: quota_pb2.KeyPolicy, settings: Sequence[str], as_json: bool) -> None:
     """Makes a key, and prints it this once."""
     assign(key, settings)
-    response = await call(operator, "IssueKey", quota_pb2.IssueKeyRequest(key=key))
-    print_warnings(response.warnings)
-    print_issued(response, as_json)
+    print_issued(await call(operator, "IssueKey", quota_pb2.IssueKeyRequest(key=key)), as_json)
 
 
 def print_issued(response: quota_pb2.IssueKeyResponse | quota_pb2.RotateKeyResponse, as_json: bool) -> None:
@@ -242,6 +232,25 @@ def _state(key: quota_pb2.Key) -> str:
 
 def _of_tenant(kind: type[Any], tenant_id: str) -> Callable[..., Any]:
     return lambda page_token: kind(tenant_id=tenant_id, page_token=page_token)
+
+
+def _fields(message: Message) -> Iterator[tuple[str, str]]:
+    """Yields the paths and values of a message's fields that are set."""
+    for name, value in json_format.MessageToDict(message, preserving_proto_field_name=True).items():
+        if name in PREFIXES:
+            yield name, value.removeprefix(PREFIXES[name]).lower()
+        else:
+            yield from _flat(name, value)
+
+
+def _flat(path: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, list) and not any(isinstance(part, dict) for part in value):
+        yield path, ", ".join(value)
+    elif isinstance(value, dict | list):
+        for name, part in value.items() if isinstance(value, dict) else enumerate(value, 1):
+            yield from _flat(f"{path}.{name}", part)
+    else:
+        yield path, str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _moment(timestamp: Any) -> str:

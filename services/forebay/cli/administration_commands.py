@@ -35,9 +35,7 @@ Reason = Annotated[str, typer.Option(help="For the audit log.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set",
-        metavar="FIELD=VALUE",
-        help=r"As in a tenants file, such as weight=2.5 or models=\[a,b]; repeatable.",
+        "--set", metavar="FIELD=VALUE", help=r"Such as limits.tokens_per_minute=5000 or models=\[a,b]; repeatable."
     ),
 ]
 
@@ -165,8 +163,7 @@ def keys_issue(
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Makes a key and shows it this once."""
-    scope = quota_pb2.ModelScope(models=model) if model else None
-    key = quota_pb2.KeyPolicy(tenant_id=tenant, display_name=name, model_scope=scope)
+    key = quota_pb2.KeyPolicy(tenant_id=tenant, display_name=name, models=model or [])
     if days:
         key.expires_at.FromDatetime(datetime.now(UTC) + timedelta(days=days))
     _run(administration.issue_key(_operator(data), key, settings or [], as_json))

@@ -101,7 +101,7 @@ class TenantServicer(quota_pb2_grpc.TenantServiceServicer):
         tenant_id, paths = request.tenant.tenant_id, request.update_mask.paths
 
         def decide(directory: Directory) -> Edit:
-            require((paths, "update_mask", "must name what is to change"))
+            require((paths, "update_mask", "must name the fields that are to change"))
             plan = from_pb_plan(request.tenant.plan) if "plan" in paths else None
             override = overriding(request.tenant, paths, "update_mask", self._clock.now())
             return edits.update_tenant(directory, from_pb_tenant_id(tenant_id), request.etag, plan, override)
@@ -363,5 +363,6 @@ def _wrong_file(problems: list[str]) -> MeshError:
             break
         named.append(FieldViolation("file", problem))
     rest = len(problems) - len(named)
-    message = f"the file has {len(problems)} problem(s)" + (f", of which {rest} are not named here" if rest else "")
+    count = f"{len(problems):,} problems" if len(problems) > 1 else "1 problem"
+    message = f"the file has {count}, and nothing was changed" + (f"; {rest:,} are not named here" if rest else "")
     return MeshError(Code.INVALID_ARGUMENT, "WRONG_TENANTS_FILE", message, field_violations=named)

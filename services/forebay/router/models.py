@@ -11,7 +11,9 @@ from forebay.router.access import Caller
 from forebay.router.domain.ask import ModelCard, Prompt
 from forebay.router.tokenizer import Tokenizer, encode, prompt_size
 from forebay.router.tokenizer_threads import TokenizerThreads
+from forebay.words import instead_of
 
+MAX_NAME = 128
 # Below this many characters a prompt is tokenised (in less than a millisecond) sooner than a thread would have begun.
 _IN_LINE_CHARACTERS = 2_000
 
@@ -48,8 +50,14 @@ class Models:
         for model in allowed:
             if model.card.name == name:
                 return model
-        message = "there is no such model for this key" if name else "name a model; there is more than one, or none"
-        raise MeshError(Code.NOT_FOUND, "MODEL_NOT_FOUND", f"{message}; ListModels lists them")
+        names = [model.card.name for model in allowed]
+        if not names:
+            message = "this key may use no model that is served here; ask the operator"
+        elif name:
+            message = f"there is no model {name[:MAX_NAME]!r} for this key; {instead_of(name, names)}"
+        else:
+            message = f"the request names no model, and there is more than one; {instead_of('', names)}"
+        raise MeshError(Code.NOT_FOUND, "MODEL_NOT_FOUND", message)
 
     async def tokenise(self, model: Model, prompt: Prompt, tenant: TenantPolicy) -> list[int]:
         """Returns the token ids of a tenant's prompt; errors as of `tokenizer.encode` and `TokenizerThreads.run`."""

@@ -249,15 +249,3 @@ class Document:
             self._unclear.add(place)
             self._report(place, line, "has no value; leave it out to say nothing of it, or write [] for an empty list")
         return value
-
-
-def parse_value(text: str) -> Any:
-    """Returns the value of a text that is written as in a file, such as 5000 or [a, b].
-
-    Raises:
-        ValueError: it is no YAML, or readers of YAML do not agree on it.
-    """
-    document = Document.parse(Path("value"), text)
-    if document.problems:
-        raise ValueError("; ".join(problem.split(": ", 1)[1] for problem in document.problems))
-    return document.data

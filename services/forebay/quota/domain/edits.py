@@ -93,7 +93,9 @@ def rotate_key(directory: Directory, key_id: str, new_id: str, new_hash: bytes, 
     expires_at = old.policy.expires_at
     if old.replaced_by or _is_over(old.policy, now):
         raise MeshError(
-            Code.FAILED_PRECONDITION, "KEY_IS_OVER", f"key {key_id} is revoked, expired or replaced already"
+            Code.FAILED_PRECONDITION,
+            "KEY_IS_OVER",
+            f"key {key_id} is revoked, expired or replaced already; issue a new one",
         )
     ends = now + overlap_s if expires_at is None else min(expires_at, now + overlap_s)
     edit = issue_key(directory, replace(old.policy, key_id=new_id, hash=new_hash), now)
