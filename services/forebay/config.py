@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
+import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FilePath, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
-
-from forebay.yaml_files.document import Document
 
 _NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 
@@ -151,10 +150,12 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    document = Document.read(file, nulls=True)
-    if document.problems:
-        raise ConfigError("\n".join(document.problems))
-    values = document.data
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a 13th month, a thousand brackets
+        raise ConfigError(f"{file}: is not YAML: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
