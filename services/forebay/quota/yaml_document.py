@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,18 @@ Place = tuple[Any, ...]
 # Nobody's file is so deep, nor does it hold so much with every alias written out: a few lines of aliases make billions of values.
 MAX_DEPTH = 32
 MAX_VALUES = 1_000_000
+MAX_SHOWN = 40
+
+# Brackets, and quoted texts and comments, inside which a bracket is a character like any other.
+_BRACKETS = re.compile(r""""(?:[^"\\]|\\.)*"|'[^']*'|(?:^|(?<=\s))\#[^\n]*|[\[\]{}]""", re.S)
+_STEP = {"[": 1, "{": 1, "]": -1, "}": -1}
+
+# The first words about each kind of error are ours, because every release of the parser words its own differently.
+_KINDS: dict[type[yaml.MarkedYAMLError], str] = {
+    yaml.composer.ComposerError: "an anchor (&name) or an alias (*name) is wrong, or a second document begins",
+    yaml.constructor.ConstructorError: "this value or key has a form that is not allowed here",
+}
+_SYNTAX = "look here for a wrong indent, colon, quote or bracket"
 
 
 class _Loader(yaml.composer.Composer, yaml.CSafeLoader):
@@ -28,7 +41,7 @@ class _Loader(yaml.composer.Composer, yaml.CSafeLoader):
         """See Composer."""
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise _refused(f"is nested more than {MAX_DEPTH} deep", self.peek_event())
+            raise _refused(_TOO_DEEP, self.peek_event())
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -37,12 +50,49 @@ class _Loader(yaml.composer.Composer, yaml.CSafeLoader):
         """See BaseConstructor; what a scalar cannot be, such as a 13th month, is said with its line."""
         try:
             return super().construct_object(node, deep)
-        except ValueError as error:
-            raise _refused(str(error), node) from None
+        except yaml.YAMLError:
+            raise
+        except Exception:  # PyYAML's constructors raise what int(), datetime() and their own look-ups raise
+            raise _refused(f"{_shown(node.value)} is no valid date, time, number or truth value", node) from None
+
+    def refuse_tag(self, node: yaml.Node) -> Any:
+        """Refuses a value whose tag is not one of YAML's own."""
+        raise _refused(f"the tag {_shown(node.tag)} is not allowed", node)
 
 
-def _refused(problem: str, where: Any) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=where.start_mark)
+_Loader.add_constructor(None, _Loader.refuse_tag)  # None stands for every tag that has no constructor
+
+
+def _shown(text: object) -> str:
+    return repr(text) if len(str(text)) <= MAX_SHOWN else repr(str(text)[:MAX_SHOWN]) + "..."
+
+
+class _Refused(yaml.YAMLError):
+    """YAML that this module does not take; the message is ours."""
+
+    def __init__(self, problem: str, line: int) -> None:
+        super().__init__(problem)
+        self.line = line
+
+
+def _refused(problem: str, where: Any) -> _Refused:
+    return _Refused(problem, where.start_mark.line + 1)
+
+
+_TOO_DEEP = f"is nested more than {MAX_DEPTH} deep"
+
+
+def _explained(text: str, error: yaml.MarkedYAMLError) -> str:
+    """Returns `line: problem` of what the parser refuses."""
+    mark = error.problem_mark or error.context_mark
+    # The parser has a limit of its own for brackets, and reaches it before it yields the first value.
+    depth = 0
+    for found in _BRACKETS.finditer(text, 0, mark.index + 1 if mark else len(text)):
+        depth += _STEP.get(found[0], 0)
+        if depth > MAX_DEPTH:
+            return f"{text.count(chr(10), 0, found.start()) + 1}: is not YAML: {_TOO_DEEP}"
+    kind = next((words for kind, words in _KINDS.items() if isinstance(error, kind)), _SYNTAX)
+    return f"{mark.line + 1 if mark else 1}: is not YAML: {kind} ({error.problem})"
 
 
 @dataclass(slots=True)
@@ -77,11 +127,17 @@ class Document:
         document = cls(file)
         try:
             document._parse(text)
+        except _Refused as error:
+            document.problems.append(f"{file}:{error.line}: is not YAML: {error}")
         except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            document.problems.append(f"{file}:{line}: is not YAML: {error.problem}")
-        except yaml.YAMLError as error:
-            document.problems.append(f"{file}: is not YAML: {error}")
+            document.problems.append(f"{file}:{_explained(text, error)}")
+        except yaml.reader.ReaderError as error:
+            line = text.encode(errors="replace").count(b"\n", 0, error.position) + 1
+            document.problems.append(
+                f"{file}:{line}: is not YAML: a character is not allowed, such as a control character"
+            )
+        except (yaml.YAMLError, UnicodeError):
+            document.problems.append(f"{file}:1: is not YAML: a character is not allowed, such as half a character")
         return document
 
     def report(self, place: Place, problem: str) -> None:
