@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
+from forebay import __version__
 from forebay.cli import access, answer, directory, launcher, ledger, pools, simulate
 from forebay.cli import administration_commands as commands
 from forebay.cli.data_dir import DEFAULT_DATA, DataDir, DataDirError
@@ -26,8 +27,8 @@ from forebay.simulator.schedulers import FOREBAY, SCHEDULERS
 T = TypeVar("T")
 
 app = typer.Typer(
-    help="forebay: a multi-tenant LLM inference mesh.", no_args_is_help=True, add_completion=False,
-    pretty_exceptions_enable=False,
+    help="forebay: a multi-tenant LLM inference mesh.", no_args_is_help=True, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 usage = typer.Typer(help="What was used, from the ledger.", no_args_is_help=True)
 app.add_typer(usage, name="usage")
@@ -51,6 +52,21 @@ class Engine(enum.StrEnum):
 
     VLLM = "vllm"
     SIMULATED = "simulated"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"forebay {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
