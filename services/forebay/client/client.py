@@ -13,10 +13,10 @@ import grpc
 from forebay.api.metering.v1 import metering_pb2
 from forebay.api.router.v1 import router_pb2, router_pb2_grpc
 from forebay.client import messages
+from forebay.client.connection import open_channel
 from forebay.client.messages import Prompt
 from forebay.client.model import Answer, Delta, Finished, Model, Options, Started, TokenCount, UsagePage, UsageTotal
 from forebay.errors import Code, MeshError
-from forebay.rpc.client import connect
 from forebay.rpc.status import from_rpc_error
 
 StreamCall = grpc.aio.UnaryStreamCall[router_pb2.StreamGenerateRequest, router_pb2.StreamGenerateResponse]
@@ -76,7 +76,7 @@ class ForebayClient:
     def __init__(self, address: str, key: str, *, timeout: float = 600.0, connect_timeout: float = 5.0) -> None:
         self._address = address
         self._connect_timeout = min(connect_timeout, timeout)
-        self._channel = connect(address, caller="client")
+        self._channel = open_channel(address)
         self._router: router_pb2_grpc.RouterServiceAsyncStub = router_pb2_grpc.RouterServiceStub(self._channel)
         self._usage: router_pb2_grpc.UsageServiceAsyncStub = router_pb2_grpc.UsageServiceStub(self._channel)
         # What no header may hold is in no key: the router is to say that it is wrong.
