@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forebay.cli.data_dir import DEFAULT_DATA, DataDir
-from forebay.cli.parameters import Data, Json, run
+from forebay.cli.parameters import Data, Json, named, quiet_grpc, run
 
 if TYPE_CHECKING:
     from forebay.cli.operator import Operator
@@ -23,10 +24,17 @@ TenantId = Annotated[str, typer.Argument(metavar="TENANT", help="The tenant's id
 
 
 def _key_id(text: str) -> str:
-    """Returns the id in a whole key, whose secret goes no further; else the text as it is."""
+    """Returns the id in a whole key, whose secret goes no further; else the text as it is.
+
+    Raises:
+        BadParameter: it begins like a whole key and is none; what may be a secret is not repeated.
+    """
     from forebay.policy.keys import parse_key_id
 
-    return parse_key_id(text) or text
+    key_id = parse_key_id(text.strip())
+    if key_id is None and text.strip().startswith("fb_"):
+        raise typer.BadParameter("this looks like a key and is not a whole one; give its id, between the underscores")
+    return key_id or text
 
 
 KeyId = Annotated[
@@ -41,7 +49,9 @@ Reason = Annotated[str, typer.Option(help="For the audit log.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="FIELD=VALUE", help=r"Such as limits.tokens_per_minute=5000 or models=\[a,b]; repeatable."
+        "--set",
+        metavar="FIELD=VALUE",
+        help=r"Such as limits.tokens_per_minute=5000 or models=\[a,b], in the words of the tenants file; repeatable.",
     ),
 ]
 
@@ -63,11 +73,18 @@ def tenants_show(tenant: TenantId, as_json: Json = False, data: Data = DEFAULT_D
 
 
 @tenants.command("limits")
-def tenants_limits(tenant: TenantId, as_json: Json = False, data: Data = DEFAULT_DATA) -> None:
-    """Shows what of a tenant's limits is used, and whether its budgets agree with the ledger."""
+def tenants_limits(
+    tenant: TenantId,
+    key: Annotated[
+        str | None, typer.Option(metavar="KEY_ID", callback=named, help="The limits of this key of the tenant, too.")
+    ] = None,
+    as_json: Json = False,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Shows what of a tenant's limits is used, those on single models too, and whether its budgets agree with the ledger."""
     from forebay.cli import administration
 
-    _run(administration.show_limits(_operator(data), tenant, as_json))
+    _run(administration.show_limits(_operator(data), tenant, _key_id(key or ""), as_json))
 
 
 @tenants.command("create")
@@ -196,10 +213,13 @@ def keys_issue(
     from forebay.api.quota.v1 import quota_pb2
     from forebay.cli import administration
 
-    key = quota_pb2.KeyPolicy(tenant_id=tenant, display_name=name, models=model or [])
+    key = quota_pb2.KeyPolicy(tenant_id=tenant, display_name=name)
+    given = list(settings or [])
+    if model:
+        given.append(f"models={json.dumps(model)}")
     if days:
         key.expires_at.FromDatetime(datetime.now(UTC) + timedelta(days=days))
-    _run(administration.issue_key(_operator(data), key, settings or [], as_json))
+    _run(administration.issue_key(_operator(data), key, given, as_json))
 
 
 @keys.command("rotate")
@@ -229,7 +249,9 @@ def keys_revoke(key_id: KeyId, reason: Reason = "", data: Data = DEFAULT_DATA) -
 
 @audit.command("list")
 def audit_list(
-    tenant: Annotated[str, typer.Option(help="Only about this tenant.")] = "",
+    tenant: Annotated[
+        str | None, typer.Option(metavar="TENANT", callback=named, help="Only about this tenant.")
+    ] = None,
     refused: Annotated[bool, typer.Option("--refused", help="Only what was refused.")] = False,
     most: Annotated[int, typer.Option("--limit", min=1, max=1_000, help="How many, newest first.")] = 50,
     as_json: Json = False,
@@ -238,10 +260,11 @@ def audit_list(
     """Lists what was done and refused, newest first."""
     from forebay.cli import administration
 
-    _run(administration.list_audit(_operator(data), tenant, refused, most, as_json))
+    _run(administration.list_audit(_operator(data), tenant or "", refused, most, as_json))
 
 
 def _operator(data: Path) -> Operator:
+    quiet_grpc()
     from forebay.cli.operator import Operator
 
     return Operator.load(DataDir(data))

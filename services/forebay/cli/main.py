@@ -6,6 +6,7 @@ A command imports what it needs when it runs, so that `--help` and shell complet
 from __future__ import annotations
 
 import enum
+import io
 import re
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ import typer
 
 from forebay.cli import administration_commands, calling_commands
 from forebay.cli.data_dir import DEFAULT_DATA, DataDir, DataDirError
-from forebay.cli.parameters import Data, Json, run
+from forebay.cli.failures import WrongUsage
+from forebay.cli.parameters import Data, Json, named, quiet_grpc, run
 from forebay.cli.simulate_command import simulate_command
 from forebay.errors import MeshError
 
@@ -68,12 +70,15 @@ def up(
     """Starts a whole mesh on this machine and keeps it running until Ctrl-C."""
     if exit_after_demo and not demo:
         raise typer.BadParameter("goes together with --demo", param_hint="--exit-after-demo")
+    plans = tuple(_pool(text) for text in pool or ())
+    if len({plan.name for plan in plans}) < len(plans):
+        raise typer.BadParameter("each name can be given once", param_hint="--pool")
     from forebay.cli import launcher
     from forebay.cli.supervisor import StartError
 
     options = launcher.LaunchOptions(
         routers=routers, schedulers=schedulers, workers=workers, engine=engine.value, model=model, tenants_file=tenants_file,
-        otlp_endpoint=otlp, demo=demo, serve=not exit_after_demo, pools=tuple(_pool(text) for text in pool or ()),
+        otlp_endpoint=otlp, demo=demo, serve=not exit_after_demo, pools=plans,
     )  # fmt: skip
     try:
         run(launcher.launch(DataDir(data), options))
@@ -88,6 +93,7 @@ app.add_typer(calling_commands.usage, name="usage")
 @app.command()
 def status(data: Data = DEFAULT_DATA) -> None:
     """Shows the running mesh; the exit status is 1 when a part of it is not healthy."""
+    quiet_grpc()
     from forebay.cli import directory
     from forebay.cli.operator import Operator
 
@@ -97,7 +103,12 @@ def status(data: Data = DEFAULT_DATA) -> None:
 
 @app.command("pools")
 def pools_command(
-    pool: Annotated[str, typer.Argument(metavar="[POOL]", help="Only the pools of this name.")] = "",
+    pool: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[POOL]", callback=named, help="Only the pools of this name; shared is what no policy names."
+        ),
+    ] = None,
     as_json: Json = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show them again each second, until Ctrl-C.")] = False,
     data: Data = DEFAULT_DATA,
@@ -106,11 +117,12 @@ def pools_command(
 
     Service is in weighted tokens: an input token counts 1, a cached one 0.1, a generated one 2.
     """
+    quiet_grpc()
     from forebay.cli import pools
     from forebay.cli.operator import Operator
 
     operator = Operator.load(DataDir(data))
-    run((pools.watch if watch else pools.show)(operator, pool, as_json))
+    run((pools.watch if watch else pools.show)(operator, pool or "", as_json))
 
 
 app.command("simulate")(simulate_command)
@@ -126,21 +138,52 @@ def _pool(text: str) -> PoolPlan:
     found = re.fullmatch(r"([a-z0-9-]{1,63}):([1-9][0-9]?)(:lends)?", text)
     if found is None:
         raise typer.BadParameter(f"{text!r}: give it as gold:2, or gold:2:lends", param_hint="--pool")
+    if found[1] == "shared":
+        raise typer.BadParameter(
+            "shared is the pool that every model has; --workers says how large", param_hint="--pool"
+        )
     return PoolPlan(found[1], int(found[2]), lends=found[3] is not None)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command: what cannot be done ends with a sentence and exit status 1, what is asked wrongly with 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? and no traceback
     try:
+        _check_text(sys.argv[1:] if arguments is None else arguments)
         app(arguments)
+    except WrongUsage as error:
+        _fail(str(error), 2)
     except MeshError as error:
         from forebay.cli.explain import explain
 
         _fail(explain(error))
     except DataDirError as error:
         _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename or 'the system'}: {error.strerror or error}")
 
 
-def _fail(sentence: str) -> NoReturn:
+def _check_text(arguments: Sequence[str]) -> None:
+    """Refuses arguments that no message, file name or terminal can hold.
+
+    Raises:
+        WrongUsage: one is not UTF-8, or holds a zero byte.
+    """
+    for number, argument in enumerate(arguments, 1):
+        if "\0" in argument or not _is_utf8(argument):
+            raise WrongUsage(f"argument {number} is not UTF-8 text: {argument[:40]!a}")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _fail(sentence: str, status: int = 1) -> NoReturn:
     typer.secho(f"forebay: {sentence}", err=True, fg="red")
-    sys.exit(1)
+    sys.exit(status)

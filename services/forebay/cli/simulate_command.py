@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from forebay.cli.parameters import Json
+from forebay.cli.parameters import Json, refuse_beside
 
 
 class ScenarioName(enum.StrEnum):
@@ -36,6 +36,7 @@ class SchedulerName(enum.StrEnum):
 
 
 def simulate_command(
+    context: typer.Context,
     scenario: Annotated[
         ScenarioName, typer.Argument(metavar="SCENARIO", help="Who asks for what; see above. Not with --trace.")
     ] = ScenarioName.FOUR_TENANTS,
@@ -104,6 +105,10 @@ def simulate_command(
     """
     from forebay.cli import simulate
 
+    if trace is not None:
+        refuse_beside(context, "--trace", "scenario", "seed")
+    if compare:
+        refuse_beside(context, "--compare", "scheduler")
     chosen = list(SchedulerName) if compare else scheduler or [SchedulerName.FOREBAY]
     names = [each.value for each in chosen]
     simulate.simulate(
