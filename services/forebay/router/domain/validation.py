@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TypeVar
 
 from forebay.errors import Code, FieldViolation, MeshError
-from forebay.router.domain.ask import Ask, Chat, ModelCard, Prompt, Sampling, Text, TokenIds
+from forebay.router.domain.ask import Ask, Chat, LongPrompt, ModelCard, Prompt, Sampling, Text, TokenIds
 
 ROLES = ("system", "user", "assistant", "tool")
 MAX_MESSAGES = 1024
@@ -21,10 +22,19 @@ MAX_N = 16
 MAX_SEED = 2**64 - 1
 # An error travels in the trailers of its call, whose clients take 8 KiB of them and no more.
 MAX_VIOLATIONS = 16
+# What a conversation of 1,024 messages takes beside their content: roles, and the sizes of fields.
+MAX_FRAMING_BYTES = 64 << 10
+_LONGEST_ID_BYTES = 5
+
+P = TypeVar("P", bound=Prompt | LongPrompt)
 
 
-def check_ask(ask: Ask, model: ModelCard, vocabulary: int, system_prompt: bool, max_prompt_bytes: int) -> Prompt:
+def check_ask(
+    ask: Ask, model: ModelCard, vocabulary: int, system_prompt: bool, max_prompt_bytes: int
+) -> Prompt | LongPrompt:
     """Returns the prompt of a request that is well formed and that this build can answer.
+
+    Of a long prompt the size alone is checked; the rest is where it is read, by `check_prompt`.
 
     Args:
         ask: the request.
@@ -50,9 +60,7 @@ def check_ask(ask: Ask, model: ModelCard, vocabulary: int, system_prompt: bool, 
     return ask.prompt
 
 
-def check_prompt(
-    prompt: Prompt | None, model: ModelCard, vocabulary: int, system_prompt: bool, max_prompt_bytes: int
-) -> Prompt:
+def check_prompt(prompt: P | None, model: ModelCard, vocabulary: int, system_prompt: bool, max_prompt_bytes: int) -> P:
     """Returns a prompt that is well formed; arguments and errors as of `check_ask`."""
     _raise_if_any(list(_prompt(prompt, model, vocabulary, system_prompt, max_prompt_bytes)))
     assert prompt is not None
@@ -90,9 +98,13 @@ def completion_bound(prompt_tokens: int, sampling: Sampling, model: ModelCard, l
 
 
 def _prompt(
-    prompt: Prompt | None, model: ModelCard, vocabulary: int, system_prompt: bool, max_bytes: int
+    prompt: Prompt | LongPrompt | None, model: ModelCard, vocabulary: int, system_prompt: bool, max_bytes: int
 ) -> Iterator[FieldViolation]:
     match prompt:
+        case LongPrompt(data):
+            most = max(max_bytes, _LONGEST_ID_BYTES * model.context_tokens) + MAX_FRAMING_BYTES
+            if len(data) > most:
+                yield FieldViolation("prompt", f"must have at most {max_bytes} bytes of text")
         case None:
             yield FieldViolation("prompt", "is required: chat, text or tokens")
         case Chat(messages):
