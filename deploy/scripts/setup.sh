@@ -41,9 +41,6 @@ fi
 
 say "the project and its tools"
 pip install --quiet --editable '.[dev]'
-# xds-protos brings old copies of files that belong to these two, and of two packages with one file pip keeps the later one's.
-# Theirs are put back, or there is no OTLP.
-pip install --quiet --force-reinstall --no-deps $(pip freeze | grep -E '^(opentelemetry-proto|googleapis-common-protos)==')
 
 if [[ $engine == vllm ]]; then
   if command -v nvidia-smi > /dev/null && nvidia-smi > /dev/null 2>&1; then

@@ -105,7 +105,7 @@ async def test_an_answer_from_admission_to_settlement(world: World) -> None:
     answer = GatheredAnswer()
     task = world.begin(answer)
     request = await world.running()
-    assert request.payload.prompt_token_ids == HELLO_IDS
+    assert list(request.payload.prompt_token_ids) == HELLO_IDS
     assert request.payload.prefix_hashes == []
     world.workers.yield_tokens(request.id, [0, 1])
     world.workers.yield_tokens(request.id, [2])

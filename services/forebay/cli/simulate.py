@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import json
 import tempfile
 import time
@@ -35,9 +34,6 @@ from forebay.yaml_files.document import Document
 from forebay.yaml_files.shape import check
 
 FOUR_TENANTS = "four-tenants"
-Name = enum.StrEnum("Name", {name: name for name in (FOUR_TENANTS, *SCENARIOS)})  # type: ignore[misc]
-SchedulerName = enum.StrEnum("SchedulerName", {name: name for name in SCHEDULERS})  # type: ignore[misc]
-DEFAULT = Name(FOUR_TENANTS)
 MAX_ROWS = 30
 """Clients that the table shows; the rest are summed up in one line."""
 ROOMY = 100

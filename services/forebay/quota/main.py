@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from envoy.service.ratelimit.v3 import rls_pb2_grpc
-
 from forebay.api.quota.v1 import quota_pb2_grpc
 from forebay.clock import Clock, SystemClock
 from forebay.journal import Journal
 from forebay.lifecycle import background, run_service
 from forebay.policy.model import LossPolicy
+from forebay.quota import edge_servicer
 from forebay.quota.budget_check import BudgetCheck
 from forebay.quota.config import QuotaConfig
 from forebay.quota.counters import CounterStore
 from forebay.quota.edge import Edge
-from forebay.quota.edge_servicer import EdgeServicer
 from forebay.quota.local_shares import LocalShares
 from forebay.quota.metering_link import MeteringLink
 from forebay.quota.metering_sums import MeteringSums
@@ -43,7 +41,6 @@ from forebay.rpc.server import RpcServer
 QUOTA = "forebay.api.quota.v1.QuotaService"
 POLICY = "forebay.api.quota.v1.PolicyService"
 TENANT = "forebay.api.quota.v1.TenantService"
-RATE_LIMIT = "envoy.service.ratelimit.v3.RateLimitService"
 
 
 async def policies(
@@ -141,14 +138,14 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, QUOTA)
     server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyServicer(feed, served), POLICY)
     server.add(quota_pb2_grpc.add_TenantServiceServicer_to_server, administration, TENANT)
-    edge = EdgeServicer(Edge(feed, counters, config.pepper_bytes(), clock))
-    server.add(rls_pb2_grpc.add_RateLimitServiceServicer_to_server, edge, RATE_LIMIT)
+    edge = edge_servicer.EdgeServicer(Edge(feed, counters, config.pepper_bytes(), clock))
+    server.add(edge_servicer.add_edge_servicer_to_server, edge, edge_servicer.FULL_NAME)
     server.set_serving(POLICY, True)
     server.set_serving(TENANT, True)
 
     def counters_reachable(reachable: bool) -> None:
         server.set_serving(QUOTA, reachable)
-        server.set_serving(RATE_LIMIT, reachable)
+        server.set_serving(edge_servicer.FULL_NAME, reachable)
 
     sweeper = Sweeper(counters, clock, config.lease_seconds, counters_reachable)
     await stack.enter_async_context(background(sweeper.run(), "sweeper"))

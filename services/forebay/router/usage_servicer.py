@@ -11,11 +11,13 @@ import grpc
 from forebay.api.metering.v1 import metering_pb2, metering_pb2_grpc
 from forebay.api.router.v1 import router_pb2, router_pb2_grpc
 from forebay.errors import Code, MeshError, QuotaViolation
+from forebay.router import bounds
 from forebay.router.access import Access, Caller
 from forebay.router.domain.life import deadline_exceeded
-from forebay.router.servicer import verify
+from forebay.router.intake import Intake
 from forebay.router.usage_cursor import UsageCursors
 from forebay.rpc.status import from_rpc_error
+from forebay.rpc.unread import UnreadMessage
 from forebay.telemetry.logs import get_logger
 from forebay.telemetry.tracing import to_headers
 
@@ -33,22 +35,24 @@ log = get_logger("usage")
 class UsageServicer(router_pb2_grpc.UsageServiceServicer):
     """Checks the key, fixes the tenant, and forwards."""
 
-    def __init__(self, access: Access, metering: grpc.aio.Channel, cursors: UsageCursors) -> None:
-        """Serves whom `access` knows from the ledger behind `metering`."""
+    def __init__(self, access: Access, intake: Intake, metering: grpc.aio.Channel, cursors: UsageCursors) -> None:
+        """Serves whom `intake` lets in, and while `access` has no objection, from the ledger behind `metering`."""
         self._access = access
+        self._intake = intake
         self._cursors = cursors
         self._metering = metering_pb2_grpc.MeteringServiceStub(metering)
         self._streams: Counter[str] = Counter()
 
-    async def StreamUsage(
-        self, request: router_pb2.StreamUsageRequest, context: Context
+    async def StreamUsage(  # type: ignore[override]
+        self, unread: UnreadMessage, context: Context
     ) -> AsyncIterator[router_pb2.StreamUsageResponse]:
         """Forwards a stream of the caller's entries; one that follows ends with the client, or with the caller's leave.
 
         Nothing in it tells of other tenants: no position in the ledger, no worker, and a cursor that says nothing.
         RESOURCE_EXHAUSTED TOO_MANY_STREAMS beyond MAX_STREAMS of a tenant at a time.
         """
-        caller = await verify(self._access, context)
+        received = await self._intake.receive(unread, context, router_pb2.StreamUsageRequest, bounds.STREAM_USAGE)
+        caller, request = received.caller, received.message
         tenant_id = caller.tenant.tenant_id
         if self._streams[tenant_id] >= MAX_STREAMS:
             raise _too_many_streams(tenant_id)
@@ -75,9 +79,10 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
             if not self._streams[tenant_id]:
                 del self._streams[tenant_id]
 
-    async def SumUsage(self, request: router_pb2.SumUsageRequest, context: Context) -> router_pb2.SumUsageResponse:
+    async def SumUsage(self, unread: UnreadMessage, context: Context) -> router_pb2.SumUsageResponse:  # type: ignore[override]
         """Forwards a question for the caller's totals."""
-        caller = await verify(self._access, context)
+        received = await self._intake.receive(unread, context, router_pb2.SumUsageRequest, bounds.SUM_USAGE)
+        caller, request = received.caller, received.message
         remaining = context.time_remaining()
         try:
             response = await self._metering.SumUsage(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TypeVar
 
 from forebay.errors import Code, FieldViolation, MeshError
-from forebay.router.domain.ask import Ask, Chat, ModelCard, Prompt, Sampling, Text, TokenIds
+from forebay.router.domain.ask import Ask, Chat, LongPrompt, ModelCard, Prompt, Sampling, Text, TokenIds
 from forebay.words import size
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -25,10 +26,19 @@ MAX_VIOLATIONS = 16
 _NO_WAY_ROUND = (
     "cannot be used by this tenant, because it has a system prompt, which only a chat begins with; send a chat"
 )
+# What a conversation of 1,024 messages takes beside their content: roles, and the sizes of fields.
+MAX_FRAMING_BYTES = 64 << 10
+_LONGEST_ID_BYTES = 5
+
+P = TypeVar("P", bound=Prompt | LongPrompt)
 
 
-def check_ask(ask: Ask, model: ModelCard, vocabulary: int, system_prompt: bool, max_prompt_bytes: int) -> Prompt:
+def check_ask(
+    ask: Ask, model: ModelCard, vocabulary: int, system_prompt: bool, max_prompt_bytes: int
+) -> Prompt | LongPrompt:
     """Returns the prompt of a request that is well formed and that this build can answer.
+
+    Of a long prompt the size alone is checked; the rest is where it is read, by `check_prompt`.
 
     Args:
         ask: the request.
@@ -54,9 +64,7 @@ def check_ask(ask: Ask, model: ModelCard, vocabulary: int, system_prompt: bool, 
     return ask.prompt
 
 
-def check_prompt(
-    prompt: Prompt | None, model: ModelCard, vocabulary: int, system_prompt: bool, max_prompt_bytes: int
-) -> Prompt:
+def check_prompt(prompt: P | None, model: ModelCard, vocabulary: int, system_prompt: bool, max_prompt_bytes: int) -> P:
     """Returns a prompt that is well formed; arguments and errors as of `check_ask`."""
     _raise_if_any(list(_prompt(prompt, model, vocabulary, system_prompt, max_prompt_bytes)))
     assert prompt is not None
@@ -103,9 +111,13 @@ def completion_bound(prompt_tokens: int, sampling: Sampling, model: ModelCard, l
 
 
 def _prompt(
-    prompt: Prompt | None, model: ModelCard, vocabulary: int, system_prompt: bool, max_bytes: int
+    prompt: Prompt | LongPrompt | None, model: ModelCard, vocabulary: int, system_prompt: bool, max_bytes: int
 ) -> Iterator[FieldViolation]:
     match prompt:
+        case LongPrompt(data):
+            most = max(max_bytes, _LONGEST_ID_BYTES * model.context_tokens) + MAX_FRAMING_BYTES
+            if len(data) > most:
+                yield FieldViolation("prompt", f"must have at most {size(max_bytes)} of text")
         case None:
             yield FieldViolation("prompt", "is missing; give a chat, a text or tokens")
         case Chat(messages):
