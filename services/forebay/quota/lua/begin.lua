@@ -6,8 +6,8 @@
 if BEGAN then
   return 0
 end
-local now = present()
 redis.call('DEL', unpack(KEYS))
-redis.call('HSET', COUNTERS, 'began', now, 'gathers', now + ARGV[2], ARGV[3] == '1' and 'lost' or 'ready', 1)
-keep(now)
+redis.call('HSET', COUNTERS, 'began', NOW, 'gathers', NOW + ARGV[2], ARGV[3] == '1' and 'lost' or 'ready', 1)
+mark()
+keep()
 return 1
