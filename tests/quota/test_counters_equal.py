@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forebay.quota.counters import CounterStore, InMemoryCounters
+from forebay.quota.domain.counters import TenantCounters
 from forebay.quota.domain.limits import Kind, Row
 from forebay.quota.domain.periods import Period
 from forebay.quota.domain.rebuild import NeedsRebuildError
@@ -156,10 +157,18 @@ steps = st.one_of(*usual, *usual, *of_a_loss)
 class Specification(InMemoryCounters):
     """The specification, by which a tenant is lost with any of its keys."""
 
+    def __init__(self, terms: Terms, now: Callable[[], int]) -> None:
+        super().__init__(terms, now, all_new=False)
+        self._left: dict[str, set[str]] = {}
+
     async def lose(self, tenant: str, parts: Set[str] = frozenset(KEYS)) -> None:
         counters = self._tenants[tenant]
-        if parts != {"due"} or counters._live or counters._settled:  # that key is there only if there is a request
-            await super().lose(tenant)
+        there = self._left.get(tenant, set())
+        if counters._meters.standing is not None:
+            there = set(KEYS) if counters._live or counters._settled else set(KEYS) - {"due"}
+        if there & parts:
+            left = self._left[tenant] = there - parts
+            self._tenants[tenant] = TenantCounters(TERMS, remains=bool(left))
 
 
 class Server(RedisCounters):
@@ -176,7 +185,7 @@ async def play(url: str, history: list[Step], peeked: tuple[Row, ...]) -> None:
     def present() -> int:
         return now
 
-    specification, server = Specification(TERMS, present, all_new=False), Server(url, TERMS, present)
+    specification, server = Specification(TERMS, present), Server(url, TERMS, present)
     running = asyncio.create_task(server.run())
     try:
         for store in (specification, server):

@@ -54,8 +54,10 @@ class _Entry:
 class TenantCounters:
     """The state of one tenant and what can be done with it."""
 
-    def __init__(self, terms: Terms) -> None:
+    def __init__(self, terms: Terms, *, remains: bool = False) -> None:
+        """Begins absent; `remains` says that the store has lost a part of the tenant's state, and what is left shows that."""
         self._terms = terms
+        self._remains = remains
         self._timeline = Timeline()
         self._meters = Meters()
         self._durations = Durations()
@@ -63,9 +65,13 @@ class TenantCounters:
         self._settled: dict[str, tuple[Router, int]] = {}
 
     def begin(self, clock_ms: int, *, lost: bool) -> bool:
-        """Puts an absent tenant's counters there, as a new one's or to gather what a lost one's were; False if they are."""
+        """Puts an absent tenant's counters there, as a new one's or to gather what a lost one's were; False if they are.
+
+        A tenant of which anything remains is no new one, whatever the caller knows.
+        """
         if self._meters.standing is not None:
             return False
+        lost = lost or self._remains
         now_ms = self._timeline.advance(clock_ms)
         self._meters.standing = Standing(now_ms, now_ms + self._terms.lease_ms, lost, ready=not lost)
         return True
