@@ -161,15 +161,16 @@ class Scheduler:
         """Makes a worker known, or lets it return. It is granted nothing until `worker_reported`.
 
         Raises:
-            MeshError: FAILED_PRECONDITION STALE_INCARNATION, a later life of the worker has registered.
+            MeshError: FAILED_PRECONDITION STALE_INCARNATION, a later life of the worker is connected. Which is later is told by
+                the workers' own clocks: after a step back the new life may look like the old one, until that is gone.
         """
         worker = self._workers.get(info.id)
-        if worker is not None and info.incarnation < worker.info.incarnation:
+        if worker is not None and worker.attached and info.incarnation < worker.info.incarnation:
             raise MeshError(
                 Code.FAILED_PRECONDITION, "STALE_INCARNATION", f"a later life of {info.id} has registered; end this one"
             )
         pool = self._pool(info.model, info.pool)
-        if worker is None or info.incarnation > worker.info.incarnation or worker.pool is not pool:
+        if worker is None or info.incarnation != worker.info.incarnation or worker.pool is not pool:
             if worker is not None:
                 self._forget(worker)
             worker = self._workers[info.id] = pool.workers[info.id] = Worker(info, pool, pool.rules.room)
