@@ -180,12 +180,13 @@ class Quota:
         """Returns the request ids, of those leases, that are to be stopped in mid-stream.
 
         They are those of tenants that want it so and are above a budget, be it the tenant's, the key's or that on the model: it
-        was lowered, or what ran cost more than was held. Where that is not known, streams go on.
+        was lowered, or what ran cost more than was held. Where that is not known, streams go on, and so do those that cost
+        nothing.
         """
         by_budgets: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
         for lease in leases:
             tenant = self._feed.policies.tenants.get(lease.tenant_id)
-            if tenant is not None and tenant.stop_on_budget:
+            if tenant is not None and tenant.stop_on_budget and not self._is_free(tenant, lease.hold):
                 by_budgets[self._budgets_of(tenant, lease.hold)].append(lease.request_id)
         peeked = await _answered(self.peek(*whose) for whose in by_budgets)
         return [
@@ -194,6 +195,13 @@ class Quota:
             if any(state.limit in BUDGETS and state.used > state.value for state in states or ())
             for request_id in request_ids
         ]
+
+    def _is_free(self, tenant: TenantPolicy, hold: Hold | None) -> bool:
+        if hold is None or self._prices.table is None:
+            return False
+        key = self._key(tenant.tenant_id, hold.key_id)
+        asked = Usage(1, hold.order.prompt_tokens, hold.order.max_completion_tokens)
+        return self._prices.most(tenant, key, hold.model, asked, self._now()) == 0
 
     def _budgets_of(self, tenant: TenantPolicy, hold: Hold | None) -> tuple[str, str, str]:
         """Returns the tenant, and of a hold the key and the model if they have budgets of their own."""

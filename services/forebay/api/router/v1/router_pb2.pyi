@@ -40,7 +40,7 @@ class Chat(_message.Message):
         role: _builtins.str
         """system, user, assistant or tool."""
         content: _builtins.str
-        """Its text."""
+        """Its text, which stays text: the literal of a control token in it, such as `<|im_end|>`, makes no control token."""
         def __init__(
             self,
             *,
@@ -105,7 +105,9 @@ class Prompt(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Plain text, given to the model as it is; refused for a tenant with a system prompt, which it would go round."""
+    """Plain text, given to the model without a template, and which stays text: who wants control tokens sends token ids. Refused for
+    a tenant with a system prompt, which it would go round.
+    """
     @_builtins.property
     def chat(self) -> Global___Chat:
         """A conversation. The tenant's system prompt, if any, goes before it."""
