@@ -14,6 +14,9 @@ from forebay.router.tokenizer_threads import TokenizerThreads
 
 # Below this many characters a prompt is tokenised (in less than a millisecond) sooner than a thread would have begun.
 _IN_LINE_CHARACTERS = 2_000
+# What an error repeats of names, so that it fits into the trailers of its call.
+MOST_NAMES = 16
+MOST_CHARACTERS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,24 @@ class Models:
         for model in allowed:
             if model.card.name == name:
                 return model
-        message = "there is no such model for this key" if name else "name a model; there is more than one, or none"
-        raise MeshError(Code.NOT_FOUND, "MODEL_NOT_FOUND", f"{message}; ListModels lists them")
+        raise _not_found(name, [model.card.name for model in allowed])
 
     async def tokenise(self, model: Model, prompt: Prompt, tenant: TenantPolicy) -> list[int]:
         """Returns the token ids of a tenant's prompt; errors as of `tokenizer.encode` and `TokenizerThreads.run`."""
         if prompt_size(prompt) + len(tenant.system_prompt) <= _IN_LINE_CHARACTERS:
             return encode(model.tokenizer, prompt, tenant.system_prompt)
         return await self._threads.run(tenant.tenant_id, lambda: encode(model.tokenizer, prompt, tenant.system_prompt))
+
+
+def _not_found(name: str, allowed: list[str]) -> MeshError:
+    """Returns what to say of a name that stands for none of the models that the caller may use."""
+    names = ", ".join(allowed[:MOST_NAMES]) + (
+        f" and {len(allowed) - MOST_NAMES} more" if len(allowed) > MOST_NAMES else ""
+    )
+    if not allowed:
+        message = "this key may use no model that is served here; the mesh's administrators say which it may use"
+    elif name:
+        message = f"there is no model {name[:MOST_CHARACTERS]!r} for this key; there are: {names}"
+    else:
+        message = f"the request names no model, and this key may use {len(allowed)}; name one of: {names}"
+    return MeshError(Code.NOT_FOUND, "MODEL_NOT_FOUND", message)
