@@ -40,8 +40,12 @@ def test_settings_are_fields_and_values() -> None:
         ["limits.tokens_per_minute=5000", "models=[a, b]", "service_class=gold", "suspended=true",
          'canary={"steps": [{"percent": 10, "holds_for": "60s"}]}'],
     )  # fmt: skip
-    assert paths == ["limits.tokens_per_minute", "models", "service_class", "suspended", "canary"]
-    assert (tenant.limits.tokens_per_minute, list(tenant.models), tenant.suspended) == (5_000, ["a", "b"], True)
+    assert paths == ["limits.tokens_per_minute", "model_scope", "service_class", "suspended", "canary"]
+    assert (tenant.limits.tokens_per_minute, list(tenant.model_scope.models), tenant.suspended) == (
+        5_000,
+        ["a", "b"],
+        True,
+    )
     assert (tenant.service_class, tenant.canary.steps[0].holds_for.seconds) == (quota_pb2.SERVICE_CLASS_GOLD, 60)
     assign(tenant, ["display_name=007", "canary={started_at: 2030-01-01T00:00:00Z, steps: []}"])
     assert (tenant.display_name, tenant.canary.started_at.seconds) == ("007", 1_893_456_000)
@@ -141,6 +145,25 @@ def test_settings_are_in_the_words_and_units_of_the_tenants_file() -> None:
     assert [value for _, name, value in described(plan) if name == "usd_per_1000_tokens"] == ["0.000002"]
     with pytest.raises(ValueError, match="weight is set twice; say it once"):
         assign(tenant, ["weight=1", "weight=2"])
+
+
+def test_an_empty_list_of_models_is_shown_and_what_may_not_exist_is_warned_of(
+    forebay: Callable[..., str], capsys: pytest.CaptureFixture[str], data: Path
+) -> None:
+    forebay("tenants", "create", "wonka", "--plan", "basic")
+    with pytest.raises(SystemExit):
+        main(["tenants", "update", "wonka", "--set", "models=[gpt-4]", "--set", "pool=gold", "--data", str(data)])
+    told = " ".join(capsys.readouterr().err.split())
+    assert "warning: tenant.models could not be checked: no router is connected to this quota" in told
+    assert "warning: tenant.pool could not be checked: no worker is connected to this quota" in told
+    shown = {tuple(line.split()) for line in forebay("tenants", "update", "wonka", "--set", "models=[]").splitlines()}
+    assert ("models", "none", "own") in shown
+    assert "none" in next(line for line in forebay("tenants", "list").splitlines() if line.startswith("wonka"))
+    assert "models" not in forebay("tenants", "update", "wonka", "--unset", "models")
+    assert "must be from 1 to 1,000,000 thousandths" in forebay(
+        "tenants", "update", "wonka", "--set", "weight=0", status=1
+    )
+    forebay("tenants", "delete", "wonka", "--yes")
 
 
 def test_a_file_is_imported_and_its_tenants_are_shown(forebay: Callable[..., str], tmp_path: Path) -> None:

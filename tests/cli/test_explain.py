@@ -18,7 +18,7 @@ def test_a_spent_limit_says_which_and_when() -> None:
     )  # fmt: skip
     assert explain(error).splitlines() == [
         "no tokens are left (TOKENS_PER_MINUTE)",
-        "  tokens_per_minute of tenant:acme is 100; 90 are used or held, 20 were asked for",
+        "  tenant acme may use 100 tokens a minute; 90 are used or held, and 20 more are asked for",
         "Try again in 12 s.",
     ]
 
@@ -36,7 +36,7 @@ def test_a_wait_is_never_too_short_and_in_units_of_people(seconds: float, text: 
 def test_a_budget_is_told_in_dollars() -> None:
     violation = QuotaViolation("tenant:acme", "daily_budget_nano_usd", 300_000, 417_940, 1_000)
     said = explain(MeshError(Code.RESOURCE_EXHAUSTED, "BUDGET", "no budget is left", quota_violations=[violation]))
-    assert "daily budget of tenant:acme is $0.0003; $0.00041794 is used or held" in said
+    assert "tenant acme may use $0.0003 a day; $0.00041794 is used or held" in said
 
 
 def test_a_stream_that_was_cut_says_so_and_where_its_bill_is() -> None:

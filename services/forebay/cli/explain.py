@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from forebay.cli.figures import limit_sentence, wait
+from forebay.cli.figures import wait
 from forebay.errors import Code, MeshError
 
 _CODE_ADVICE = {
@@ -43,7 +43,7 @@ def explain(error: MeshError) -> str:
     if error.reason in _REASONS:
         return _told(error)
     lines = [f"{error.message.rstrip('.')} ({error.reason})"]
-    lines += [f"  {limit_sentence(violation)}" for violation in error.quota_violations]
+    lines += [f"  {violation.sentence()}" for violation in error.quota_violations]
     lines += [
         f"  {violation.field}: {violation.description}"
         for violation in error.field_violations

@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from forebay.errors import QuotaViolation
     from forebay.policy.model import Limits
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
@@ -75,15 +74,6 @@ def moment(seconds: float, *, year: bool = True) -> str:
 def masked(key: str) -> str:
     """Returns a key that can be recognised and not used."""
     return f"{key[:16]}…"
-
-
-def limit_sentence(violation: QuotaViolation) -> str:
-    """Says which limit refused, in people's units: money in dollars."""
-    if not violation.limit.endswith("_nano_usd"):
-        return violation.sentence()
-    name = violation.limit.removesuffix("_nano_usd").replace("_", " ")
-    value, used, asked = usd(violation.value), usd(violation.used), usd(violation.asked)
-    return f"{name} of {violation.subject} is {value}; {used} is used or held, and the request may cost {asked}"
 
 
 def usd_per_1000(nano_per_million: int) -> str:

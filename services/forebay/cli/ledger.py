@@ -205,7 +205,7 @@ class _Column:
 
 
 def _outcome(entry: UsageEntry, width: int) -> str:
-    return f"corrects {entry.corrects}" if entry.corrects else entry.outcome
+    return "correction" if entry.correction else entry.outcome
 
 
 _AT = "at (UTC)"

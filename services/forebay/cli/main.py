@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from forebay import __version__
 from forebay.cli import administration_commands, calling_commands
 from forebay.cli.data_dir import DEFAULT_DATA, DataDir, DataDirError
 from forebay.cli.failures import WrongUsage
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from forebay.cli.mesh_config import PoolPlan
 
 app = typer.Typer(
-    help="forebay: a multi-tenant LLM inference mesh.", no_args_is_help=True, add_completion=False,
-    pretty_exceptions_enable=False,
+    help="forebay: a multi-tenant LLM inference mesh.", no_args_is_help=True, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
 
@@ -36,6 +37,21 @@ class Engine(enum.StrEnum):
 
     VLLM = "vllm"
     SIMULATED = "simulated"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"forebay {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()

@@ -122,7 +122,12 @@ def find(known: Mapping[str, Word], name: str) -> Word:
 def described(message: Message) -> Iterator[tuple[str, str, str]]:
     """Yields path, word and value of each field that is set, in the words and units of `assign`."""
     known = {word.path: word for word in _words(message.DESCRIPTOR)}
-    for path, value in _flat("", json_format.MessageToDict(message, preserving_proto_field_name=True)):
+    values = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    scope = values.pop("model_scope", None)
+    if scope is not None:  # it goes before the older field of the same names, and may be empty
+        values.pop("models", None)
+        yield "model_scope", "models", ", ".join(scope.get("models", ())) or "none"
+    for path, value in _flat("", values):
         name, text = _said(known, path, value)
         yield path, name, text
 

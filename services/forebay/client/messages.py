@@ -111,6 +111,7 @@ def from_pb_entry(message: metering_pb2.LedgerEntry) -> UsageEntry:
     return UsageEntry(
         position=message.position,
         corrects=message.corrects,
+        correction=message.correction or message.corrects != 0,
         request_id=event.request_id,
         attempt=event.attempt,
         tenant=event.tenant_id,

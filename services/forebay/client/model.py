@@ -167,8 +167,9 @@ class UsageEntry:
     """One row of the ledger: what one execution of a request used and cost.
 
     Attributes:
-        position: the row's place in the ledger, from 1.
-        corrects: the position of the row that this one corrects; 0 for an original, as nearly all are.
+        position: the row's place in the ledger of all tenants, from 1; 0 in what a tenant is shown.
+        corrects: the position of the row that this one corrects; 0 for an original, and in what a tenant is shown.
+        correction: whether the row corrects an earlier one of the same request and attempt, as few do.
         finished_at: seconds since the epoch.
         prompt_tokens: those that the row bills, as all counts here; negative in a correction that takes back.
         gpu_seconds: as measured, recomputation left out.
@@ -178,6 +179,7 @@ class UsageEntry:
 
     position: int
     corrects: int
+    correction: bool
     request_id: str
     attempt: int
     tenant: str
