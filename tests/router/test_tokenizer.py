@@ -10,13 +10,10 @@ import pytest
 
 from forebay.config import ConfigError
 from forebay.errors import Code, MeshError
-from forebay.router.domain.ask import Chat, Message, ModelCard, Text, TokenIds
+from forebay.router.domain.ask import Chat, Message, Text, TokenIds
 from forebay.router.hf_tokenizer import HfTokenizer
-from forebay.router.models import Model, Models
 from forebay.router.tokenizer import ByteTokenizer, Tokenizer, encode
-from forebay.router.tokenizer_threads import TokenizerThreads
 
-from .samples import ACME
 from .tiny_model import write_model
 
 CHAT = Chat(
@@ -133,25 +130,6 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, broken: str) -> Non
     (tmp_path / broken).write_text("{% [", encoding="utf-8")
     with pytest.raises(ConfigError, match=str(tmp_path)):
         HfTokenizer(tmp_path)
-
-
-async def test_a_long_prompt_is_tokenised_in_a_thread_and_equally(tiny: Path) -> None:
-    threads_used: list[str] = []
-
-    class Spy(HfTokenizer):
-        def encode_text(self, text: str) -> list[int]:
-            import threading
-
-            threads_used.append(threading.current_thread().name)
-            return super().encode_text(text)
-
-    with TokenizerThreads(1, 1) as threads:
-        model = Model(ModelCard("m", 10_000, 16), Spy(tiny))
-        models = Models([model], threads)
-        short, long = "the fox", "the fox " * 1000
-        assert await models.tokenise(model, Text(short), ACME) == HfTokenizer(tiny).encode_text(short)
-        assert await models.tokenise(model, Text(long), ACME) == HfTokenizer(tiny).encode_text(long)
-    assert [name.startswith("tokenizer") for name in threads_used] == [False, True]
 
 
 # The yardstick: `transformers`, which gives the engine its ids.

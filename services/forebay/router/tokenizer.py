@@ -10,7 +10,7 @@ from forebay.router.domain.ask import Chat, Message, Prompt, Text, TokenIds
 
 
 class Tokenizer(Protocol):
-    """One model's tokenizer. Its methods are called from several threads at once.
+    """One model's tokenizer. Each process that tokenises has its own.
 
     Text stays text: whatever a message or a plain text says, no part of it becomes a control token of the model.
     """
@@ -68,17 +68,6 @@ def encode(tokenizer: Tokenizer, prompt: Prompt, system_prompt: str) -> list[int
     if not ids:
         raise unusable_prompt("prompt", "has no tokens")
     return ids
-
-
-def prompt_size(prompt: Prompt) -> int:
-    """Returns the number of characters that are to be tokenised."""
-    match prompt:
-        case Chat(messages):
-            return sum(len(message.role) + len(message.content) for message in messages)
-        case Text(text):
-            return len(text)
-        case TokenIds():
-            return 0
 
 
 def unusable_prompt(field: str, description: str) -> MeshError:

@@ -743,7 +743,9 @@ class StreamUsageRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
-    """The cursor of the last entry already seen; empty for the beginning, "now" for what comes."""
+    """The cursor of the last entry already seen; empty for the beginning, "now" for what comes. INVALID_ARGUMENT BAD_CURSOR for
+    anything else than a cursor that this tenant was sent.
+    """
     follow: _builtins.bool
     """Goes on with what is yet to come; otherwise the stream ends at the present end of the ledger."""
     @_builtins.property
@@ -774,10 +776,10 @@ class StreamUsageResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
-    """Resumes after these entries."""
+    """Resumes after these entries, on any router of the mesh. Encrypted: it says nothing, and no two are alike."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_metering_pb2.LedgerEntry]:
-        """In ledger order; empty when only the cursor moved."""
+        """In ledger order, without positions, chain hashes and workers; empty when only the cursor moved."""
 
     def __init__(
         self,
