@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from forebay.errors import Code, MeshError
 from forebay.router.access import Access, Caller
 from forebay.router.domain.ask import LongPrompt, Prompt
 from forebay.router.models import IN_LINE_BYTES
@@ -73,10 +74,13 @@ async def verify(access: Access, context: Context) -> Caller:
     """Returns the caller of a call, by its key in the metadata `authorization`.
 
     Raises:
-        MeshError: as of `Access.verify`.
+        MeshError: as of `Access.verify`; UNAUTHENTICATED for several keys, of which a proxy may have looked at another one.
     """
-    metadata = dict(context.invocation_metadata() or ())
-    return await access.verify(str(metadata.get("authorization", "")))
+    presented = [str(value) for name, value in context.invocation_metadata() or () if name == "authorization"]
+    if len(presented) > 1:
+        message = f"the call has {len(presented)} keys; send `authorization: Bearer fb_...` once in the metadata"
+        raise MeshError(Code.UNAUTHENTICATED, "SEVERAL_KEYS", message)
+    return await access.verify("".join(presented))
 
 
 def _prompt(data: bytes | None) -> Prompt | LongPrompt | None:

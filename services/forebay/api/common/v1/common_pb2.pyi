@@ -579,7 +579,7 @@ class TraceContext(_message.Message):
     traceparent: _builtins.str
     """The traceparent header's value; empty when the request is not traced."""
     tracestate: _builtins.str
-    """The tracestate header's value; at most 512 bytes."""
+    """The tracestate header's value; at most 512 bytes. A context that is malformed or larger counts as none and refuses nothing."""
     def __init__(
         self,
         *,
