@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from envoy.service.ratelimit.v3 import rls_pb2_grpc
 
 from forebay.api.quota.v1 import quota_pb2_grpc
-from forebay.clock import Clock, SystemClock
+from forebay.clock import Clock, SteadyClock, SystemClock
 from forebay.journal import Journal
 from forebay.lifecycle import background, run_service
 from forebay.policy.model import LossPolicy
@@ -70,7 +70,7 @@ async def policies(
 
 async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     """Returns the server, ready to start; what runs beside it ends with `stack`."""
-    clock = SystemClock()
+    clock = SteadyClock(SystemClock())
     feed, administration, refused = await policies(config, clock, stack)
     redis = RedisCounters(config.redis_url, config.terms())
     await stack.enter_async_context(background(redis.run(), "counters"))
