@@ -120,8 +120,7 @@ def step(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Ste
 observations = st.builds(
     Observation,
     request_ids,
-    st.integers(1, 3),
-    st.integers(1, 5),
+    st.integers(1, 9),
     used,
     st.booleans(),
 )

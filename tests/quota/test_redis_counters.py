@@ -235,7 +235,7 @@ async def test_what_was_held_outlives_a_kill_and_each_life_has_a_name(tmp_path: 
     running = asyncio.create_task(counters.run())
     await counters.begin("acme", lost=False)
     await counters.reserve("acme", order(1), ROWS)
-    await counters.observe("acme", [Observation(order(1).request_id, 1, 1, {}, final=True)])
+    await counters.observe("acme", [Observation(order(1).request_id, 1, {}, final=True)])
     await counters.keep_usage_cursor("v1:1")
     life = await counters.ping()
     assert await counters.ping() == life
