@@ -177,12 +177,12 @@ async def test_a_dead_routers_request_ends_within_a_lease_and_a_round_of_its_usa
     counters: Counters, clock: FakeClock, reachable: list[bool]
 ) -> None:
     await hold(counters, 2)
-    ended = Observation("0" * 32, 1, 7, {"tokens_per_minute": 2}, final=True)
+    ended = Observation("0" * 32, 7, {"tokens_per_minute": 2}, final=True)
     await counters.observe("quiet", [ended])
     await pass_time(clock, 36)
     (other,) = await counters.reservations("quiet", "", 10)
     assert (other.order.request_id, other.state) == (f"{1:032x}", State.EXPIRED)
-    lost = Observation(f"{1:032x}", 1, 8, {"tokens_per_minute": 2}, final=False)
+    lost = Observation(f"{1:032x}", 8, {"tokens_per_minute": 2}, final=False)
     await counters.observe("quiet", [lost])
     await pass_time(clock, 36)
     assert await counters.reservations("quiet", "", 10) == []

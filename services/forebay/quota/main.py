@@ -121,7 +121,7 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
 
     link = check = None
     if metering is not None and sums is not None:
-        link = MeteringLink(metering, counters, clock, prices)
+        link = MeteringLink(metering, counters, clock)
         check = BudgetCheck(feed, counters, sums, clock)
         await stack.enter_async_context(background(PriceLink(metering, prices).run(), "prices"))
         await stack.enter_async_context(background(link.run(), "usage"))

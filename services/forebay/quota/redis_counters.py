@@ -368,7 +368,6 @@ def _key(tenant_id: str, part: str) -> str:
 def _to_json(observation: Observation) -> str:
     return json.dumps(
         {
-            "attempt": observation.attempt,
             "position": observation.position,
             "amounts": {limit: str(amount) for limit, amount in observation.amounts.items()},
             "final": observation.final,
