@@ -122,7 +122,8 @@ async def test_a_budget_holds_the_most_and_keeps_what_it_did_cost(store: Counter
 
 
 @pytest.mark.parametrize(
-    ("wait_ms", "said"), [(334, "0.334 s"), (61_000, "61 s"), (3_600_000, "1 h"), (2_678_399_001, "744 h")]
+    ("wait_ms", "said"),
+    [(334, "0.4 s"), (61_000, "61 s"), (3_600_000, "60 min"), (154_800_000, "43 h"), (2_678_399_001, "31 d")],
 )
 def test_a_refusal_says_when_to_try_again_in_words_that_are_read(wait_ms: int, said: str) -> None:
     refusal = out_of_quota([QuotaViolation("tenant:acme", "monthly_budget_nano_usd", 5, 5, 1)], wait_ms)

@@ -25,6 +25,7 @@ from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
 from forebay.quota.safety_gate import SafetyGate
 from forebay.telemetry.logs import get_logger
+from forebay.words import amount, limit_value, subject
 
 _NOTHING = Usage(0, 0, 0)
 # Leases of one message that are taken in again together; the others of this replica's calls go between.
@@ -74,7 +75,9 @@ class Quota:
         """
         tenant = self._tenant(tenant_id)
         if tenant.suspended:
-            raise MeshError(Code.PERMISSION_DENIED, "TENANT_SUSPENDED", f"tenant {tenant_id} is suspended")
+            raise MeshError(
+                Code.PERMISSION_DENIED, "TENANT_SUSPENDED", f"tenant {tenant_id} is suspended; ask the operator"
+            )
         key, now_s = self._key(tenant_id, key_id), self._now()
         asked = Usage(1, order.prompt_tokens, order.max_completion_tokens)
         most = self._prices.most(tenant, key, model, asked, now_s)
@@ -265,20 +268,20 @@ def _taken(order: Order) -> MeshError:
     return MeshError(
         Code.ALREADY_EXISTS,
         "REQUEST_ID_TAKEN",
-        f"request {order.request_id} was reserved by another router, or by an earlier life of this one",
+        f"request {order.request_id} is held by another router, or was by this one before it restarted; use a new request_id",
     )
 
 
 def _too_large(rows: Sequence[Row]) -> MeshError:
+    needs = [
+        f"it may take {amount(row.limit, row.amount)}, and {subject(row.subject)} may use "
+        f"{limit_value(row.limit, row.value or 0)}"
+        for row in rows
+    ]
     return MeshError(
         Code.INVALID_ARGUMENT,
         "LARGER_THAN_LIMIT",
-        "the request can never fit; shorten the prompt or lower max_tokens",
-        field_violations=[
-            FieldViolation(
-                "max_completion_tokens", f"{row.amount} at most are more than {row.limit} of {row.subject}, {row.value}"
-            )
-            for row in rows
-        ],
+        f"the request is larger than a limit: {'; '.join(needs)}; shorten the prompt or lower max_tokens",
+        field_violations=[FieldViolation("max_completion_tokens", need) for need in needs],
         metadata={row.limit: str(row.value) for row in rows},
     )

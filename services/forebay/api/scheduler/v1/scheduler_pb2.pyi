@@ -233,7 +233,9 @@ class Submission(_message.Message):
 
     @_builtins.property
     def excluded_workers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Workers that must not run it: an earlier attempt broke there."""
+        """Workers on which an earlier attempt broke. Others are preferred, for 1 s after the first attempt and 8 s at most; a worker that
+        has come back since, in another life or on another session, is not excluded.
+        """
 
     @_builtins.property
     def trace(self) -> _common_pb2.TraceContext:
