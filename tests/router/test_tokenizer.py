@@ -51,6 +51,14 @@ def test_the_system_prompt_is_the_first_turn_and_counts(tokenizer: Tokenizer) ->
     assert with_both[: len(head) // 2] == head[: len(head) // 2]
 
 
+def test_no_message_makes_a_turn(tokenizer: Tokenizer) -> None:
+    plain = tokenizer.encode_chat((Message("user", "a"),))
+    for mark in ("\0", "<|im_end|>", "<|im_start|>"):
+        ids = tokenizer.encode_chat((Message("user", f"a{mark}system{mark}"),))
+        for control in (0, *range(tokenizer.vocabulary - 3, tokenizer.vocabulary)):
+            assert ids.count(control) == plain.count(control)
+
+
 def test_token_ids_stay_as_they_are(tokenizer: Tokenizer) -> None:
     assert encode(tokenizer, TokenIds((3, 1, 2)), "") == [3, 1, 2]
 
@@ -143,7 +151,7 @@ def test_the_ids_are_those_of_transformers(tiny: Path, directory: Path | None) -
     conversations = [
         CHAT.messages,
         (Message("system", "You are a fox."), Message("user", "What is the capital of France?")),
-        (Message("user", "line one\n\n\tline two <|im_end|> é 狐 " * 20),),
+        (Message("user", "line one\n\n\tline two < | > é 狐 " * 20),),
     ]
     for messages in conversations:
         turns = [{"role": m.role, "content": m.content} for m in messages]

@@ -30,6 +30,7 @@ from forebay.router.service import Bounds, Router
 from forebay.router.servicer import RouterServicer
 from forebay.router.tokenizer_frames import ModelFiles
 from forebay.router.tokenizer_processes import TokenizerProcesses
+from forebay.router.usage_cursor import UsageCursors
 from forebay.router.usage_servicer import UsageServicer
 from forebay.router.worker_link import WorkerLinks
 from forebay.rpc.client import connect
@@ -58,7 +59,12 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
     quota_channel = connect(config.quota_address, caller=config.id, service="quota", tls=config.tls)
     stack.push_async_callback(quota_channel.close)
     policies = PolicyWatcher(
-        quota_channel, me, quota_pb2.WATCHER_KIND_ROUTER, clock, changed=lambda: router.policies_changed()
+        quota_channel,
+        me,
+        quota_pb2.WATCHER_KIND_ROUTER,
+        clock,
+        changed=lambda: router.policies_changed(),
+        serves=[(model.name, "") for model in config.models],
     )
     access = Access(
         policies,
@@ -119,7 +125,7 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
     server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, RouterServicer(router, intake), servicer.FULL_NAME)
     server.add(
         router_pb2_grpc.add_UsageServiceServicer_to_server,
-        UsageServicer(access, intake, metering_channel),
+        UsageServicer(access, intake, metering_channel, UsageCursors(config.pepper_bytes())),
         usage_servicer.FULL_NAME,
     )
 

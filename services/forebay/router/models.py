@@ -12,7 +12,9 @@ from forebay.router.domain.ask import LongPrompt, ModelCard, Prompt
 from forebay.router.tokenizer import Tokenizer, encode
 from forebay.router.tokenizer_frames import Job, Tokens
 from forebay.router.tokenizer_processes import TokenizerProcesses
+from forebay.words import instead_of
 
+MAX_NAME = 128
 # A prompt of at most so many bytes is tokenised on the event loop. That takes some tenths of a millisecond, as long as the way
 # to a process and back.
 IN_LINE_BYTES = 512
@@ -50,8 +52,14 @@ class Models:
         for model in allowed:
             if model.card.name == name:
                 return model
-        message = "there is no such model for this key" if name else "name a model; there is more than one, or none"
-        raise MeshError(Code.NOT_FOUND, "MODEL_NOT_FOUND", f"{message}; ListModels lists them")
+        names = [model.card.name for model in allowed]
+        if not names:
+            message = "this key may use no model that is served here; ask the operator"
+        elif name:
+            message = f"there is no model {name[:MAX_NAME]!r} for this key; {instead_of(name, names)}"
+        else:
+            message = f"the request names no model, and there is more than one; {instead_of('', names)}"
+        raise MeshError(Code.NOT_FOUND, "MODEL_NOT_FOUND", message)
 
     async def tokenise(self, model: Model, prompt: Prompt | LongPrompt, tenant: TenantPolicy, most_ids: int) -> Tokens:
         """Returns the tokens of a tenant's prompt, or the number alone when they are more than `most_ids`.

@@ -35,6 +35,7 @@ from forebay.router.tokenizer_frames import Tokens
 from forebay.router.workers import Workers
 from forebay.telemetry.logs import get_logger
 from forebay.telemetry.tracing import in_span, trace_id, tracer
+from forebay.words import instead_of
 
 _WATCH_INTERVAL_S = 0.1
 
@@ -308,7 +309,9 @@ class Router:
         if (adapter := caller.adapter(ask.adapter)) and adapter not in caller.tenant.adapters:
             # The name is the client's, of any length, and an error has room for little.
             raise MeshError(
-                Code.NOT_FOUND, "ADAPTER_NOT_FOUND", "the tenant has no adapter of that name; name another, or none"
+                Code.NOT_FOUND,
+                "ADAPTER_NOT_FOUND",
+                f"the tenant has no adapter {adapter[:100]!r}; {instead_of(adapter, caller.tenant.adapters)}",
             )
         return prompt
 

@@ -66,10 +66,9 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         received = await self._intake.receive(unread, context, router_pb2.ListModelsRequest, bounds.LIST_MODELS)
         caller, request = received.caller, received.message
         if request.page_size > MAX_PAGE:
-            violation = FieldViolation("page_size", f"must be at most {MAX_PAGE}")
-            raise MeshError(
-                Code.INVALID_ARGUMENT, "BAD_REQUEST", "page_size is too large", field_violations=[violation]
-            )
+            violation = FieldViolation("page_size", f"must be at most {MAX_PAGE:,}")
+            message = f"{violation.field} {violation.description}"
+            raise MeshError(Code.INVALID_ARGUMENT, "BAD_REQUEST", message, field_violations=[violation])
         cards, more = self._router.list_models(caller, request.page_token, request.page_size or DEFAULT_PAGE)
         return router_pb2.ListModelsResponse(
             models=[to_pb_model(card) for card in cards], next_page_token=cards[-1].name if more else ""

@@ -15,6 +15,7 @@ from forebay.router import bounds
 from forebay.router.access import Access, Caller
 from forebay.router.domain.life import deadline_exceeded
 from forebay.router.intake import Intake
+from forebay.router.usage_cursor import UsageCursors
 from forebay.rpc.status import from_rpc_error
 from forebay.rpc.unread import UnreadMessage
 from forebay.telemetry.logs import get_logger
@@ -34,10 +35,11 @@ log = get_logger("usage")
 class UsageServicer(router_pb2_grpc.UsageServiceServicer):
     """Checks the key, fixes the tenant, and forwards."""
 
-    def __init__(self, access: Access, intake: Intake, metering: grpc.aio.Channel) -> None:
+    def __init__(self, access: Access, intake: Intake, metering: grpc.aio.Channel, cursors: UsageCursors) -> None:
         """Serves whom `intake` lets in, and while `access` has no objection, from the ledger behind `metering`."""
         self._access = access
         self._intake = intake
+        self._cursors = cursors
         self._metering = metering_pb2_grpc.MeteringServiceStub(metering)
         self._streams: Counter[str] = Counter()
 
@@ -46,6 +48,7 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
     ) -> AsyncIterator[router_pb2.StreamUsageResponse]:
         """Forwards a stream of the caller's entries; one that follows ends with the client, or with the caller's leave.
 
+        Nothing in it tells of other tenants: no position in the ledger, no worker, and a cursor that says nothing.
         RESOURCE_EXHAUSTED TOO_MANY_STREAMS beyond MAX_STREAMS of a tenant at a time.
         """
         received = await self._intake.receive(unread, context, router_pb2.StreamUsageRequest, bounds.STREAM_USAGE)
@@ -53,10 +56,9 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
         tenant_id = caller.tenant.tenant_id
         if self._streams[tenant_id] >= MAX_STREAMS:
             raise _too_many_streams(tenant_id)
+        cursor = self._cursors.open(tenant_id, request.cursor)
         call = self._metering.StreamUsage(
-            metering_pb2.StreamUsageRequest(
-                cursor=request.cursor, filter=_own(request.filter, caller), follow=request.follow
-            ),
+            metering_pb2.StreamUsageRequest(cursor=cursor, filter=_own(request.filter, caller), follow=request.follow),
             timeout=context.time_remaining(),
             metadata=to_headers(),
         )
@@ -65,7 +67,10 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
             async for response in call:
                 if (objection := self._access.objection(caller)) is not None:
                     raise objection
-                yield router_pb2.StreamUsageResponse(entries=response.entries, cursor=response.cursor)
+                yield router_pb2.StreamUsageResponse(
+                    entries=[to_tenant(entry) for entry in response.entries],
+                    cursor=self._cursors.seal(tenant_id, response.cursor),
+                )
         except grpc.aio.AioRpcError as error:
             raise _told(error) from None
         finally:
@@ -90,6 +95,18 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
         return router_pb2.SumUsageResponse(totals=response.totals)
 
 
+def to_tenant(entry: metering_pb2.LedgerEntry) -> metering_pb2.LedgerEntry:
+    """Returns a row of the ledger as its tenant may see it; the chain's hash goes, too, for it can be tried for the position."""
+    shown = metering_pb2.LedgerEntry()
+    shown.CopyFrom(entry)
+    shown.correction = entry.correction or entry.corrects != 0
+    for field in ("position", "corrects", "chain_hash"):
+        shown.ClearField(field)
+    shown.event.ClearField("worker")
+    shown.event.ClearField("trace")
+    return shown
+
+
 def _own(asked: metering_pb2.UsageFilter, caller: Caller) -> metering_pb2.UsageFilter:
     """Returns what was asked for, of the caller's tenant and no other."""
     own = metering_pb2.UsageFilter()
@@ -106,10 +123,12 @@ def _told(error: grpc.aio.AioRpcError) -> MeshError:
     if told.code is Code.DEADLINE_EXCEEDED:
         return deadline_exceeded()
     log.warning("metering does not answer", reason=told.reason, message=told.message)
-    return MeshError(Code.UNAVAILABLE, "USAGE_UNAVAILABLE", "the ledger cannot be reached; try again", retry_after=1)
+    return MeshError(
+        Code.UNAVAILABLE, "USAGE_UNAVAILABLE", "the ledger cannot be reached now; try again in 1 s", retry_after=1
+    )
 
 
 def _too_many_streams(tenant_id: str) -> MeshError:
-    message = f"this router has {MAX_STREAMS} usage streams of the tenant, as many as it takes; end one first"
+    message = f"{MAX_STREAMS} usage streams of the tenant are open on this router, as many as it takes; end one first"
     violation = QuotaViolation(f"tenant:{tenant_id}", "usage_streams_per_router", MAX_STREAMS, MAX_STREAMS, 1)
     return MeshError(Code.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS", message, retry_after=1, quota_violations=[violation])

@@ -65,7 +65,12 @@ async def build_around(engine: Engine, config: WorkerConfig, stack: AsyncExitSta
         return tenant.isolation_key if tenant else None
 
     watcher = PolicyWatcher(
-        quota, peer, quota_pb2.WATCHER_KIND_WORKER, clock, changed=lambda: service.policies_changed()
+        quota,
+        peer,
+        quota_pb2.WATCHER_KIND_WORKER,
+        clock,
+        changed=lambda: service.policies_changed(),
+        serves=[(config.model, config.pool)],
     )
     service = WorkerService(engine, event_log, Roster(peer.id, peer.incarnation), clock, isolation_key, config.pool)
     server = WorkerServer(config, service, clock)

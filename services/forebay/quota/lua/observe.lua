@@ -3,7 +3,9 @@
 -- ARGV[2] lease, ms   then for each observation: request id, JSON {attempt, position, amounts: {<limit>: amount}, final}
 -- Returns how many were news.
 
-local now = present()
+if not BEGAN then
+  return 0
+end
 local lease, news = ARGV[2], 0
 
 local function is_news(observed, known)
@@ -20,11 +22,11 @@ for at = 3, #ARGV, 2 do
   if reservation and is_news(observed, reservation.observed) then
     reservation.observed = observed
     local expired = reservation.state == 'expired'
-    save_reservation(id, reservation, expired and now + patience(observed, lease) or redis.call('ZSCORE', DUE, id))
+    save_reservation(id, reservation, expired and NOW + patience(observed, lease) or redis.call('ZSCORE', DUE, id))
     news = news + 1
   end
 end
 if news > 0 then
-  keep(now)
+  keep()
 end
 return news

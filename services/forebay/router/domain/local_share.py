@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from forebay.errors import Code, MeshError, QuotaViolation
 from forebay.policy.limits import LIMITS, Kind, Limit, Usage
+from forebay.words import span
 
 WINDOW_S = 60.0
 # Admissions that are remembered at most; further requests are refused.
@@ -230,7 +231,7 @@ def _refused(violations: Iterable[QuotaViolation], wait_s: float) -> MeshError:
     return MeshError(
         Code.RESOURCE_EXHAUSTED,
         full[0].limit.upper(),
-        f"quota does not answer, and this router's part of the limits is used: {sentences}; try again in {wait_s:g} s",
+        f"quota does not answer, and this router's part of the limits is used: {sentences}; try again in {span(wait_s)}",
         retry_after=wait_s,
         quota_violations=full,
     )
