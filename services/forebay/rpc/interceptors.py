@@ -15,6 +15,7 @@ import contextlib
 import functools
 import inspect
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
@@ -154,11 +155,11 @@ async def errors(call: Call) -> AsyncIterator[None]:
 def _forget_frames(error: BaseException) -> None:
     """Frees what the frames hold through which an error came, such as a message of megabytes.
 
-    gRPC keeps the error of an aborted call in a ring with the call, which the garbage collector finds whenever it comes to that.
+    The error of an aborted call and the call itself refer to each other, so they are there until the garbage collector comes.
     """
     link: BaseException | None = error
     while link is not None:
-        link.__traceback__ = None
+        traceback.clear_frames(link.__traceback__)
         link = link.__context__
 
 
