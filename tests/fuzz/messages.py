@@ -162,7 +162,7 @@ class Generator:
         return message
 
     def parts(self, kind: Descriptor) -> bytes:
-        """Returns one field of a message 100,000 times, as protobuf's encoding allows for any: map entries, and what comes once."""
+        """Returns one field of a message 100,000 times, as protobuf's encoding allows even for one that comes once."""
         fields = [field for field in kind.fields if field.message_type or field.type == FieldDescriptor.TYPE_STRING]
         if not fields:
             return b""
