@@ -57,8 +57,8 @@ async def test_without_a_key_a_message_is_not_even_looked_at(world: RouterWorld,
 @pytest.mark.parametrize(
     ("rpc", "data", "field"),
     [
-        ("Generate", label(100_000), "options.labels"),
-        ("StreamGenerate", label(9), "options.labels"),
+        ("Generate", label(100_000), "labels"),
+        ("StreamGenerate", label(9), "labels"),
         ("CountTokens", router_pb2.CountTokensRequest(model="m" * 2_000).SerializeToString(), "model"),
         ("ListModels", router_pb2.ListModelsRequest(page_token="t" * 2_000).SerializeToString(), "page_token"),
         ("Embed", router_pb2.EmbedRequest(texts=["t"] * 257).SerializeToString(), "texts"),

@@ -344,7 +344,13 @@ async def test_usage_is_the_callers_own_whatever_it_asks_for(world: RouterWorld)
     totals = await world.usage.SumUsage(router_pb2.SumUsageRequest(filter=theirs), metadata=METADATA)
     assert totals.totals[0].requests == 3
     assert world.metering.filters == [metering_pb2.UsageFilter(tenant_ids=["acme"], models=["tiny"])] * 3
-    for cursor in ("bad", "v1:1", response.cursor[:-1] + "A", UsageCursors(PEPPER).seal("globex", "v1:1")):
+    middle = "A" if response.cursor[40] != "A" else "B"
+    for cursor in (
+        "bad",
+        "v1:1",
+        response.cursor[:40] + middle + response.cursor[41:],
+        UsageCursors(PEPPER).seal("globex", "v1:1"),
+    ):
         bad = world.usage.StreamUsage(router_pb2.StreamUsageRequest(cursor=cursor), metadata=METADATA)
         assert (await failure(bad)).reason == "BAD_CURSOR"
     following = world.usage.StreamUsage(router_pb2.StreamUsageRequest(follow=True), metadata=METADATA)
