@@ -106,7 +106,7 @@ def usage_tail(
         start = "beginning"
     query = ledger.Query(
         start=_start(start),
-        request_ids=() if request is None else (request,),
+        request_ids=None if request is None else (request,),
         follow=request is None if follow is None else follow,
     )
     if everyone:
