@@ -209,8 +209,8 @@ async def test_an_expired_reservation_that_never_started_is_charged_nothing_and_
     assert await store.sweep("acme", 100) == Swept()
 
 
-def observation(name: str, attempt: int, position: int, completion: int, *, final: bool) -> Observation:
-    return Observation(name * 32, attempt, position, amounts_of(Usage(1, 10, completion)), final)
+def observation(name: str, position: int, completion: int, *, final: bool) -> Observation:
+    return Observation(name * 32, position, amounts_of(Usage(1, 10, completion)), final)
 
 
 async def tokens(store: CounterStore, tenant: TenantPolicy) -> int:
@@ -221,7 +221,7 @@ async def test_what_is_observed_counts_only_once_the_lease_has_lapsed(
     store: CounterStore, tenant: TenantPolicy, reserve: Reserve, clock: FakeClock
 ) -> None:
     await reserve("a", 10, 50)
-    assert await store.observe("acme", [observation("a", 1, 1, 5, final=True)]) == 1
+    assert await store.observe("acme", [observation("a", 1, 5, final=True)]) == 1
     assert await tokens(store, tenant) == 60
     clock.advance(20)
     assert await store.renew("acme", ROUTER, ["a" * 32], rows_of(tenant, Usage(0, 0, 0))) == []
@@ -247,7 +247,7 @@ async def test_usage_that_comes_after_the_lease_settles_at_once(
     clock.advance(30)
     await store.sweep("acme", 100)
     assert await store.sweep("acme", 100) == Swept()
-    await store.observe("acme", [observation("a", 1, 1, 5, final=True)])
+    await store.observe("acme", [observation("a", 1, 5, final=True)])
     assert await store.sweep("acme", 100) == Swept(settled=1)
     assert await tokens(store, tenant) == 15
 
@@ -259,11 +259,11 @@ async def test_another_attempt_may_follow_for_one_lease(
     await reserve("b", 10, 20)
     clock.advance(30)
     await store.sweep("acme", 100)
-    lost = [observation(name, 1, 1, 5, final=False) for name in "ab"]
+    lost = [observation(name, 1, 5, final=False) for name in "ab"]
     await store.observe("acme", lost)
     clock.advance(20)
     assert await store.sweep("acme", 100) == Swept()
-    await store.observe("acme", [*lost, observation("a", 2, 2, 9, final=False)])  # the first of them are no news
+    await store.observe("acme", [*lost, observation("a", 2, 9, final=False)])  # the first of them are no news
     clock.advance(9)
     assert await store.sweep("acme", 100) == Swept()
     clock.advance(1)
@@ -279,13 +279,13 @@ async def test_the_last_row_of_the_last_attempt_counts_in_whichever_order_they_c
 ) -> None:
     await reserve("a", 10, 50)
     known = [
-        observation("a", 1, 1, 20, final=False),
-        observation("a", 2, 2, 30, final=True),
-        observation("a", 2, 4, 31, final=True),  # a correction
+        observation("a", 1, 20, final=False),
+        observation("a", 2, 30, final=True),
+        observation("a", 4, 31, final=True),  # a correction
     ]
     assert await store.observe("acme", [known[1], known[0]]) == 1
     assert await store.observe("acme", [known[2], *known]) == 1
-    assert await store.observe("acme", [observation("b", 1, 5, 1, final=True)]) == 0
+    assert await store.observe("acme", [observation("b", 5, 1, final=True)]) == 0
     clock.advance(30)
     await store.sweep("acme", 100)
     await store.sweep("acme", 100)
@@ -298,7 +298,7 @@ async def test_a_late_settlement_goes_before_what_was_observed(
     await reserve("a", 10, 50)
     clock.advance(30)
     await store.sweep("acme", 100)
-    await store.observe("acme", [observation("a", 1, 1, 5, final=True)])
+    await store.observe("acme", [observation("a", 1, 5, final=True)])
     assert await settle(store, "a", Usage(1, 10, 6))
     assert await store.sweep("acme", 100) == Swept()
     assert await tokens(store, tenant) == 16
@@ -310,7 +310,7 @@ async def test_a_revived_lease_is_its_routers_again_whatever_was_observed(
     await reserve("a", 10, 50)
     clock.advance(30)
     await store.sweep("acme", 100)
-    await store.observe("acme", [observation("a", 1, 1, 5, final=True)])
+    await store.observe("acme", [observation("a", 1, 5, final=True)])
     assert await store.renew("acme", ROUTER, ["a" * 32], rows_of(tenant, Usage(0, 0, 0))) == []
     assert await store.sweep("acme", 100) == Swept()
     assert await settle(store, "a", Usage(1, 10, 6))

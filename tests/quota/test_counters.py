@@ -62,7 +62,7 @@ def test_no_minute_and_no_moment_exceeds_a_limit(history: list[tuple[int, str, i
         elif act == "observe" and chosen:
             used = Usage(1, chosen.prompt_tokens, completion % (chosen.max_completion_tokens + 1))
             final = prompt % 2 == 0
-            counters.observe(now, [Observation(chosen.request_id, number, 1, amounts_of(used), final)])
+            counters.observe(now, [Observation(chosen.request_id, number, amounts_of(used), final)])
             observed[chosen.request_id] = used
         elif act == "renew" and chosen:
             counters.renew(now, ROUTER, [chosen.request_id], rows_of(TENANT, NOTHING))

@@ -103,6 +103,7 @@ def rows(draw: st.DrawFn, least: int = 0) -> tuple[Row, ...]:
         row("tenant:t", "concurrent_requests", Kind.HOLD),
         row("key:k", "concurrent_requests", Kind.HOLD),
         row("key:k", "tokens_per_day", Kind.PERIOD),
+        row("tenant:t", "tokens_per_day", Kind.PERIOD),
         row("tenant:t", "daily_budget_nano_usd", Kind.PERIOD, SCALE),
     )
 
@@ -126,8 +127,7 @@ def step(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Ste
 observations = st.builds(
     Observation,
     request_ids,
-    st.integers(1, 3),
-    st.integers(1, 5),
+    st.integers(1, 9),
     used,
     st.booleans(),
 )

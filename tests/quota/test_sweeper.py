@@ -25,6 +25,7 @@ class Counters(InMemoryCounters):
 
     away = False
     life = "first"
+    evicts = ""
     unknown = ""
 
     def __init__(self, clock: FakeClock) -> None:
@@ -34,7 +35,7 @@ class Counters(InMemoryCounters):
     async def ping(self) -> Pulse:
         if self.away:
             raise MeshError(Code.UNAVAILABLE, "QUOTA_STORE_UNAVAILABLE", "away")
-        return Pulse(self.life, self._now())
+        return Pulse(self.life, self._now(), self.evicts)
 
     async def sweep(self, tenant_id: str, most: int, not_after_ms: int | None = None) -> Swept:
         if tenant_id == self.unknown:
@@ -161,6 +162,20 @@ async def test_a_clock_that_steps_back_keeps_no_lease(
     assert await states(counters) == {State.EXPIRED}
 
 
+async def test_a_server_that_may_evict_keys_is_warned_of_once(
+    counters: Counters, clock: FakeClock, reachable: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr("forebay.quota.sweeper.log.warning", lambda _, **values: warnings.append(values["policy"]))
+    counters.evicts = "allkeys-lru"
+    await pass_time(clock, 5)
+    counters.evicts = ""
+    await pass_time(clock, 2)
+    counters.evicts = "volatile-lru"
+    await pass_time(clock, 2)
+    assert warnings == ["allkeys-lru", "volatile-lru"]
+
+
 async def test_after_a_start_nothing_expires_for_one_lease(counters: Counters, clock: FakeClock) -> None:
     await hold(counters)
     await pass_time(clock, 100)  # nobody sweeps
@@ -177,12 +192,12 @@ async def test_a_dead_routers_request_ends_within_a_lease_and_a_round_of_its_usa
     counters: Counters, clock: FakeClock, reachable: list[bool]
 ) -> None:
     await hold(counters, 2)
-    ended = Observation("0" * 32, 1, 7, {"tokens_per_minute": 2}, final=True)
+    ended = Observation("0" * 32, 7, {"tokens_per_minute": 2}, final=True)
     await counters.observe("quiet", [ended])
     await pass_time(clock, 36)
     (other,) = await counters.reservations("quiet", "", 10)
     assert (other.order.request_id, other.state) == (f"{1:032x}", State.EXPIRED)
-    lost = Observation(f"{1:032x}", 1, 8, {"tokens_per_minute": 2}, final=False)
+    lost = Observation(f"{1:032x}", 8, {"tokens_per_minute": 2}, final=False)
     await counters.observe("quiet", [lost])
     await pass_time(clock, 36)
     assert await counters.reservations("quiet", "", 10) == []

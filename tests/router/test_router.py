@@ -377,7 +377,8 @@ async def test_usage_is_the_callers_own_whatever_it_asks_for(world: RouterWorld)
     totals = await world.usage.SumUsage(router_pb2.SumUsageRequest(filter=theirs), metadata=METADATA)
     assert totals.totals[0].requests == 3
     assert world.metering.filters == [metering_pb2.UsageFilter(tenant_ids=["acme"], models=["tiny"])] * 3
-    for cursor in ("bad", "v1:1", response.cursor[:-1] + "A", UsageCursors(PEPPER).seal("globex", "v1:1")):
+    changed = response.cursor[:-1] + ("Q" if response.cursor[-1] == "A" else "A")
+    for cursor in ("bad", "v1:1", changed, UsageCursors(PEPPER).seal("globex", "v1:1")):
         bad = world.usage.StreamUsage(router_pb2.StreamUsageRequest(cursor=cursor), metadata=METADATA)
         assert (await failure(bad)).reason == "BAD_CURSOR"
     following = world.usage.StreamUsage(router_pb2.StreamUsageRequest(follow=True), metadata=METADATA)

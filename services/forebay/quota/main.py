@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 from forebay.api.quota.v1 import quota_pb2_grpc
-from forebay.clock import Clock, SystemClock
+from forebay.clock import Clock, SteadyClock, SystemClock
 from forebay.journal import Journal
 from forebay.lifecycle import background, run_service
 from forebay.policy.model import LossPolicy
@@ -68,7 +68,7 @@ async def policies(
 
 async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     """Returns the server, ready to start; what runs beside it ends with `stack`."""
-    clock = SystemClock()
+    clock = SteadyClock(SystemClock())
     served = Served()
     feed, administration, refused = await policies(config, clock, stack, served)
     redis = RedisCounters(config.redis_url, config.terms())
@@ -120,7 +120,7 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
 
     link = check = None
     if metering is not None and sums is not None:
-        link = MeteringLink(metering, counters, clock, prices)
+        link = MeteringLink(metering, counters, clock)
         check = BudgetCheck(feed, counters, sums, clock)
         await stack.enter_async_context(background(PriceLink(metering, prices).run(), "prices"))
         await stack.enter_async_context(background(link.run(), "usage"))

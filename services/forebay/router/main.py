@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from forebay.api.common.v1 import common_pb2
 from forebay.api.quota.v1 import quota_pb2
 from forebay.api.router.v1 import router_pb2_grpc
-from forebay.clock import SystemClock
+from forebay.clock import SteadyClock, SystemClock
 from forebay.journal import Journal
 from forebay.lifecycle import background, run_service
 from forebay.memory import give_back_early
@@ -51,7 +51,7 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
         channelz=config.channelz,
         public=True,
     )
-    clock = SystemClock()
+    clock = SteadyClock(SystemClock())
     me = common_pb2.Peer(id=config.id, incarnation=int(clock.now() * 1e6))
     live: LiveRequests = {}
 

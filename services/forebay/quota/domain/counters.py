@@ -51,6 +51,23 @@ class _Entry:
     observed: Observation | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """A settled reservation while it is remembered, with what days and months were charged, which the ledger may yet correct.
+
+    Attributes:
+        periods: by counter name, the period and what it was charged.
+        amounts: what was charged, by limit.
+        position: of the ledger's row that it was charged by; 0 for what the router said.
+    """
+
+    owner: Router
+    forget_at_ms: int
+    periods: Mapping[str, str]
+    amounts: Mapping[str, int]
+    position: int
+
+
 class TenantCounters:
     """The state of one tenant and what can be done with it."""
 
@@ -62,7 +79,7 @@ class TenantCounters:
         self._meters = Meters()
         self._durations = Durations()
         self._live: dict[str, _Entry] = {}
-        self._settled: dict[str, tuple[Router, int]] = {}
+        self._settled: dict[str, _Settled] = {}
 
     def begin(self, clock_ms: int, *, lost: bool) -> bool:
         """Puts an absent tenant's counters there, as a new one's or to gather what a lost one's were; False if they are.
@@ -200,10 +217,16 @@ class TenantCounters:
         return True
 
     def observe(self, clock_ms: int, observations: Sequence[Observation]) -> int:
-        """Keeps what the ledger says of live reservations; returns how many observations were news."""
+        """Keeps what the ledger says of live reservations, and corrects days and months of settled ones by it.
+
+        Returns how many observations were news.
+        """
         now_ms = self._timeline.at(clock_ms)
         news = 0
         for observation in observations:
+            if observation.request_id in self._settled:
+                news += self._correct(observation)
+                continue
             entry = self._live.get(observation.request_id)
             if entry is None or not observation.is_news_after(entry.observed):
                 continue
@@ -257,7 +280,7 @@ class TenantCounters:
         if not_after_ms is not None and clock_ms > not_after_ms:
             return Swept()
         live = [(entry.reservation.due_ms, request_id) for request_id, entry in self._live.items()]
-        remembered = [(forget_at, request_id) for request_id, (_, forget_at) in self._settled.items()]
+        remembered = [(settled.forget_at_ms, request_id) for request_id, settled in self._settled.items()]
         due = sorted(item for item in live + remembered if item[0] <= now_ms)[:most]
         if due:
             self._timeline.advance(clock_ms)
@@ -316,7 +339,7 @@ class TenantCounters:
     def _owner(self, request_id: str) -> Router | None:
         if request_id in self._live:
             return self._live[request_id].reservation.order.router
-        return self._settled[request_id][0] if request_id in self._settled else None
+        return self._settled[request_id].owner if request_id in self._settled else None
 
     def _extend(self, now_ms: int, entry: _Entry) -> None:
         reservation = replace(entry.reservation, state=State.HELD, due_ms=now_ms + self._terms.lease_ms)
@@ -350,13 +373,31 @@ class TenantCounters:
         for name, taken in entry.windows.items():
             difference = amounts.get(name.rpartition("/")[2], 0) - taken
             self._meters.correct_window(name, now_ms, entry.reservation.reserved_at_ms, difference)
+        observed = entry.observed
+        known = observed is not None and observed.covers(amounts)
+        charged, position = (observed.amounts, observed.position) if observed and known else (amounts, 0)
         for name, (taken, period) in entry.periods.items():
-            self._meters.correct_period(name, period, amounts.get(name.rpartition("/")[2], 0) - taken)
+            self._meters.correct_period(name, period, charged.get(name.rpartition("/")[2], 0) - taken)
         if entry.reservation.state is State.HELD:
             self._hold(now_ms, entry, -1)
         order = entry.reservation.order
         del self._live[order.request_id]
-        self._settled[order.request_id] = (order.router, now_ms + self._terms.remembered_ms)
+        forget_at_ms = now_ms + self._terms.remembered_ms
+        periods = {name: period for name, (_, period) in entry.periods.items()}
+        self._settled[order.request_id] = _Settled(order.router, forget_at_ms, periods, charged, position)
+
+    def _correct(self, observation: Observation) -> bool:
+        """Has days and months be charged with what the ledger says of a settled request; returns whether that is news."""
+        settled = self._settled[observation.request_id]
+        if observation.position <= settled.position or not settled.periods or not observation.covers(settled.amounts):
+            return False
+        for name, period in settled.periods.items():
+            limit = name.rpartition("/")[2]
+            difference = observation.amounts.get(limit, 0) - settled.amounts.get(limit, 0)
+            self._meters.correct_period(name, period, difference)
+        changed = replace(settled, amounts=observation.amounts, position=observation.position)
+        self._settled[observation.request_id] = changed
+        return True
 
 
 def _fits(total: int, value: int | None) -> bool:

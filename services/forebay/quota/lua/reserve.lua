@@ -19,7 +19,8 @@ local function owner()
   if reservation then
     return reservation.router .. '/' .. reservation.incarnation
   end
-  return redis.call('HGET', SETTLED, id)
+  local settled = load_settled(id)
+  return settled and settled.owner
 end
 
 -- What is used of a row; of a rate in thousandths.

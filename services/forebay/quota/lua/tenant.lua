@@ -23,9 +23,10 @@
 --                               <request id>       JSON {router, incarnation, state: held | expired, at: ms, prompt, max,
 --                                                  windows: {<row>: amount}, holds: {<row>: amount},
 --                                                  periods: {<row>: {amount, period}},
---                                                  observed: {attempt, position, amounts: {<limit>: amount}, final}}
+--                                                  observed: {position, amounts: {<limit>: amount}, final}}
 --   KEYS[3] settled       hash  ""                 "", likewise
---                               <request id>       "<router>/<incarnation>", remembered for repeats
+--                               <request id>       JSON {owner: "<router>/<incarnation>", position, periods: {<row>: period},
+--                                                  amounts: {<limit>: amount}}, remembered for repeats and for corrections
 --   KEYS[4] due           zset  <request id> by ms at which its state ends by itself; the key is there if there is any request
 --
 -- A row is "<subject>/<limit>", such as tenant:acme/tokens_per_minute.
@@ -295,10 +296,40 @@ local function patience(observed, lease, provisional)
   return observed.final and 0 or lease
 end
 
+local function limit_of(row)
+  return row:match('[^/]*$')
+end
+
+-- Whether the ledger has at least the tokens of a settlement: else some of its rows are still to come.
+local function covers(observed, amounts)
+  return (tonumber(observed.amounts.tokens_per_day) or 0) >= (tonumber(amounts.tokens_per_day) or 0)
+end
+
+-- Nothing unless it is settled and remembered. An earlier release wrote the owner alone.
+local function load_settled(id)
+  local text = redis.call('HGET', SETTLED, id)
+  if text and text:sub(1, 1) ~= '{' then
+    return { owner = text, position = 0, periods = {}, amounts = {} }
+  end
+  return text and cjson.decode(text)
+end
+
+-- Changes what was taken in a period, if anything is remembered of it.
+local function correct_period(row, period, difference)
+  local field = difference ~= 0 and period_field(row, period)
+  if field then
+    redis.call('HINCRBY', COUNTERS, field, difference)
+  end
+end
+
 -- Replaces what a reservation took by what was used, by limit; a limit that is not named was not used.
+-- Of days and months the ledger knows better, if it knows all.
 local function finish(id, reservation, amounts, remembered)
+  local observed = reservation.observed
+  local known = observed and covers(observed, amounts)
+  local charged = known and observed.amounts or amounts
   local function difference(row, taken)
-    return (tonumber(amounts[row:match('[^/]*$')]) or 0) - taken
+    return (tonumber(amounts[limit_of(row)]) or 0) - taken
   end
   local admitted_in = second_of(reservation.at)
   if admitted_in >= second_of(NOW) - WINDOW_S then
@@ -310,17 +341,20 @@ local function finish(id, reservation, amounts, remembered)
       end
     end
   end
+  local settled = {
+    owner = reservation.router .. '/' .. reservation.incarnation, position = known and observed.position or 0,
+    periods = {}, amounts = {},
+  }
   for row, taken in pairs(reservation.periods) do
-    local more = difference(row, taken[1])
-    local field = more ~= 0 and period_field(row, taken[2])
-    if field then
-      redis.call('HINCRBY', COUNTERS, field, more)
-    end
+    local limit = limit_of(row)
+    correct_period(row, taken[2], (tonumber(charged[limit]) or 0) - taken[1])
+    settled.periods[row], settled.amounts[limit] = taken[2], charged[limit]
+    settled.amounts.tokens_per_day = charged.tokens_per_day
   end
   if reservation.state == 'held' then
     hold(reservation, -1)
   end
   redis.call('HDEL', RESERVATIONS, id)
-  redis.call('HSET', SETTLED, id, reservation.router .. '/' .. reservation.incarnation)
+  redis.call('HSET', SETTLED, id, cjson.encode(settled))
   redis.call('ZADD', DUE, NOW + remembered, id)
 end
