@@ -13,6 +13,8 @@ from forebay.testing.processes import MeshProcesses
 from .records import Books, Row
 
 DEADLINE_S = 20.0
+# What the ledger says, too; a month goes on at midnight.
+BUDGETS = ("tokens_per_day", "monthly_budget_nano_usd")
 
 
 async def read_books(mesh: MeshProcesses, tenants: Iterable[str]) -> Books:
@@ -24,6 +26,7 @@ async def read_books(mesh: MeshProcesses, tenants: Iterable[str]) -> Books:
     rows: list[Row] = []
     open_reservations: list[str] = []
     slots = 0
+    budgets: dict[str, dict[str, int]] = {}
     async with connect(mesh.router_address(), caller="client") as router, mesh.channel("quota") as quota:
         stub: quota_pb2_grpc.QuotaServiceAsyncStub = quota_pb2_grpc.QuotaServiceStub(quota)
         for tenant in tenants:
@@ -37,7 +40,8 @@ async def read_books(mesh: MeshProcesses, tenants: Iterable[str]) -> Books:
             open_reservations += await _open_reservations(stub, tenant)
             peek = await stub.Peek(quota_pb2.PeekRequest(tenant_id=tenant), timeout=DEADLINE_S)
             slots += sum(limit.used for limit in peek.limits if limit.limit == "concurrent_requests")
-    return Books(tuple(rows), tuple(open_reservations), slots)
+            budgets[tenant] = {limit.limit: limit.used for limit in peek.limits if limit.limit in BUDGETS}
+    return Books(tuple(rows), tuple(open_reservations), slots, budgets)
 
 
 async def _open_reservations(stub: quota_pb2_grpc.QuotaServiceAsyncStub, tenant: str) -> list[str]:
@@ -70,4 +74,5 @@ def _row(entry: metering_pb2.LedgerEntry) -> Row:
         completion_from=event.completion_from,
         prompt_tokens=entry.billed_prompt_tokens,
         completion_tokens=entry.billed_completion_tokens,
+        cost_nano_usd=entry.cost_nano_usd,
     )
