@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from forebay.rpc.client import HUNG_AFTER_S
 
-from .plan import KINDS, LEASE_S, SCHEDULERS, SERVICES, WORKERS, Strike, kind_of
+from .plan import KINDS, LEASE_S, ROUTERS, SCHEDULERS, SERVICES, WORKERS, Strike, kind_of
 from .records import Answer, Books, End, Life, PoolSample, Row, Span, Struck, Try
 from .spans import covers, intersection, outside, seconds_within, union
 
@@ -36,6 +36,9 @@ DEATH_SEEN_S = 2.0
 # How long a call may take while everything is there, and how late it may come to its deadline, on a machine that is busy.
 HANGS_S = 40.0
 DEADLINE_SLACK_S = 5.0
+# How long a client may be refused while everything is there; and how long a tenant whose state Redis has lost is, at most.
+REFUSED_S = 15.0
+REBUILT_WITHIN_S = 75.0
 # How long after a strike on Redis or the schedulers, or on a worker, the scheduling is as always, and what a moment is.
 SETTLES_S = 10.0
 WORKER_SETTLES_S = 5.0
@@ -49,6 +52,7 @@ ROUNDED_LINES = 5
 FAULTS = (
     "kill_points_missed",
     "hung",
+    "given_up",
     "waiting_beside_idle",
     "budgets_differing",
     "broken_streams",
@@ -105,6 +109,7 @@ class Verdict:
     """The figures, and for each fault what it was about.
 
     Attributes:
+        errors: how often a call ended with which code and reason.
         faults: by the names of `FAULTS`.
         notes: by the names of `FAULTS`: one line for each case.
     """
@@ -117,6 +122,7 @@ class Verdict:
     quiet_samples: int = 0
     strikes: Counter[str] = field(default_factory=Counter)
     kills: dict[str, int] = field(default_factory=dict)
+    errors: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     notes: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
@@ -152,7 +158,7 @@ class Verdict:
         }
 
 
-def judge(tries: Iterable[Try], answers: Sequence[Answer], seen: Seen, books: Books) -> Verdict:
+def judge(tries: Sequence[Try], answers: Sequence[Answer], seen: Seen, books: Books) -> Verdict:
     """Returns the verdict on a run.
 
     Args:
@@ -184,12 +190,15 @@ def judge(tries: Iterable[Try], answers: Sequence[Answer], seen: Seen, books: Bo
         _check_time(verdict, call, seen)
         _check_end(verdict, call, seen)
         _check_rows(verdict, call, answer, rows, seen.lives)
+        if call.end in (End.FAILED, End.LATE):
+            verdict.errors[call.error.partition(":")[0]] += 1
         if call.end is End.FINISHED:
             verdict.completed += 1
         elif call.end is End.LEFT:
             verdict.aborted += 1
         if call.end is not End.FAILED and len({row.attempt for row in rows}) > 1:
             verdict.continued += 1
+    _check_persistence(verdict, tries, seen)
     for label, rows in rows_of.items():
         billed = sum(row.prompt_tokens + row.completion_tokens for row in rows)
         verdict.blame("double_events", f"a row of a request that nobody made: {label!r}, {billed} tokens")
@@ -296,11 +305,40 @@ def _check_time(verdict: Verdict, call: Try, seen: Seen) -> None:
     if call.ended > call.began + call.deadline_s + DEADLINE_SLACK_S + _router_paused(call, seen):
         verdict.blame("hung", f"{_told(call)}: {call.ended - call.began:.1f} s, of {call.deadline_s:.1f} s that it had")
         return
-    needed = (call.router,), WORKERS, SCHEDULERS, *((name,) for name in SERVICES)
-    there = intersection(*(seen.serving(*names) for names in needed), outside(seen.strikes(Strike.FULL_DISK)))
-    took = seconds_within(there, call.began, call.ended)
+    took = seconds_within(_all_there(seen, (call.router,)), call.began, call.ended)
     if took > HANGS_S:
         verdict.blame("hung", f"{_told(call)}: {took:.1f} s while all was there")
+
+
+def _check_persistence(verdict: Verdict, tries: Sequence[Try], seen: Seen) -> None:
+    """Looks for requests that were refused again and again while all was there that they needed, until their clients gave up."""
+    there = _all_there(seen, ROUTERS)
+    by_ask: defaultdict[int, list[Try]] = defaultdict(list)
+    for call in tries:
+        by_ask[call.ask].append(call)
+    for calls in by_ask.values():
+        first, last = calls[0], calls[-1]
+        if last.end is End.FAILED and not _lost_its_counters(last, seen):
+            took = seconds_within(there, first.began, last.ended)
+            if took > REFUSED_S:
+                verdict.blame("given_up", f"{_told(last)}: {len(calls)} calls, {took:.1f} s while all was there")
+
+
+def _lost_its_counters(call: Try, seen: Seen) -> bool:
+    """Returns whether Redis has lost a part of the tenant's state: until a minute after, all of its minutes count as used up."""
+    lost = (
+        struck.ended
+        for struck in seen.struck
+        if struck.disruption.strike is Strike.LOST_KEY and f"{{{call.tenant}}}" in struck.disruption.key
+    )
+    refused = call.error.startswith("RESOURCE_EXHAUSTED")
+    return refused and any(at <= call.ended <= at + REBUILT_WITHIN_S for at in lost)
+
+
+def _all_there(seen: Seen, routers: Sequence[str]) -> list[Span]:
+    """Returns when one of these routers, one of all else that a request needs, and room on the disk were there."""
+    needed = (routers, WORKERS, SCHEDULERS, *((name,) for name in SERVICES))
+    return intersection(*(seen.serving(*names) for names in needed), outside(seen.strikes(Strike.FULL_DISK)))
 
 
 def _check_end(verdict: Verdict, call: Try, seen: Seen) -> None:

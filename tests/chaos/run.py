@@ -176,6 +176,9 @@ def table(verdict: Verdict) -> str:
         notes = verdict.notes[name] if name in FAULTS else []
         lines += [f"    {note}" for note in notes[:NOTES_SHOWN]]
         lines += [f"    and {len(notes) - NOTES_SHOWN} more"] * (len(notes) > NOTES_SHOWN)
+    lines += ["", "calls that ended with an error:"] + [
+        f"{count:>11}  {name}" for name, count in verdict.errors.most_common()
+    ]
     return "\n".join(lines)
 
 

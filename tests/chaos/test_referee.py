@@ -9,7 +9,7 @@ import pytest
 
 from .plan import KINDS, PROCESSES, SCHEDULERS, Disruption, Strike
 from .records import Answer, Books, End, Life, PoolSample, Row, Struck, Try
-from .referee import FAULTS, HANGS_S, SETTLES_S, Seen, Verdict, judge
+from .referee import FAULTS, HANGS_S, REFUSED_S, SETTLES_S, Seen, Verdict, judge
 
 WHOLE = Answer((11, 12, 13, 14, 15), "one two three four five")
 FINISHED, LEFT, SILENT, BROKEN, CONTINUED, ORPHAN = range(6)
@@ -308,7 +308,7 @@ def test_a_router_that_was_paused_may_have_lost_leases_and_connections_and_says_
     call = story.tries[BROKEN]
     call.router, call.typed, call.error = "router-1", True, "ABORTED LEASE_LOST: it was away"
     assert set(story.judged().faults) == {"broken_streams"}
-    call.ended = 40.0
+    call.ended = 33.0
     story.living("router-1").pauses.append((21.0, 25.0))
     assert story.judged().clean
     call.typed, call.error = False, "UNAVAILABLE GRPC_UNAVAILABLE: Stream removed (ping timeout)"
@@ -328,6 +328,27 @@ def test_a_call_hangs_when_it_goes_on_though_all_that_it_needs_is_there() -> Non
     assert not story.judged().clean
     disk = Disruption(0, PROCESSES, strike=Strike.FULL_DISK, seconds=14.0)
     story.struck.append(Struck(disk, 32.0, 46.0))
+    assert story.judged().clean
+
+
+def test_a_client_that_gives_up_though_all_was_there_was_refused_for_too_long() -> None:
+    story = Story()
+    call = story.tries[BROKEN]
+    call.request_id, call.typed, call.error, call.tokens = "", True, "RESOURCE_EXHAUSTED GLOBAL_LIMIT: wait", []
+    call.deltas, call.text = [], ""
+    story.rows.pop()
+    call.ended = call.began + REFUSED_S
+    assert story.judged().clean
+    call.ended += 1.0
+    assert set(story.judged().faults) == {"given_up"}
+    lost = Disruption(0, ("valkey",), strike=Strike.LOST_KEY, key="forebay:{acme}:due")
+    story.struck.append(Struck(lost, 21.0, 21.0))
+    assert story.judged().clean, "its minutes count as used up until a minute after"
+    story.struck[0] = replace(story.struck[0], disruption=replace(lost, key="forebay:{globex}:due"))
+    assert not story.judged().clean
+    story.struck.clear()
+    story.tries.append(call_again := replace(call, label="3.1", began=call.ended, ended=call.ended + 1.0))
+    call_again.end, call_again.error = End.LEFT, ""
     assert story.judged().clean
 
 
