@@ -24,7 +24,7 @@ from itertools import pairwise
 
 from forebay.rpc.client import HUNG_AFTER_S
 
-from .plan import KINDS, LEASE_S, ROUTERS, SCHEDULERS, SERVICES, WORKERS, Strike, kind_of
+from .plan import KINDS, LEASE_S, ROUTERS, SCHEDULERS, SERVICES, WORKERS, Disruption, Strike, kind_of
 from .records import Answer, Books, End, Life, PoolSample, Row, Span, Struck, Try
 from .spans import covers, intersection, outside, seconds_within, union
 
@@ -51,6 +51,7 @@ ROUNDED_LINES = 5
 
 FAULTS = (
     "kill_points_missed",
+    "strikes_missed",
     "hung",
     "given_up",
     "waiting_beside_idle",
@@ -88,12 +89,14 @@ class Seen:
         struck: the disruptions that were carried out.
         samples: of the scheduler's pool, in order of time.
         missed_points: kill points that were armed, or were to be, and at which nobody died.
+        planned: the disruptions that were to be carried out.
     """
 
     lives: Sequence[Life]
     struck: Sequence[Struck] = ()
     samples: Sequence[PoolSample] = ()
     missed_points: Collection[str] = ()
+    planned: Sequence[Disruption] = ()
 
     def serving(self, *names: str) -> list[Span]:
         """Returns when at least one of these processes was healthy and ran."""
@@ -172,6 +175,9 @@ def judge(tries: Sequence[Try], answers: Sequence[Answer], seen: Seen, books: Bo
     _check_lives(verdict, seen.lives)
     for point in sorted(seen.missed_points):
         verdict.blame("kill_points_missed", point)
+    carried_out = Counter(struck.disruption for struck in seen.struck)
+    for disruption in Counter(seen.planned) - carried_out:
+        verdict.blame("strikes_missed", str(disruption))
     for reservation in books.open_reservations:
         verdict.blame("unsettled", reservation)
     verdict.blame("leaked_slots", "slots in use", books.slots)

@@ -132,7 +132,7 @@ async def _disturb(
         say("all asked; waiting until the books are closed")
 
         async def verdict() -> Verdict:
-            seen = Seen(lives.all, killer.struck, pools.samples, killer.missed)
+            seen = Seen(lives.all, killer.struck, pools.samples, killer.missed, plan.disruptions)
             return judge(load.tries, answers, seen, await _read(mesh, began))
 
         end = time.monotonic() + QUIET_WITHIN_S

@@ -402,6 +402,13 @@ def test_a_scheduler_that_was_paused_for_long_may_end_itself() -> None:
     assert story.judged().clean
 
 
+def test_a_strike_that_was_planned_and_not_made_is_found() -> None:
+    story = Story()
+    planned = [Disruption(at, ("quota",), strike=Strike.PAUSE, seconds=1.0) for at in (5, 5, 6)]
+    seen = Seen(story.lives, [Struck(planned[0], 5.0, 6.0)], planned=planned)
+    assert judge([], [], seen, Books()).faults == {"strikes_missed": 2}
+
+
 def test_strikes_are_counted_by_kind() -> None:
     story = Story()
     story.struck += [
