@@ -15,7 +15,7 @@ end
 
 local reservation = load_reservation(id)
 if reservation then
-  finish(id, reservation, amounts, now, remembered)
+  finish(id, reservation, amounts, tokens_of(amounts), now, remembered)
 end
 keep(now)
 return reservation and 1 or 0

@@ -24,7 +24,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', DUE, '-inf', now, 'LIMIT', 0, mo
     expired = expired + 1
   else
     local observed = reservation.observed
-    finish(id, reservation, observed and observed.amounts or {}, now, remembered)
+    finish(id, reservation, observed and observed.amounts or {}, 0, now, remembered)
     settled = settled + 1
   end
 end
