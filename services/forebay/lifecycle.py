@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from forebay import __version__
 from forebay.config import ConfigError, ServiceConfig
 from forebay.rpc.server import RpcServer
 from forebay.telemetry.logs import configure_logs, get_logger
@@ -49,6 +50,7 @@ def run_service(config_type: type[C], build: Build[C], hung_after_s: float | Non
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"forebay {__version__}")
     parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML file with the fields below")
     parser.add_argument("--validate", action="store_true", help="check the configuration, say what is wrong, and end")
     arguments = parser.parse_args()

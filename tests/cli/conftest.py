@@ -28,6 +28,9 @@ class ScriptedRouter(router_pb2_grpc.RouterServiceServicer, router_pb2_grpc.Usag
         options: of the last request.
         hang: goes silent after the deltas.
         cancelled: set when the stream was taken back.
+        pages: what a stream of usage yields: rows, or an error that ends it.
+        asked: the usage streams that were asked for.
+        endless: a usage stream that follows goes on without an end.
     """
 
     def __init__(self) -> None:
@@ -38,6 +41,9 @@ class ScriptedRouter(router_pb2_grpc.RouterServiceServicer, router_pb2_grpc.Usag
         self.options: router_pb2.GenerateOptions | None = None
         self.cancelled = asyncio.Event()
         self.address = ""
+        self.pages: list[list[metering_pb2.LedgerEntry] | MeshError] = [[], [entry()]]
+        self.asked: list[router_pb2.StreamUsageRequest] = []
+        self.endless = False
 
     def _admit(self, context: Any) -> None:
         if f"Bearer {KEY}" not in [value for name, value in context.invocation_metadata() if name == "authorization"]:
@@ -91,8 +97,13 @@ class ScriptedRouter(router_pb2_grpc.RouterServiceServicer, router_pb2_grpc.Usag
         self, request: router_pb2.StreamUsageRequest, context: Any
     ) -> AsyncIterator[router_pb2.StreamUsageResponse]:
         self._admit(context)
-        yield router_pb2.StreamUsageResponse(cursor="0")
-        yield router_pb2.StreamUsageResponse(entries=[entry()], cursor="1")
+        self.asked.append(request)
+        for number, page in enumerate(self.pages):
+            if isinstance(page, MeshError):
+                raise page
+            yield router_pb2.StreamUsageResponse(entries=page, cursor=str(number))
+        if self.endless and request.follow:
+            await asyncio.Event().wait()
 
     async def SumUsage(self, request: router_pb2.SumUsageRequest, context: Any) -> router_pb2.SumUsageResponse:
         group = [metering_pb2.UsageDimension.Name(dimension) for dimension in request.group_by]
@@ -104,18 +115,24 @@ def _usage() -> common_pb2.TokenUsage:
     return common_pb2.TokenUsage(prompt_tokens=7, completion_tokens=3)
 
 
-def entry() -> metering_pb2.LedgerEntry:
+def entry(
+    attempt: int = 1, prompt: int = 7, completion: int = 3, nano_usd: int = 1_234, corrects: int = 0, **fields: Any
+) -> metering_pb2.LedgerEntry:
     """A row of the ledger."""
-    event = metering_pb2.UsageEvent(
-        request_id=REQUEST_ID, attempt=1, tenant_id="acme", plan="enterprise", model="simulated",
-        outcome=metering_pb2.OUTCOME_COMPLETED, trace_id=TRACE_ID,
-    )  # fmt: skip
+    given = {
+        "tenant_id": "acme",
+        "plan": "enterprise",
+        "model": "simulated",
+        "outcome": metering_pb2.OUTCOME_COMPLETED,
+    } | fields
+    event = metering_pb2.UsageEvent(request_id=REQUEST_ID, attempt=attempt, trace_id=TRACE_ID, **given)
     event.gpu_time.FromMilliseconds(250)
     event.recomputed_gpu_time.FromMilliseconds(50)
     event.finished_at.FromSeconds(1_700_000_000)
     return metering_pb2.LedgerEntry(
-        position=1, event=event, cost_nano_usd=1_234, billed_prompt_tokens=7, billed_completion_tokens=3
-    )
+        position=attempt, event=event, cost_nano_usd=nano_usd, billed_prompt_tokens=prompt,
+        billed_completion_tokens=completion, corrects=corrects,
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -53,20 +53,20 @@ def test_dates_take_effect_to_the_microsecond(tmp_path: Path) -> None:
     ("text", "named"),
     [
         ("prices: [", ["is not YAML"]),
-        ("prices: 2026-13-45", ["is not YAML"]),
+        ("prices: 2026-13-45", ["prices.yaml:1: prices: 2026-13-45 is a date for some readers"]),
         pytest.param("prices: " + "[" * 1_000, ["is not YAML"], id="deep"),
-        ("", ["(whole)"]),
+        ("", ["prices.yaml:1: must hold fields"]),
         ("prices: []", ["default has no price for requests", "default has no price for gpu_seconds"]),
         (
             "prices:\n"
             "  - {subject: default, nano_usd_per_million: {prompt_tokens: 0.5, sunshine: 1}}\n"
             "  - {subject: plan:basic, effective_from: 2026-01-01, price: 3}\n",
             [
-                "0.nano_usd_per_million.prompt_tokens",
+                ":2: prices.0.nano_usd_per_million.prompt_tokens: must be a whole number",
                 "sunshine",
-                "1.nano_usd_per_million",
-                "1.price",
-                "1.effective_from",
+                ":3: prices.1.nano_usd_per_million: is missing",
+                ":3: prices.1.price: is not known",
+                ":3: prices.1.effective_from: 2026-01-01 is a date for some readers",
             ],
         ),
     ],

@@ -44,7 +44,7 @@ def test_no_minute_and_no_moment_exceeds_a_limit(history: list[tuple[int, str, i
     observed: dict[str, Usage] = {}
     for number, (pause, act, prompt, completion) in enumerate(history):
         now += pause
-        live = [held.order for held in counters.reservations("", 100)]
+        live = [held.order for held in counters.reservations(now, "", 100)]
         chosen = live[number % len(live)] if live else None
         if act == "reserve":
             order, most = Order(f"{number:032x}", ROUTER, prompt, completion), Usage(1, prompt, completion)
@@ -56,7 +56,7 @@ def test_no_minute_and_no_moment_exceeds_a_limit(history: list[tuple[int, str, i
             charged[chosen.request_id] = (charged[chosen.request_id][0], used)
         elif act == "sweep":
             counters.sweep(now, 100)
-            left = {held.order.request_id for held in counters.reservations("", 100)}
+            left = {held.order.request_id for held in counters.reservations(now, "", 100)}
             for request_id in {order.request_id for order in live} - left:
                 charged[request_id] = (charged[request_id][0], observed.get(request_id, NOTHING))
         elif act == "observe" and chosen:

@@ -227,7 +227,7 @@ async def test_an_admission_between_the_thresholds_carries_its_warning_and_its_p
 async def test_a_refusal_carries_its_details(quota: Any) -> None:
     await quota.Reserve(reserve("a", max_completion_tokens=80))
     error = await error_of(quota.Reserve(reserve("b")))
-    assert (error.code, error.reason, error.retry_after) == (Code.RESOURCE_EXHAUSTED, "TOKENS_PER_MINUTE", 61.0)
+    assert (error.code, error.reason, error.retry_after) == (Code.RESOURCE_EXHAUSTED, "TOKENS_PER_MINUTE", 1.0)
     assert error.quota_violations == (QuotaViolation("tenant:acme", "tokens_per_minute", 100, 90, 30),)
 
 
@@ -249,7 +249,7 @@ async def test_death_can_be_had_when_the_counters_know_and_the_router_does_not(
     passed: list[tuple[str, int]] = []
 
     def reached(point: str) -> None:
-        passed.append((point, len(counters._tenants["acme"].reservations("", 10))))
+        passed.append((point, len(counters._tenants["acme"].reservations(1, "", 10))))
 
     monkeypatch.setattr(killpoints, "reached", reached)
     await quota.Reserve(reserve("a"))

@@ -9,11 +9,11 @@ import pytest
 
 from forebay.errors import Code, MeshError
 from forebay.policy.model import ServiceClass, TenantPolicy
-from forebay.quota.counters import InMemoryCounters
+from forebay.quota.counters import InMemoryCounters, Pulse
 from forebay.quota.domain.limits import Usage, rows_of
 from forebay.quota.domain.rebuild import CountersUnknownError
 from forebay.quota.domain.reservations import Observation, Order, Router, State, Swept, Terms
-from forebay.quota.sweeper import MOST_AT_ONCE, Sweeper
+from forebay.quota.sweeper import MOST_AT_ONCE, TOLERANCE_MS, Sweeper
 from forebay.testing.clock import FakeClock
 
 LEASE_S = 30.0
@@ -21,26 +21,30 @@ TENANT = TenantPolicy("quiet", "basic", ServiceClass.BRONZE, 500)
 
 
 class Counters(InMemoryCounters):
-    """The twin, with an outage at will."""
+    """The twin, with an outage at will, and a clock that steps."""
 
     away = False
     life = "first"
     unknown = ""
 
-    async def ping(self) -> str:
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(Terms(), lambda: int(clock.now() * 1000) + self.ahead_ms)
+        self.ahead_ms = 0
+
+    async def ping(self) -> Pulse:
         if self.away:
             raise MeshError(Code.UNAVAILABLE, "QUOTA_STORE_UNAVAILABLE", "away")
-        return self.life
+        return Pulse(self.life, self._now())
 
-    async def sweep(self, tenant_id: str, most: int) -> Swept:
+    async def sweep(self, tenant_id: str, most: int, not_after_ms: int | None = None) -> Swept:
         if tenant_id == self.unknown:
             raise CountersUnknownError(tenant_id)
-        return await super().sweep(tenant_id, most)
+        return await super().sweep(tenant_id, most, not_after_ms)
 
 
 @pytest.fixture
 def counters(clock: FakeClock) -> Counters:
-    return Counters(Terms(), lambda: int(clock.now() * 1000))
+    return Counters(clock)
 
 
 @pytest.fixture
@@ -123,6 +127,37 @@ async def test_an_absence_between_two_looks_is_noticed(
     await pass_time(clock, 29)
     assert await states(counters) == {State.HELD}
     await pass_time(clock, 6)
+    assert await states(counters) == {State.EXPIRED}
+
+
+@pytest.mark.parametrize("seconds", [600, 86_400, 400 * 86_400])
+async def test_a_clock_that_steps_forward_expires_nothing_for_one_lease(
+    counters: Counters, clock: FakeClock, reachable: list[bool], seconds: int
+) -> None:
+    await hold(counters)
+    await pass_time(clock, 20)
+    await counters.renew("quiet", Router("router-1", 1), ["0" * 32], [])
+    counters.ahead_ms = seconds * 1000
+    assert (
+        await counters.sweep("quiet", 9, int(clock.now() * 1000) + TOLERANCE_MS) == Swept()
+    )  # before the sweeper knows
+    await pass_time(clock, 2)
+    counters.ahead_ms = 0
+    await pass_time(clock, 27)
+    assert await states(counters) == {State.HELD}
+    await pass_time(clock, 6)
+    assert await states(counters) == {State.EXPIRED}
+
+
+@pytest.mark.parametrize("seconds", [1, 600, 400 * 86_400])
+async def test_a_clock_that_steps_back_keeps_no_lease(
+    counters: Counters, clock: FakeClock, reachable: list[bool], seconds: int
+) -> None:
+    await pass_time(clock, 31)
+    await hold(counters)
+    await pass_time(clock, 1)
+    counters.ahead_ms = -seconds * 1000
+    await pass_time(clock, 41)  # a round until the step is known
     assert await states(counters) == {State.EXPIRED}
 
 

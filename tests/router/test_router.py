@@ -17,11 +17,12 @@ from forebay.errors import Code, MeshError, QuotaViolation
 from forebay.policy.messages import to_pb_key
 from forebay.router.domain.ask import Message
 from forebay.router.hf_tokenizer import HfTokenizer
+from forebay.router.usage_cursor import UsageCursors
 from forebay.router.usage_servicer import MAX_STREAMS
 
 from .conftest import METADATA, RouterWorld, options_for
 from .peers import soon
-from .samples import ACME, ACME_KEY
+from .samples import ACME, ACME_KEY, PEPPER
 from .streams import failure, rest, started
 
 
@@ -336,12 +337,16 @@ async def test_usage_is_the_callers_own_whatever_it_asks_for(world: RouterWorld)
     theirs = metering_pb2.UsageFilter(tenant_ids=["globex", "acme"], models=["tiny"])
     request = router_pb2.StreamUsageRequest(filter=theirs)
     (response,) = [response async for response in world.usage.StreamUsage(request, metadata=METADATA)]
-    assert (response.entries[0].position, response.cursor) == (1, "1")
+    assert (response.entries[0].position, len(response.cursor)) == (0, 89)
+    again = router_pb2.StreamUsageRequest(filter=theirs, cursor=response.cursor)
+    (response,) = [response async for response in world.usage.StreamUsage(again, metadata=METADATA)]
+    assert world.metering.cursors == ["", "v1:1"]
     totals = await world.usage.SumUsage(router_pb2.SumUsageRequest(filter=theirs), metadata=METADATA)
     assert totals.totals[0].requests == 3
-    assert world.metering.filters == [metering_pb2.UsageFilter(tenant_ids=["acme"], models=["tiny"])] * 2
-    bad = world.usage.StreamUsage(router_pb2.StreamUsageRequest(cursor="bad"), metadata=METADATA)
-    assert (await failure(bad)).reason == "BAD_CURSOR"
+    assert world.metering.filters == [metering_pb2.UsageFilter(tenant_ids=["acme"], models=["tiny"])] * 3
+    for cursor in ("bad", "v1:1", response.cursor[:-1] + "A", UsageCursors(PEPPER).seal("globex", "v1:1")):
+        bad = world.usage.StreamUsage(router_pb2.StreamUsageRequest(cursor=cursor), metadata=METADATA)
+        assert (await failure(bad)).reason == "BAD_CURSOR"
     following = world.usage.StreamUsage(router_pb2.StreamUsageRequest(follow=True), metadata=METADATA)
     await soon(following.read())
     await soon(world.metering.following.wait())
@@ -353,8 +358,8 @@ async def test_who_follows_its_usage_is_shown_nothing_once_its_key_is_revoked(wo
     await world.start()
     following = world.usage.StreamUsage(router_pb2.StreamUsageRequest(follow=True), metadata=METADATA)
     await soon(following.read())
-    world.metering.entries.put_nowait(metering_pb2.LedgerEntry(position=2))
-    assert (await soon(following.read())).entries[0].position == 2
+    world.metering.entries.put_nowait(metering_pb2.LedgerEntry(position=2, cost_nano_usd=5))
+    assert (await soon(following.read())).entries[0].cost_nano_usd == 5
     revoked = to_pb_key(replace(ACME_KEY, revoked=True))
     world.quota.changes.put_nowait(quota_pb2.WatchPoliciesResponse(version=2, keys=[revoked]))
     count = router_pb2.CountTokensRequest(prompt=options_for().prompt)

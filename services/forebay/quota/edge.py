@@ -67,7 +67,8 @@ class Edge:
 
     def tenant_of(self, authorization: str) -> str | None:
         """Returns whose key `Bearer fb_...` is; None for one that a router will refuse."""
-        presented = authorization.removeprefix("Bearer ").strip()
+        scheme, _, rest = authorization.strip().partition(" ")
+        presented = rest.strip() if scheme.lower() == "bearer" else scheme
         key_id = parse_key_id(presented)
         key = self._feed.policies.keys.get(key_id) if key_id else None
         # As in the router: the comparison is made in any case, so that time does not tell whether a key id exists.

@@ -195,7 +195,7 @@ def to_pb_plan(plan: Plan) -> quota_pb2.Plan:
         service_class=quota_pb2.ServiceClass.ValueType(plan.service_class.value),
         weight_milli=plan.weight_milli,
         limits=to_pb_limits(plan.limits_in(plan.service_class)),
-        nano_usd_per_million_tokens=plan.nano_usd_per_million_tokens or 0,
+        nano_usd_per_million_tokens=plan.nano_usd_per_million_tokens,
         alert_percent=plan.alert_percent,
     )
 

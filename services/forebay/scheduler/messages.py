@@ -122,16 +122,14 @@ def _submission_violations(message: scheduler_pb2.Submission) -> Iterator[FieldV
         yield FieldViolation("trace", f"a traceparent, and at most {MAX_TRACESTATE} characters of tracestate")
 
 
-def from_pb_register(message: scheduler_pb2.AttachRequest.Register, latest_incarnation: int) -> WorkerInfo:
+def from_pb_register(message: scheduler_pb2.AttachRequest.Register) -> WorkerInfo:
     """Returns what a worker says of itself.
-
-    An incarnation is a start time, and one that lies in the future would lock the real worker out for as long.
 
     Raises:
         MeshError: INVALID_ARGUMENT BAD_PEER, or BAD_REGISTER with every field that is wrong.
     """
     worker_id, incarnation = from_pb_peer(message.worker)
-    _refuse("BAD_REGISTER", _register_violations(message, latest_incarnation))
+    _refuse("BAD_REGISTER", _register_violations(message))
     capacity = message.capacity
     return WorkerInfo(
         id=worker_id,
@@ -150,13 +148,7 @@ def from_pb_register(message: scheduler_pb2.AttachRequest.Register, latest_incar
     )
 
 
-def _register_violations(
-    message: scheduler_pb2.AttachRequest.Register, latest_incarnation: int
-) -> Iterator[FieldViolation]:
-    if message.worker.incarnation > latest_incarnation:
-        yield FieldViolation(
-            "worker.incarnation", "the worker's start in µs since the epoch, which is not in the future"
-        )
+def _register_violations(message: scheduler_pb2.AttachRequest.Register) -> Iterator[FieldViolation]:
     for name, value in (("address", message.address), ("model", message.model)):
         if not 1 <= len(value) <= MAX_NAME:
             yield FieldViolation(name, f"1 to {MAX_NAME} characters")

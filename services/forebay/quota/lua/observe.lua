@@ -3,18 +3,18 @@
 -- ARGV[2] lease, ms   then for each observation: request id, JSON {position, amounts: {<limit>: amount}, final}
 -- Returns how many were news.
 
-local now = present()
+if not BEGAN then
+  return 0
+end
 local lease, news = ARGV[2], 0
 
 -- Has days and months be charged with what the ledger says of a settled request.
 local function correct(id, settled, observed)
   for row, period in pairs(settled.periods) do
     local limit = limit_of(row)
-    local amount = observed.amounts[limit]
-    correct_period(row, period, (tonumber(amount) or 0) - (tonumber(settled.amounts[limit]) or 0))
-    settled.amounts[limit] = amount
+    correct_period(row, period, (tonumber(observed.amounts[limit]) or 0) - (tonumber(settled.amounts[limit]) or 0))
   end
-  settled.position = observed.position
+  settled.amounts, settled.position = observed.amounts, observed.position
   redis.call('HSET', SETTLED, id, cjson.encode(settled))
 end
 
@@ -29,11 +29,11 @@ for at = 3, #ARGV, 2 do
   elseif reservation and (not reservation.observed or observed.position > reservation.observed.position) then
     reservation.observed = observed
     local expired = reservation.state == 'expired'
-    save_reservation(id, reservation, expired and now + patience(observed, lease) or redis.call('ZSCORE', DUE, id))
+    save_reservation(id, reservation, expired and NOW + patience(observed, lease) or redis.call('ZSCORE', DUE, id))
     news = news + 1
   end
 end
 if news > 0 then
-  keep(now)
+  keep()
 end
 return news
