@@ -1,7 +1,8 @@
 # What a newcomer and a developer type. Each target brings what it needs: `make run` on a fresh clone is enough.
 
 ENGINE ?= vllm          # vllm, or simulated, which installs no vLLM and needs no model
-PYTHON ?= python3.11    # makes the virtual environment
+PYTHON ?=               # makes the virtual environment; the first of python3.11, 3.12, 3.13 and python3 by default
+PINNED ?= yes           # no installs the newest releases instead of those of deploy/constraints/, which were tested
 JOBS   ?= 2             # test processes
 MODEL  ?=               # a directory or a hub id; SmolLM2-135M by default
 TRACE  ?=               # a CSV of t,client,prompt_len,output_len for bench-fairness; generated traffic by default
@@ -13,27 +14,33 @@ export GRPC_VERBOSITY ?= ERROR
 engine := $(strip $(ENGINE))
 up      = $(venv)/forebay up --engine $(engine) $(if $(strip $(MODEL)),--model $(strip $(MODEL))) --demo
 venv   := .venv/bin
-setup   = PYTHON=$(strip $(PYTHON)) deploy/scripts/setup.sh
+setup   = PYTHON=$(strip $(PYTHON)) PINNED=$(strip $(PINNED)) deploy/scripts/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools protos baseline lint format check test test-system run demo bench-mesh bench-quota bench-fairness chaos clean
+.PHONY: help install setup tools upgrade protos baseline lint format check test test-quick test-system run demo bench-mesh bench-quota bench-fairness chaos clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@sed -nE 's/^([A-Z]+) *\?= *(\S*) *# (.*)/  \1\t\2\t\3/p' $(MAKEFILE_LIST) | expand -t 14,26
 
-run: setup ## Start a mesh, show three tenants at work, serve until Ctrl-C
+run: install ## Start a mesh, show three tenants at work, serve until Ctrl-C
 	@exec $(up) $(ARGS)
 
-demo: setup ## The same, and stop by itself
+demo: install ## The same, and stop by itself
 	@exec $(up) --exit-after-demo $(ARGS)
+
+install: ## Install what serving needs into .venv: no linters, no test tools
+	@$(setup) $(engine) run
 
 setup: ## Install everything into .venv
 	@$(setup) $(engine)
 
 tools: # what checks need: no engine
 	@$(setup) simulated
+
+upgrade: tools ## Renew deploy/constraints/ with the newest releases, show what changed, run all tests; ARGS=--no-tests
+	@PYTHON=$(strip $(PYTHON)) $(venv)/python deploy/scripts/upgrade.py $(engine) $(ARGS)
 
 protos: tools ## Generate services/forebay/api from protos/
 	PYTHON=$(venv)/python deploy/scripts/generate-stubs.sh
@@ -56,6 +63,9 @@ test: ## Every test that needs nothing but pip
 	@$(setup) vllm
 	$(venv)/pytest -n $(strip $(JOBS)) --dist loadgroup -m "not system" $(ARGS)
 
+test-quick: tools ## The quick tests: no vLLM, nothing slow, under a minute
+	$(venv)/pytest -n $(strip $(JOBS)) --dist loadgroup -m "not system and not slow and not vllm" $(ARGS)
+
 test-system: ## Tests that need packages of the system, which this installs by apt
 	@$(setup) vllm
 	@deploy/scripts/test-system.sh $(ARGS)
@@ -69,7 +79,7 @@ bench-quota: tools ## Measure reservations, and try to overrun every limit while
 bench-fairness: tools ## Compare the scheduler's fairness with others' in the simulator; TRACE=file for a trace of yours
 	@$(venv)/python tests/bench/fairness.py $(if $(strip $(TRACE)),--trace $(strip $(TRACE))) $(ARGS)
 
-chaos: tools ## Kill every kind of process under load, again and again; nothing may be lost, billed twice or left open
+chaos: tools ## Kill, pause and starve every kind of process under load; nothing may be lost, billed twice, hang or be left open
 	@$(venv)/python -m tests.chaos.run $(ARGS)
 
 clean: ## Remove everything that was made, except .venv and downloaded models

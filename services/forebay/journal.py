@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from forebay.errors import Code, MeshError
-from forebay.tasks import watched
+from forebay.tasks import fail_on_error
 from forebay.telemetry.logs import get_logger
 
 RETRY_AFTER_S = 1.0
@@ -93,7 +93,8 @@ class Journal:
 
     def _begin(self) -> asyncio.Task[None]:
         if self._writing is None:
-            self._writing = watched(self._write(), "journal", ends=True)
+            self._writing = asyncio.create_task(self._write(), name="journal")
+            self._writing.add_done_callback(fail_on_error)
         return self._writing
 
     async def _write(self) -> None:

@@ -28,7 +28,7 @@ from typing import TypeVar
 
 import uvloop
 
-from forebay import tasks
+from forebay import __version__, tasks
 from forebay.config import ConfigError, ServiceConfig
 from forebay.rpc.server import RpcServer
 from forebay.tasks import background as background
@@ -71,6 +71,7 @@ def run_service(
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"forebay {__version__}")
     parser.add_argument("--config", type=Path, metavar="FILE", help="a YAML file with the fields below")
     parser.add_argument("--validate", action="store_true", help="check the configuration, say what is wrong, and end")
     arguments = parser.parse_args()

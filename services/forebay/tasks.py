@@ -74,6 +74,12 @@ def watched(work: Coroutine[Any, Any, None], name: str, *, ends: bool = False) -
     return task
 
 
+def fail_on_error(task: asyncio.Task[None]) -> None:
+    """Is a task's done callback: an error is the failure of a component, to return or to be cancelled is not."""
+    if not task.cancelled() and task.exception() is not None:
+        fail(task.get_name(), task.exception())
+
+
 def dismiss(task: asyncio.Task[None]) -> None:
     """Cancels a watched task, whose end is nobody's failure from now on."""
     if task.done():

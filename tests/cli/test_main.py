@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from forebay import __version__
 from forebay.cli.main import main
 
 
@@ -79,3 +80,36 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     output = capsys.readouterr().out
     for command in ("up", "generate", "usage", "tenants", "plans", "status"):
         assert command in output
+
+
+@pytest.mark.parametrize(
+    "arguments", [("-h",), ("up", "-h"), ("usage", "-h"), ("usage", "sum", "-h"), ("keys", "issue", "-h")]
+)
+def test_every_command_knows_the_short_form_of_help(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 0
+    short = capsys.readouterr().out
+    assert run(*arguments[:-1], "--help") == 0
+    assert short == capsys.readouterr().out
+
+
+def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"forebay {__version__}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_commands_are_completed(
+    shell: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asks as the scripts do that `forebay --show-completion` prints."""
+    monkeypatch.setattr("sys.argv", ["forebay"])
+    monkeypatch.setenv("_FOREBAY_COMPLETE", f"complete_{shell}")
+    for words, found in (("forebay us", "usage"), ("forebay usage s", "sum"), ("forebay up --sched", "--schedulers")):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        monkeypatch.setenv("_TYPER_COMPLETE_ARGS", words)
+        monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+        assert run() == 0
+        assert found in capsys.readouterr().out

@@ -11,19 +11,19 @@ from typing import Any
 
 import grpc
 import pytest
-from envoy.service.ratelimit.v3 import rls_pb2, rls_pb2_grpc
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from structlog.testing import capture_logs
 
 from forebay.api.metering.v1 import metering_pb2, metering_pb2_grpc
-from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc
+from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc, rate_limit_pb2
 from forebay.api.router.v1 import router_pb2, router_pb2_grpc
 from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from forebay.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from forebay.cli.certificates import Authority, certify
 from forebay.config import TlsConfig
 from forebay.errors import Code, MeshError
+from forebay.quota.edge_servicer import ENVOYS_NAME, add_edge_servicer_to_server
 from forebay.rpc.allowlist import ADMIN, EDGE, INTERNAL, PROBE, PUBLIC, SERVICES
 from forebay.rpc.client import connect
 from forebay.rpc.server import RpcServer
@@ -37,6 +37,13 @@ NOT_ALLOWED = (Code.PERMISSION_DENIED, "CALLER_NOT_ALLOWED")
 KEY_REFUSED = (Code.PERMISSION_DENIED, "TENANT_KEY_REFUSED")
 NO_HANDSHAKE = (Code.UNAVAILABLE, "GRPC_UNAVAILABLE")
 
+
+class EnvoyToo:
+    """As quota adds it: under its own name, and under the one that Envoy calls."""
+
+    add_RateLimitServiceServicer_to_server = staticmethod(add_edge_servicer_to_server)
+
+
 SERVICERS = (
     (router_pb2, router_pb2_grpc, "RouterService"),
     (router_pb2, router_pb2_grpc, "UsageService"),
@@ -46,7 +53,7 @@ SERVICERS = (
     (scheduler_pb2, scheduler_pb2_grpc, "SchedulerService"),
     (worker_pb2, worker_pb2_grpc, "WorkerService"),
     (metering_pb2, metering_pb2_grpc, "MeteringService"),
-    (rls_pb2, rls_pb2_grpc, "RateLimitService"),
+    (rate_limit_pb2, EnvoyToo, "RateLimitService"),
 )
 
 
@@ -74,6 +81,7 @@ def all_rpcs() -> Iterator[Rpc]:
         service = messages.DESCRIPTOR.services_by_name[name]
         for method in service.methods:
             yield Rpc(f"/{service.full_name}/{method.name}", method.client_streaming, method.server_streaming)
+    yield Rpc(f"/{ENVOYS_NAME}/ShouldRateLimit", False, False)
 
 
 RPCS = list(all_rpcs())

@@ -347,6 +347,110 @@ async def test_a_peer_that_stops_reading_loses_its_session(servicer: Servicer, c
     assert (await end_of(call)).reason == "SESSION_OVERFLOW"
 
 
+class BrokenWrites:
+    """gRPC's call below Python, as it is when the server ends the stream while the client writes.
+
+    From `after` writes on each fails, as it does once the transport knows that the stream has ended; what the server has sent
+    until then, the status last, is still to be read.
+    """
+
+    def __init__(self, call: Any, after: int, broke: Callable[[], None]) -> None:
+        self._call = call
+        self._left = after
+        self._broke = broke
+
+    async def send_serialized_message(self, message: bytes) -> None:
+        if self._left:
+            self._left -= 1
+            await self._call.send_serialized_message(message)
+        else:
+            self._broke()
+            raise grpc.aio.InternalError("the transport has closed the stream")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+
+@pytest.mark.parametrize("after", [0, 1])
+async def test_a_write_on_a_stream_that_ends_does_not_hide_why(
+    servicer: Servicer, channel: grpc.aio.Channel, after: int
+) -> None:
+    """The status comes whole, its hint when to come back as well, and what was said before it is received."""
+    broke = asyncio.Event()
+
+    async def end(session: ServerSession[Any, Any]) -> None:
+        await broke.wait()
+        for ref in range(3):
+            session.outbox.message.refusals.add(ref=ref)
+        session.outbox.flush(3)
+        while session.outbox.message.refusals:  # until they have left
+            await asyncio.sleep(0)
+        raise MeshError(Code.UNAVAILABLE, "LEDGER_UNAVAILABLE", "the disk is full", retry_after=60)
+
+    def open() -> Any:
+        call = worker_pb2_grpc.WorkerServiceStub(channel).Execute()
+        call._cython_call = BrokenWrites(call._cython_call, after, broke.set)
+        return call
+
+    class Talkative(Handler):
+        def received(self, response: worker_pb2.ExecuteResponse) -> None:
+            super().received(response)
+            client.outbox.flush()
+
+    servicer.execute = end
+    handler = Talkative()
+    client = SessionClient("test", open, worker_pb2.ExecuteRequest, handler)
+    running = asyncio.create_task(client.run())
+    error = await handler.ends.get()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    received = [handler.responses.get_nowait() for _ in range(handler.responses.qsize())]
+    assert (error.code, error.reason, error.retry_after) == (Code.UNAVAILABLE, "LEDGER_UNAVAILABLE", 60)
+    assert [refusal.ref for response in received for refusal in response.refusals] == [0, 1, 2]
+
+
+async def test_the_first_error_that_ends_a_session_is_told(servicer: Servicer, channel: grpc.aio.Channel) -> None:
+    async def stay(session: ServerSession[Any, Any]) -> None:
+        def twice() -> None:
+            session.fail(MeshError(Code.FAILED_PRECONDITION, "TERM_OVER", "it is over"))
+            session.fail(MeshError(Code.UNAVAILABLE, "DRAINING", "and it drains"))
+
+        asyncio.get_running_loop().call_soon(twice)
+        async for _ in session:
+            pass
+
+    servicer.execute = stay
+    call = worker_pb2_grpc.WorkerServiceStub(channel).Execute()
+    assert (await end_of(call)).reason == "TERM_OVER"
+
+
+async def test_an_overflow_before_the_writer_has_begun_ends_it() -> None:
+    """An owner may swallow what `flush` raises; the session has to end all the same."""
+    outbox = Outbox(worker_pb2.ExecuteRequest, lambda _: asyncio.sleep(0), 1)
+    with pytest.raises(MeshError, match="SESSION_OVERFLOW"):
+        outbox.flush(2)
+    with pytest.raises(MeshError, match="SESSION_OVERFLOW"):
+        await asyncio.wait_for(outbox.run(), 60)
+
+
+async def test_an_overflow_is_told_even_if_the_write_that_it_ends_breaks() -> None:
+    async def write(message: worker_pb2.ExecuteRequest) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise grpc.aio.InternalError("the transport has closed the stream")
+
+    outbox = Outbox(worker_pb2.ExecuteRequest, write, 1)
+    writer = asyncio.create_task(outbox.run())
+    outbox.flush()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    with pytest.raises(MeshError, match="SESSION_OVERFLOW"):
+        outbox.flush(2)
+    with pytest.raises(MeshError, match="SESSION_OVERFLOW"):
+        await writer
+
+
 async def test_a_stream_that_is_left_in_the_middle_of_a_write_ends_its_handler(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

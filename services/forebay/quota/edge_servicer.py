@@ -1,4 +1,4 @@
-"""Envoy's RateLimitService on the wire, so that a proxy can refuse what is too much before it reaches a router.
+"""RateLimitService on the wire, under Envoy's name too, so that a proxy can refuse too many requests before they reach a router.
 
 A descriptor of one entry is understood, of these:
 
@@ -13,9 +13,9 @@ from __future__ import annotations
 import base64
 import math
 
-from envoy.extensions.common.ratelimit.v3.ratelimit_pb2 import RateLimitDescriptor as Descriptor
-from envoy.service.ratelimit.v3 import rls_pb2
+import grpc
 
+from forebay.api.quota.v1 import rate_limit_pb2, rate_limit_pb2_grpc
 from forebay.errors import Code, MeshError
 from forebay.quota.domain.limits import Kind
 from forebay.quota.edge import Edge, EdgeDecision
@@ -24,14 +24,27 @@ from forebay.rpc.allowlist import ADMIN
 from forebay.rpc.interceptors import caller
 from forebay.rpc.status import to_pb_duration, to_status
 
+FULL_NAME = "forebay.api.quota.v1.RateLimitService"
+ENVOYS_NAME = "envoy.service.ratelimit.v3.RateLimitService"
 DOMAIN = "forebay"
 MAX_DESCRIPTORS = 8
 MAX_HITS = 1_000_000
 # Who may name a tenant: a proxy passes on what the public says and proves nothing by it. Nobody is known in plaintext.
 _MAY_NAME_TENANTS = frozenset({ADMIN, ""})
 
-_OK = rls_pb2.RateLimitResponse.OK
-_OVER_LIMIT = rls_pb2.RateLimitResponse.OVER_LIMIT
+_Response = rate_limit_pb2.ShouldRateLimitResponse
+_OK, _OVER_LIMIT = _Response.CODE_OK, _Response.CODE_OVER_LIMIT
+
+
+def add_edge_servicer_to_server(servicer: EdgeServicer, server: grpc.aio.Server) -> None:
+    """Adds the service under its own name, for reflection and tools, and under the name that Envoy calls."""
+    rate_limit_pb2_grpc.add_RateLimitServiceServicer_to_server(servicer, server)  # type: ignore[arg-type]
+    handler = grpc.unary_unary_rpc_method_handler(
+        servicer.ShouldRateLimit,
+        request_deserializer=rate_limit_pb2.ShouldRateLimitRequest.FromString,
+        response_serializer=_Response.SerializeToString,
+    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(ENVOYS_NAME, {"ShouldRateLimit": handler}),))
 
 
 class EdgeServicer:
@@ -40,7 +53,7 @@ class EdgeServicer:
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
 
-    async def ShouldRateLimit(self, request: rls_pb2.RateLimitRequest, context: object) -> rls_pb2.RateLimitResponse:
+    async def ShouldRateLimit(self, request: rate_limit_pb2.ShouldRateLimitRequest, context: object) -> _Response:
         """Counts requests against each descriptor's limit; every limit that has room is taken of."""
         require(
             (len(request.descriptors) <= MAX_DESCRIPTORS, "descriptors", f"must be at most {MAX_DESCRIPTORS}"),
@@ -54,18 +67,20 @@ class EdgeServicer:
             await self._decide(request.domain, descriptor, _hits(request, descriptor))
             for descriptor in request.descriptors
         ]
-        response = rls_pb2.RateLimitResponse(overall_code=_OK, statuses=map(_to_pb_status, decisions))
+        response = _Response(overall_code=_OK, statuses=map(_to_pb_status, decisions))
         for decision in decisions:
             if decision is not None and decision.refusal is not None:
                 _refuse(response, decision.refusal)
                 break
         return response
 
-    async def _decide(self, domain: str, descriptor: Descriptor, hits: int) -> EdgeDecision | None:
+    async def _decide(
+        self, domain: str, descriptor: rate_limit_pb2.RateLimitDescriptor, hits: int
+    ) -> EdgeDecision | None:
         tenant_id = self._tenant(descriptor) if domain == DOMAIN else None
         return await self._edge.count(tenant_id, hits) if tenant_id is not None else None
 
-    def _tenant(self, descriptor: Descriptor) -> str | None:
+    def _tenant(self, descriptor: rate_limit_pb2.RateLimitDescriptor) -> str | None:
         if len(descriptor.entries) != 1:
             return None
         (entry,) = descriptor.entries
@@ -75,15 +90,17 @@ class EdgeServicer:
             if caller.get() not in _MAY_NAME_TENANTS:
                 message = f"{caller.get()} may not name tenants; send the `authorization` of the request"
                 raise MeshError(Code.PERMISSION_DENIED, "TENANT_NOT_BELIEVED", message)
-            return str(entry.value)
+            return entry.value
         return None
 
 
-def _hits(request: rls_pb2.RateLimitRequest, descriptor: Descriptor) -> int:
-    return int(descriptor.hits_addend.value if descriptor.HasField("hits_addend") else request.hits_addend or 1)
+def _hits(request: rate_limit_pb2.ShouldRateLimitRequest, descriptor: rate_limit_pb2.RateLimitDescriptor) -> int:
+    if descriptor.is_negative_hits:
+        return 0
+    return descriptor.hits_addend.value if descriptor.HasField("hits_addend") else request.hits_addend or 1
 
 
-def _refuse(response: rls_pb2.RateLimitResponse, refusal: MeshError) -> None:
+def _refuse(response: _Response, refusal: MeshError) -> None:
     """Has the proxy answer a gRPC client with the status that a router would give it: message and details."""
     response.overall_code = _OVER_LIMIT
     response.raw_body = refusal.message.encode()
@@ -91,17 +108,16 @@ def _refuse(response: rls_pb2.RateLimitResponse, refusal: MeshError) -> None:
     response.response_headers_to_add.add(key="grpc-status-details-bin", value=details)
 
 
-def _to_pb_status(decision: EdgeDecision | None) -> rls_pb2.RateLimitResponse.DescriptorStatus:
+def _to_pb_status(decision: EdgeDecision | None) -> _Response.DescriptorStatus:
     if decision is None:
-        return rls_pb2.RateLimitResponse.DescriptorStatus(code=_OK)
+        return _Response.DescriptorStatus(code=_OK)
     row, taken, value = decision.row, decision.taken, decision.row.value or 0
-    units = rls_pb2.RateLimitResponse.RateLimit
-    return rls_pb2.RateLimitResponse.DescriptorStatus(
+    return _Response.DescriptorStatus(
         code=_OK if taken.room else _OVER_LIMIT,
-        current_limit=rls_pb2.RateLimitResponse.RateLimit(
+        current_limit=_Response.RateLimit(
             name=row.limit,
             requests_per_unit=min(value, 2**32 - 1),
-            unit=units.SECOND if row.kind is Kind.RATE else units.MINUTE,
+            unit=_Response.RateLimit.UNIT_SECOND if row.kind is Kind.RATE else _Response.RateLimit.UNIT_MINUTE,
         ),
         limit_remaining=min(max(0, value - taken.used), 2**32 - 1),
         # The proxy tells whole seconds and drops what is left of one, after which it would be too early.

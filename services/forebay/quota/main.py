@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from envoy.service.ratelimit.v3 import rls_pb2_grpc
-
 from forebay.api.quota.v1 import quota_pb2_grpc
-from forebay.clock import Clock, SystemClock
+from forebay.clock import Clock, SteadyClock, SystemClock
 from forebay.journal import Journal
 from forebay.lifecycle import background, run_service
 from forebay.policy.model import LossPolicy
+from forebay.quota import edge_servicer
 from forebay.quota.budget_check import BudgetCheck
 from forebay.quota.config import QuotaConfig
 from forebay.quota.counters import CounterStore
 from forebay.quota.edge import Edge
-from forebay.quota.edge_servicer import EdgeServicer
 from forebay.quota.local_shares import LocalShares
 from forebay.quota.metering_link import MeteringLink
 from forebay.quota.metering_sums import MeteringSums
@@ -29,6 +27,7 @@ from forebay.quota.redis_counters import RedisCounters
 from forebay.quota.redis_safety import RedisSafety
 from forebay.quota.refused_calls import RefusedCalls
 from forebay.quota.safety_gate import SafetyGate
+from forebay.quota.served import Served
 from forebay.quota.service import Quota
 from forebay.quota.servicer import QuotaServicer
 from forebay.quota.sql_policy_store import SqlPolicyStore
@@ -42,11 +41,10 @@ from forebay.rpc.server import RpcServer
 QUOTA = "forebay.api.quota.v1.QuotaService"
 POLICY = "forebay.api.quota.v1.PolicyService"
 TENANT = "forebay.api.quota.v1.TenantService"
-RATE_LIMIT = "envoy.service.ratelimit.v3.RateLimitService"
 
 
 async def policies(
-    config: QuotaConfig, clock: Clock, stack: AsyncExitStack
+    config: QuotaConfig, clock: Clock, stack: AsyncExitStack, served: Served
 ) -> tuple[PolicyFeed, TenantServicer, RefusedCalls | None]:
     """Returns the policies in force, who administers them, and where there is a store, which has a log, who keeps it."""
     if config.policy_url is None:
@@ -65,13 +63,14 @@ async def policies(
     await stack.enter_async_context(background(stored.follow(*sources), "stored policies"))
     refused = RefusedCalls(store, clock)
     await stack.enter_async_context(background(refused.run(), "refused calls"))
-    return feed, TenantServicer(feed, clock, stored), refused
+    return feed, TenantServicer(feed, clock, stored, served), refused
 
 
 async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     """Returns the server, ready to start; what runs beside it ends with `stack`."""
-    clock = SystemClock()
-    feed, administration, refused = await policies(config, clock, stack)
+    clock = SteadyClock(SystemClock())
+    served = Served()
+    feed, administration, refused = await policies(config, clock, stack, served)
     redis = RedisCounters(config.redis_url, config.terms())
     await stack.enter_async_context(background(redis.run(), "counters"))
     metering = sums = None
@@ -121,7 +120,7 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
 
     link = check = None
     if metering is not None and sums is not None:
-        link = MeteringLink(metering, counters, clock, prices)
+        link = MeteringLink(metering, counters, clock)
         check = BudgetCheck(feed, counters, sums, clock)
         await stack.enter_async_context(background(PriceLink(metering, prices).run(), "prices"))
         await stack.enter_async_context(background(link.run(), "usage"))
@@ -137,16 +136,16 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     use_cases = Quota(feed, counters, prices, clock.now, gate, link.look_up if link is not None else None)
     quota = QuotaServicer(use_cases, clock, config.lease_seconds, check, shares)
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, QUOTA)
-    server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyServicer(feed), POLICY)
+    server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyServicer(feed, served), POLICY)
     server.add(quota_pb2_grpc.add_TenantServiceServicer_to_server, administration, TENANT)
-    edge = EdgeServicer(Edge(feed, counters, config.pepper_bytes(), clock))
-    server.add(rls_pb2_grpc.add_RateLimitServiceServicer_to_server, edge, RATE_LIMIT)
+    edge = edge_servicer.EdgeServicer(Edge(feed, counters, config.pepper_bytes(), clock))
+    server.add(edge_servicer.add_edge_servicer_to_server, edge, edge_servicer.FULL_NAME)
     server.set_serving(POLICY, True)
     server.set_serving(TENANT, True)
 
     def counters_reachable(reachable: bool) -> None:
         server.set_serving(QUOTA, reachable)
-        server.set_serving(RATE_LIMIT, reachable)
+        server.set_serving(edge_servicer.FULL_NAME, reachable)
 
     sweeper = Sweeper(counters, clock, config.lease_seconds, counters_reachable)
     await stack.enter_async_context(background(sweeper.run(), "sweeper"))

@@ -44,6 +44,7 @@ INTERNAL: Mapping[str, frozenset[str]] = {
         "quota.v1.PolicyService/WatchPolicies": ("router", "scheduler", "worker", "metering"),
         # Whether a role may do what it asks for is decided by the service, which keeps an audit log of it.
         **{f"quota.v1.TenantService/{rpc}": ROLES for rpc in TENANT_RPCS},
+        "quota.v1.RateLimitService/ShouldRateLimit": (EDGE, ADMIN),
         "scheduler.v1.SchedulerService/Schedule": ("router",),
         "scheduler.v1.SchedulerService/Attach": ("worker",),
         "scheduler.v1.SchedulerService/DescribePools": (ADMIN,),
@@ -56,7 +57,7 @@ INTERNAL: Mapping[str, frozenset[str]] = {
         "metering.v1.MeteringService/WatchPrices": ("router", "quota", ADMIN),
     }.items()
 } | {
-    # Envoy's own contract, not ours.
+    # The same rpc under the name that Envoy calls.
     "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit": frozenset({EDGE, ADMIN}),
 }
 

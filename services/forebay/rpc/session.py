@@ -36,6 +36,8 @@ FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 1.0
 # A peer that is there welcomes at once; one that takes the session and hangs is as good as gone.
 WELCOME_WITHIN_S = 10.0
+# A stream that broke has its status already, behind the messages that are still to be read.
+STATUS_WITHIN_S = 10.0
 
 log = get_logger("session")
 
@@ -76,6 +78,7 @@ class Outbox(Generic[M]):
             )
             if self._writer is not None:
                 self._writer.cancel()  # it is most likely in a write that the peer never takes
+            self._wake.set()  # a writer that has not begun yet ends by itself
             raise self._overflow
         self._wake.set()
 
@@ -103,8 +106,8 @@ class Outbox(Generic[M]):
                     await self._write(message)
                 if self._closing and not self._items:
                     return
-        except asyncio.CancelledError:
-            if self._overflow is not None:
+        except (asyncio.CancelledError, Exception):
+            if self._overflow is not None:  # comes first: it is the cause, whatever it has done to the write
                 raise self._overflow from None
             raise
 
@@ -142,15 +145,16 @@ class ServerSession(Generic[Req, Resp]):
         return self
 
     def fail(self, error: MeshError) -> None:
-        """Ends the session with an error, from outside its handler."""
-        if self._reader is not None:
-            self._failure = error
-            self._reader.cancel()
+        """Ends the session with an error, from outside its handler; the first error that ends it is the one that is told."""
+        self._interrupt(error)
 
     def _writer_done(self, writer: asyncio.Task[None]) -> None:
         # The reader may wait for a message that never comes: a failed writer must interrupt it.
+        self._interrupt(None if writer.cancelled() else writer.exception())
+
+    def _interrupt(self, failure: BaseException | None) -> None:
         if self._reader is not None:
-            self._failure = writer.exception()
+            self._failure = self._failure or failure
             self._reader.cancel()
 
     async def __aexit__(
@@ -253,7 +257,7 @@ class SessionClient(Generic[Req, Resp]):
             call = self._open()
         except OSError as error:  # a certificate's file, which is being replaced
             return MeshError(Code.UNAVAILABLE, "NOT_CONNECTED", f"the certificate cannot be read: {error.strerror}")
-        outbox: Outbox[Req] = Outbox(self._new_request, call.write, self._limit)
+        outbox: Outbox[Req] = Outbox(self._new_request, writer_of(call), self._limit)
         self.outbox = outbox
         writer = asyncio.create_task(outbox.run())
         reader = asyncio.create_task(self._read(call))
@@ -265,9 +269,9 @@ class SessionClient(Generic[Req, Resp]):
             if not ended and not self._connected.is_set():
                 return MeshError(Code.UNAVAILABLE, "NO_WELCOME", "the peer took the session and says nothing")
             await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
-            if writer.done() and not reader.done():
-                # A write on a broken stream says little; the reader soon has the stream's status.
-                await asyncio.wait({reader}, timeout=0.1)
+            if not reader.done() and not isinstance(writer.exception(), MeshError):
+                # The stream broke under a write, which does not tell why: the reader gets what is left and the status.
+                await asyncio.wait({reader}, timeout=STATUS_WITHIN_S)
             return (
                 _end_of(reader)
                 or _end_of(writer)
@@ -285,6 +289,24 @@ class SessionClient(Generic[Req, Resp]):
             if not self._connected.is_set():
                 self._connected.set()
                 log.info("session opened", session=self._name)
+
+
+def writer_of(call: grpc.aio.StreamStreamCall[Req, Any]) -> Callable[[Req], Awaitable[None]]:
+    """Returns a function that writes a message and leaves the call's status to the reader.
+
+    `call.write` will not do. If the server ends the stream while it writes, it replaces the server's status by an INTERNAL of its
+    own, so the reason of the end is lost, and what the server said before it as well.
+
+    Raises (the function):
+        grpc.aio.BaseError: the stream has ended; reading to its end tells why.
+    """
+    core: Any = call._cython_call  # type: ignore[attr-defined]  # private to gRPC; the tests see when it goes
+
+    async def write(message: Req) -> None:
+        await call.wait_for_connection()
+        await core.send_serialized_message(message.SerializeToString())
+
+    return write
 
 
 def _end_of(task: asyncio.Task[None]) -> MeshError | None:
