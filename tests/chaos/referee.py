@@ -324,21 +324,21 @@ def _check_persistence(verdict: Verdict, tries: Sequence[Try], seen: Seen) -> No
         by_ask[call.ask].append(call)
     for calls in by_ask.values():
         first, last = calls[0], calls[-1]
-        if last.end is End.FAILED and not _lost_its_counters(last, seen):
-            took = seconds_within(there, first.began, last.ended)
+        if last.end is End.FAILED:
+            took = seconds_within(intersection(there, outside(_rebuilding(calls, seen))), first.began, last.ended)
             if took > REFUSED_S:
                 verdict.blame("given_up", f"{_told(last)}: {len(calls)} calls, {took:.1f} s while all was there")
 
 
-def _lost_its_counters(call: Try, seen: Seen) -> bool:
-    """Returns whether Redis has lost a part of the tenant's state: until a minute after, all of its minutes count as used up."""
-    lost = (
-        struck.ended
+def _rebuilding(calls: Sequence[Try], seen: Seen) -> list[Span]:
+    """Returns when the calls' tenant was refused since Redis had lost some of its state: all its minutes count as used up then."""
+    if not any(call.error.startswith(("RESOURCE_EXHAUSTED", "UNAVAILABLE COUNTERS_UNKNOWN")) for call in calls):
+        return []
+    return [
+        (struck.ended, struck.ended + REBUILT_WITHIN_S)
         for struck in seen.struck
-        if struck.disruption.strike is Strike.LOST_KEY and f"{{{call.tenant}}}" in struck.disruption.key
-    )
-    refused = call.error.startswith("RESOURCE_EXHAUSTED")
-    return refused and any(at <= call.ended <= at + REBUILT_WITHIN_S for at in lost)
+        if struck.disruption.strike is Strike.LOST_KEY and f"{{{calls[0].tenant}}}" in struck.disruption.key
+    ]
 
 
 def _all_there(seen: Seen, routers: Sequence[str]) -> list[Span]:

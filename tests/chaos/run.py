@@ -195,8 +195,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__.split("\n")[0])
     parser.add_argument("--requests", type=int, default=1_000, help="streaming requests (default 1000)")
     parser.add_argument("--kills", type=int, default=4, help="random kills of each kind of process (default 4)")
-    parser.add_argument("--kills-only", action="store_true", help="no pauses, clocks, disks and lost keys")
-    parser.add_argument("--only", choices=[strike.value for strike in Strike], help="of the strikes, these alone")
+    strikes = [strike.value for strike in Strike]
+    parser.add_argument(
+        "--only", choices=strikes, nargs="+", default=strikes, help="the kinds of strikes (default all)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="decides everything (default 1)")
     parser.add_argument("--concurrency", type=int, default=28, help="requests at a time (default 28)")
     parser.add_argument(
@@ -205,11 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the mesh is stopped and its disk unmounted
     directory = given.keep or Path(tempfile.mkdtemp(prefix="forebay-chaos-"))
-    others = [] if given.kills_only else other_strikes(given.seed)
-    plan = make_plan(given.seed, given.requests, given.kills, sorted(POINTS), others)
-    if given.only is not None:
-        chosen = tuple(disruption for disruption in plan.disruptions if disruption.strike.value == given.only)
-        plan = replace(plan, disruptions=chosen)
+    plan = make_plan(given.seed, given.requests, given.kills, sorted(POINTS), other_strikes(given.seed))
+    chosen = tuple(disruption for disruption in plan.disruptions if disruption.strike.value in given.only)
+    plan = replace(plan, disruptions=chosen)
     print(f"seed {given.seed}: {len(plan.asks)} requests, {len(plan.disruptions)} disruptions", flush=True)
     verdict = run_chaos(directory, plan, given.concurrency, LOAD_WITHIN_S, lambda line: print(line, flush=True))
     targets = Targets(completed=given.requests * 6 // 10, continued=given.requests // 20, kills_min=min(3, given.kills))
