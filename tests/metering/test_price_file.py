@@ -54,6 +54,8 @@ def test_dates_take_effect_to_the_microsecond(tmp_path: Path) -> None:
     [
         ("prices: [", ["is not YAML"]),
         ("prices: 2026-13-45", ["is not YAML"]),
+        ("prices: !!bool x", ["is not YAML"]),
+        ("prices: !!timestamp x", ["is not YAML"]),
         pytest.param("prices: " + "[" * 1_000, ["is not YAML"], id="deep"),
         ("", ["(whole)"]),
         ("prices: []", ["default has no price for requests", "default has no price for gpu_seconds"]),

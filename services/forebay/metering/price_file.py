@@ -11,7 +11,8 @@ import yaml
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from forebay.clock import Clock
-from forebay.config import ConfigError
+from forebay.config import NOT_YAML, ConfigError, not_yaml
+from forebay.field_problems import problems_of
 from forebay.metering.domain.prices import Item, Price, PriceTable, problems
 from forebay.metering.price_book import PriceBook
 from forebay.telemetry.logs import get_logger
@@ -51,10 +52,10 @@ def load_prices(file: Path | None) -> PriceTable:
     except OSError as error:
         raise ConfigError(f"{source}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        found = [f"{'.'.join(map(str, e['loc'])) or '(whole)'}: {e['msg']}" for e in error.errors()]
+        found = [f"{'.'.join(map(str, place)) or '(whole)'}: {problem}" for place, problem in problems_of(error)]
         raise _refuse(source, found) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a 13th month, a thousand brackets
-        raise ConfigError(f"{source}: is not YAML: {error}") from None
+    except NOT_YAML as error:
+        raise ConfigError(not_yaml(source, error)) from None
     prices = [
         Price(entry.subject, item, price, _ns(entry.effective_from), entry.model)
         for entry in entries

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from forebay.clock import Clock
 from forebay.config import ConfigError
+from forebay.field_problems import problems_of
 from forebay.policy.model import KeyPolicy, TenantPolicy
 from forebay.quota.domain.plans import Plan
 from forebay.quota.domain.policies import Policies
@@ -101,8 +102,8 @@ def check(document: Document, shape: type[F]) -> F | None:
     try:
         return shape.model_validate(document.data)
     except ValidationError as error:
-        for problem in error.errors(include_url=False, include_input=False):
-            document.report(problem["loc"], problem["msg"].removeprefix("Value error, "))
+        for place, problem in problems_of(error):
+            document.report(place, problem)
         return None
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from forebay.field_problems import problems_of
 from forebay.quota.domain.directory import Directory, Edit, Overrides, Tenant
 from forebay.quota.file_schema import TENANT_ID, CommonTenantEntry, TenantEntry
 from forebay.quota.yaml_document import Document, Place
@@ -85,6 +86,6 @@ def _entry(
     try:
         return shape.model_validate(values)
     except ValidationError as error:
-        for problem in error.errors(include_url=False, include_input=False):
-            document.report((*place, *problem["loc"]), problem["msg"].removeprefix("Value error, "))
+        for inner, problem in problems_of(error):
+            document.report((*place, *inner), problem)
         return None
