@@ -33,7 +33,9 @@ if [[ -e .venv && ! -x .venv/bin/python ]] || { [[ -x .venv/bin/python ]] && ! i
 fi
 if [[ ! -e .venv ]]; then
   python=
-  for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
+  candidates=(python3.11 python3.12 python3.13 python3)
+  if [[ -n ${PYTHON:-} ]]; then candidates=("$PYTHON"); fi
+  for candidate in "${candidates[@]}"; do
     # By running it, because a version manager puts names on the path that lead nowhere.
     if is_supported "$candidate"; then python=$candidate && break; fi
   done
