@@ -156,8 +156,8 @@ def _read(file: Path) -> dict[str, Any]:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    except NOT_YAML as error:
-        raise ConfigError(not_yaml(file, error)) from None
+    except _NOT_YAML as error:
+        raise ConfigError(_explain_yaml(file, error)) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -166,10 +166,10 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 # What PyYAML raises besides its own errors: for a 13th month, a thousand brackets, a date or truth value by its tag that is none.
-NOT_YAML = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_NOT_YAML = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
-def not_yaml(source: object, error: Exception) -> str:
+def _explain_yaml(source: object, error: Exception) -> str:
     """Returns what to say of a text that cannot be read as YAML: the line where that is known, and what to look for."""
     mark = getattr(error, "problem_mark", None)
     line = f":{mark.line + 1}" if mark is not None else ""

@@ -11,6 +11,8 @@ import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from forebay.words import amount, limit_value, subject
+
 
 class Code(enum.Enum):
     """What kind of error it is; the numbers are those of google.rpc.Code, so that no table is needed at the edge."""
@@ -53,9 +55,15 @@ class QuotaViolation:
 
     def sentence(self) -> str:
         """Says the violation in words, for QuotaFailure's description."""
+        used, asked = amount(self.limit, self.used), amount(self.limit, self.asked)
         return (
-            f"{self.limit} of {self.subject} is {self.value}; {self.used} are used or held, {self.asked} were asked for"
+            f"{subject(self.subject)} may use {limit_value(self.limit, self.value)}; {used} {_is(self.used, used)} used or held, "
+            f"and {asked} more {_is(self.asked, asked)} asked for"
         )
+
+
+def _is(number: int, text: str) -> str:
+    return "is" if number == 1 or text.startswith("$") else "are"
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,10 +52,11 @@ _OTHERWISE = "has a value that is not allowed"
 def problems_of(error: ValidationError) -> Iterator[tuple[tuple[int | str, ...], str]]:
     """Yields where each problem is, as the names and numbers that lead to it, and what it is; no value of the input is shown."""
     for problem in error.errors(include_url=False, include_input=False):
-        yield problem["loc"], _sentence(problem["type"], problem.get("ctx", {}))
+        yield problem["loc"], sentence(problem["type"], problem.get("ctx", {}))
 
 
-def _sentence(kind: str, context: Mapping[str, Any]) -> str:
+def sentence(kind: str, context: Mapping[str, Any]) -> str:
+    """Returns what is wrong, for a kind of error of pydantic and its context."""
     if kind in ("value_error", "assertion_error"):  # raised by a validator of ours
         return str(context["error"])
     return _SENTENCES.get(kind, _OTHERWISE).format_map(context)

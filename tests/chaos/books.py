@@ -1,13 +1,11 @@
-"""Reads what the mesh has written down: the ledger as its tenants see it, reservations and limits as its operator does."""
+"""Reads what the mesh has written down, as its operator sees it: the ledger with its positions, reservations and limits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
-from forebay.api.metering.v1 import metering_pb2
+from forebay.api.metering.v1 import metering_pb2, metering_pb2_grpc
 from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc
-from forebay.api.router.v1 import router_pb2, router_pb2_grpc
-from forebay.rpc.client import connect
 from forebay.testing.processes import MeshProcesses
 
 from .records import Books, Row
@@ -15,7 +13,7 @@ from .records import Books, Row
 DEADLINE_S = 20.0
 
 
-async def read_books(mesh: MeshProcesses, tenants: Iterable[str]) -> Books:
+async def read_books(mesh: MeshProcesses, tenants: Collection[str]) -> Books:
     """Returns all of it.
 
     Raises:
@@ -24,16 +22,15 @@ async def read_books(mesh: MeshProcesses, tenants: Iterable[str]) -> Books:
     rows: list[Row] = []
     open_reservations: list[str] = []
     slots = 0
-    async with connect(mesh.router_address(), caller="client") as router, mesh.channel("quota") as quota:
+    async with mesh.channel("metering") as metering, mesh.channel("quota") as quota:
+        pages = metering_pb2_grpc.MeteringServiceStub(metering).StreamUsage(
+            metering_pb2.StreamUsageRequest(filter=metering_pb2.UsageFilter(tenant_ids=list(tenants))),
+            timeout=DEADLINE_S,
+        )
+        async for page in pages:
+            rows += map(_row, page.entries)
         stub: quota_pb2_grpc.QuotaServiceAsyncStub = quota_pb2_grpc.QuotaServiceStub(quota)
         for tenant in tenants:
-            pages = router_pb2_grpc.UsageServiceStub(router).StreamUsage(
-                router_pb2.StreamUsageRequest(),
-                metadata=(("authorization", f"Bearer {mesh.key(tenant)}"),),
-                timeout=DEADLINE_S,
-            )
-            async for page in pages:
-                rows += map(_row, page.entries)
             open_reservations += await _open_reservations(stub, tenant)
             peek = await stub.Peek(quota_pb2.PeekRequest(tenant_id=tenant), timeout=DEADLINE_S)
             slots += sum(limit.used for limit in peek.limits if limit.limit == "concurrent_requests")

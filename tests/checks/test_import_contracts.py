@@ -40,6 +40,8 @@ def test_the_tree_as_it_is_keeps_every_contract(tree: Path) -> None:
         ("router/main.py", "import forebay.scheduler.service", "Services meet only on the wire"),
         ("worker/domain/__init__.py", "import forebay.worker.service", "The wiring is on top of each service"),
         ("worker/service.py", "import vllm", "One module imports vllm"),
+        ("client/client.py", "import forebay.rpc.client", "The client stands alone"),
+        ("rpc/status.py", "import structlog", "The client stands alone"),
     ],
 )
 def test_a_forbidden_import_is_found(tree: Path, module: str, line: str, contract: str) -> None:

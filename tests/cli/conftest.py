@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,12 @@ import pytest
 from forebay.api.common.v1 import common_pb2
 from forebay.api.metering.v1 import metering_pb2
 from forebay.api.router.v1 import router_pb2, router_pb2_grpc
+from forebay.cli.certificates import certify
+from forebay.cli.data_dir import DataDir
+from forebay.cli.mesh_state import MeshState, ModelState, ProcessState
 from forebay.errors import Code, MeshError
+from forebay.quota.config import QuotaConfig
+from forebay.quota.main import build
 from forebay.rpc.server import RpcServer
 
 KEY = "fb_abcdefgh2345_" + "x" * 43
@@ -28,6 +36,9 @@ class ScriptedRouter(router_pb2_grpc.RouterServiceServicer, router_pb2_grpc.Usag
         options: of the last request.
         hang: goes silent after the deltas.
         cancelled: set when the stream was taken back.
+        pages: what a stream of usage yields: rows, or an error that ends it.
+        asked: the usage streams that were asked for.
+        endless: a usage stream that follows goes on without an end.
     """
 
     def __init__(self) -> None:
@@ -38,6 +49,9 @@ class ScriptedRouter(router_pb2_grpc.RouterServiceServicer, router_pb2_grpc.Usag
         self.options: router_pb2.GenerateOptions | None = None
         self.cancelled = asyncio.Event()
         self.address = ""
+        self.pages: list[list[metering_pb2.LedgerEntry] | MeshError] = [[], [entry()]]
+        self.asked: list[router_pb2.StreamUsageRequest] = []
+        self.endless = False
 
     def _admit(self, context: Any) -> None:
         if f"Bearer {KEY}" not in [value for name, value in context.invocation_metadata() if name == "authorization"]:
@@ -91,8 +105,13 @@ class ScriptedRouter(router_pb2_grpc.RouterServiceServicer, router_pb2_grpc.Usag
         self, request: router_pb2.StreamUsageRequest, context: Any
     ) -> AsyncIterator[router_pb2.StreamUsageResponse]:
         self._admit(context)
-        yield router_pb2.StreamUsageResponse(cursor="0")
-        yield router_pb2.StreamUsageResponse(entries=[entry()], cursor="1")
+        self.asked.append(request)
+        for number, page in enumerate(self.pages):
+            if isinstance(page, MeshError):
+                raise page
+            yield router_pb2.StreamUsageResponse(entries=page, cursor=str(number))
+        if self.endless and request.follow:
+            await asyncio.Event().wait()
 
     async def SumUsage(self, request: router_pb2.SumUsageRequest, context: Any) -> router_pb2.SumUsageResponse:
         group = [metering_pb2.UsageDimension.Name(dimension) for dimension in request.group_by]
@@ -104,27 +123,96 @@ def _usage() -> common_pb2.TokenUsage:
     return common_pb2.TokenUsage(prompt_tokens=7, completion_tokens=3)
 
 
-def entry() -> metering_pb2.LedgerEntry:
+def entry(
+    attempt: int = 1, prompt: int = 7, completion: int = 3, nano_usd: int = 1_234, corrects: int = 0, **fields: Any
+) -> metering_pb2.LedgerEntry:
     """A row of the ledger."""
-    event = metering_pb2.UsageEvent(
-        request_id=REQUEST_ID, attempt=1, tenant_id="acme", plan="enterprise", model="simulated",
-        outcome=metering_pb2.OUTCOME_COMPLETED, trace_id=TRACE_ID,
-    )  # fmt: skip
+    given = {
+        "tenant_id": "acme",
+        "plan": "enterprise",
+        "model": "simulated",
+        "outcome": metering_pb2.OUTCOME_COMPLETED,
+    } | fields
+    event = metering_pb2.UsageEvent(request_id=REQUEST_ID, attempt=attempt, trace_id=TRACE_ID, **given)
     event.gpu_time.FromMilliseconds(250)
     event.recomputed_gpu_time.FromMilliseconds(50)
     event.finished_at.FromSeconds(1_700_000_000)
     return metering_pb2.LedgerEntry(
-        position=1, event=event, cost_nano_usd=1_234, billed_prompt_tokens=7, billed_completion_tokens=3
-    )
+        position=attempt, event=event, cost_nano_usd=nano_usd, billed_prompt_tokens=prompt,
+        billed_completion_tokens=completion, corrects=corrects,
+    )  # fmt: skip
 
 
 @pytest.fixture
 async def router() -> AsyncIterator[ScriptedRouter]:
     scripted = ScriptedRouter()
-    server = RpcServer("127.0.0.1:0")
-    server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, scripted, "forebay.api.router.v1.RouterService")
-    server.add(router_pb2_grpc.add_UsageServiceServicer_to_server, scripted, "forebay.api.router.v1.UsageService")
+    server = _served(scripted)
     await server.start()
     scripted.address = server.address
     yield scripted
     await server.drain(0)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The data directory of a mesh of which quota alone runs, on a loop of its own."""
+    root = tmp_path_factory.mktemp("data")
+    folder = DataDir(root)
+    config = QuotaConfig(
+        id="quota-1",
+        policy_url=f"sqlite:///{root}/policies.sqlite",
+        redis_url="redis://127.0.0.1:1/0",  # nobody counts here
+        pepper="0123456789abcdef",
+        tls=certify(folder.folder("certificates"), "quota", "quota-1"),
+    )
+    started, ended = threading.Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+
+    async def serve() -> None:
+        async with AsyncExitStack() as stack:
+            server = await build(config, stack)
+            await server.start()
+            quota = ProcessState(pid=1, address=server.address, restarts=0)
+            MeshState(True, ModelState("simulated", "/"), {"quota": quota}).save(folder.mesh_file)
+            started.set()
+            await ended.wait()
+            await server.drain(0)
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert started.wait(60)
+    yield root
+    loop.call_soon_threadsafe(ended.set)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def serving() -> Iterator[str]:
+    """The address of a scripted router on a loop of its own, for commands that run one themselves."""
+    started, ended = threading.Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+    addresses: list[str] = []
+
+    async def serve() -> None:
+        server = _served(ScriptedRouter())
+        await server.start()
+        addresses.append(server.address)
+        started.set()
+        await ended.wait()
+        await server.drain(0)
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert started.wait(60)
+    yield addresses[0]
+    loop.call_soon_threadsafe(ended.set)
+    thread.join()
+    loop.close()
+
+
+def _served(scripted: ScriptedRouter) -> RpcServer:
+    server = RpcServer("127.0.0.1:0")
+    server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, scripted, "forebay.api.router.v1.RouterService")
+    server.add(router_pb2_grpc.add_UsageServiceServicer_to_server, scripted, "forebay.api.router.v1.UsageService")
+    return server

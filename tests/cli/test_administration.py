@@ -2,62 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from forebay.api.quota.v1 import quota_pb2
 from forebay.cli.administration import print_limits
-from forebay.cli.certificates import certify
-from forebay.cli.data_dir import DataDir
 from forebay.cli.main import main
-from forebay.cli.mesh_state import MeshState, ModelState, ProcessState
-from forebay.cli.settings import assign
+from forebay.cli.settings import assign, described
 from forebay.policy.keys import parse_key_id
-from forebay.quota.config import QuotaConfig
-from forebay.quota.main import build
 
 TENANTS = "tenants:\n  acme: {tier: enterprise, priority: low}\n  globex: {tier: basic}\n"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The data directory of a mesh of which quota alone runs, on a loop of its own."""
-    root = tmp_path_factory.mktemp("data")
-    folder = DataDir(root)
-    config = QuotaConfig(
-        id="quota-1",
-        policy_url=f"sqlite:///{root}/policies.sqlite",
-        redis_url="redis://127.0.0.1:1/0",  # nobody counts here
-        pepper="0123456789abcdef",
-        tls=certify(folder.folder("certificates"), "quota", "quota-1"),
-    )
-    started, ended = threading.Event(), asyncio.Event()
-    loop = asyncio.new_event_loop()
-
-    async def serve() -> None:
-        async with AsyncExitStack() as stack:
-            server = await build(config, stack)
-            await server.start()
-            quota = ProcessState(pid=1, address=server.address, restarts=0)
-            MeshState(True, ModelState("simulated", "/"), {"quota": quota}).save(folder.mesh_file)
-            started.set()
-            await ended.wait()
-            await server.drain(0)
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
-    assert started.wait(60)
-    yield root
-    loop.call_soon_threadsafe(ended.set)
-    thread.join()
-    loop.close()
 
 
 @pytest.fixture
@@ -82,8 +40,12 @@ def test_settings_are_fields_and_values() -> None:
         ["limits.tokens_per_minute=5000", "models=[a, b]", "service_class=gold", "suspended=true",
          'canary={"steps": [{"percent": 10, "holds_for": "60s"}]}'],
     )  # fmt: skip
-    assert paths == ["limits.tokens_per_minute", "models", "service_class", "suspended", "canary"]
-    assert (tenant.limits.tokens_per_minute, list(tenant.models), tenant.suspended) == (5_000, ["a", "b"], True)
+    assert paths == ["limits.tokens_per_minute", "model_scope", "service_class", "suspended", "canary"]
+    assert (tenant.limits.tokens_per_minute, list(tenant.model_scope.models), tenant.suspended) == (
+        5_000,
+        ["a", "b"],
+        True,
+    )
     assert (tenant.service_class, tenant.canary.steps[0].holds_for.seconds) == (quota_pb2.SERVICE_CLASS_GOLD, 60)
     assign(tenant, ["display_name=007", "canary={started_at: 2030-01-01T00:00:00Z, steps: []}"])
     assert (tenant.display_name, tenant.canary.started_at.seconds) == ("007", 1_893_456_000)
@@ -96,21 +58,112 @@ def test_settings_are_fields_and_values() -> None:
     ("setting", "problem"),
     [
         ("limits", "'limits' must be FIELD=VALUE"),
-        ("limits.none=1", "'limits.none' is no field that can be set; there are display_name, plan, service_class"),
+        ("limits.none=1", "'limits.none' is no field that can be set; limits has requests_per_second, "),
+        (
+            "limits.token_per_minute=1",
+            "'limits.token_per_minute' is no field that can be set; did you mean limits.tokens_per_minute?",
+        ),
+        (
+            "tokens_per_minute=1",
+            "'tokens_per_minute' is no field that can be set; did you mean limits.tokens_per_minute?",
+        ),
+        ("plam=x", "'plam' is no field that can be set; did you mean plan?"),
+        ("colour=x", "'colour' is no field that can be set; there are display_name, plan, service_class, weight, "),
         ("thresholds.warn_percent=1", "'thresholds.warn_percent' is no field that can be set"),
         ("tenant_id=globex", "'tenant_id' is no field that can be set"),
         ("isolation_key=x", "'isolation_key' is no field that can be set"),
-        ("weight_milli=many", "weight_milli must be a whole number, not 'many'"),
+        ("weight=many", "weight must be a number such as 2.5, in whole thousandths, not 'many'"),
+        ("weight=0.0001", "weight must be a number such as 2.5, in whole thousandths, not '0.0001'"),
+        ("weight=-1", "weight must be from 0 to 4,294,967, not -1"),
+        ("weight=1e3", "weight must be a number such as 2.5"),
+        ("weight=nan", "weight must be a number such as 2.5"),
+        ("weight=010", "weight must be a number such as 2.5"),
+        ("weight_milli=2500", "weight_milli is written as weight, in a number such as 2.5"),
+        (
+            "limits.daily_budget_nano_usd=5",
+            "limits.daily_budget_nano_usd is written as limits.daily_budget_usd, in USD",
+        ),
+        ("limits.daily_budget_usd=cheap", "limits.daily_budget_usd must be USD, a number such as 1.50, not 'cheap'"),
+        ("limits.daily_budget_usd=99999999999999", "limits.daily_budget_usd must be from 0 to 9,223,372,036, not 9999"),
+        (
+            "limits.tokens_per_day=99999999999999999999",
+            "limits.tokens_per_day must be from 0 to 9,223,372,036,854,775,807",
+        ),
+        pytest.param(
+            f"limits.tokens_per_day={'9' * 5000}",
+            "limits.tokens_per_day must be a whole number, not '999",
+            id="many digits",
+        ),
+        ("alert_percent=5000000000", "alert_percent must be from 0 to 4,294,967,295, not 5000000000"),
         ("limits.tokens_per_minute=1.5", "limits.tokens_per_minute must be a whole number, not '1.5'"),
         ("service_class=tin", "service_class must be one of gold, silver, bronze, not 'tin'"),
         ("models=[", "models must be a list such as [a, b], not '['"),
         ("suspended=maybe", "suspended must be true or false, not 'maybe'"),
-        ("canary={step: 1}", "canary must be "),
+        ("suspended=yes", "suspended must be true or false, not 'yes'"),
+        ("models=a", "models must be a list such as [a, b], not 'a'"),
+        ("models=[1]", "models must be a list such as [a, b], not '[1]'"),
+        ("models=[&a x, *a]", "models must be a list such as [a, b]"),
+        pytest.param(f"canary={'[' * 5000}", "canary must be like {steps: ", id="deep"),
+        ("canary={step: 1}", "canary must be like {steps: [{percent: 10, holds_for: 1h}]}, not '{step: 1}'"),
+        ("canary={steps: [{holds_for: soon}]}", "canary must be like {steps: [{percent: 10, holds_for: 1h}]}, not "),
+        ("canary=1h", "canary must be like {steps: [{percent: 10, holds_for: 1h}]}, not '1h'"),
+        ("thresholds={warn: 1}", "thresholds must be like {warn_percent: 80, "),
+        ("model_limits={m: {daily_budget_usd: x}}", "model_limits...daily_budget_usd must be USD"),
     ],
 )
 def test_a_setting_that_cannot_be_says_what_could(setting: str, problem: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(problem)}"):
         assign(quota_pb2.TenantPolicy(), [setting])
+
+
+def test_settings_are_in_the_words_and_units_of_the_tenants_file() -> None:
+    tenant = quota_pb2.TenantPolicy()
+    paths = assign(
+        tenant,
+        [
+            "weight=2.5", "limits.daily_budget_usd=0.30", "limits.tokens_per_minute=1_000", "models=[no, 010]",
+            "model_limits={m: {monthly_budget_usd: 1.5, tokens_per_day: 7}}", "canary={steps: [{percent: 10, holds_for: 1h}]}",
+        ],
+    )  # fmt: skip
+    assert {"weight_milli", "limits.daily_budget_nano_usd", "model_limits"} <= set(paths)
+    assert (tenant.weight_milli, tenant.limits.daily_budget_nano_usd) == (2_500, 300_000_000)
+    assert tenant.limits.tokens_per_minute == 1_000
+    assert (tenant.model_limits["m"].monthly_budget_nano_usd, tenant.model_limits["m"].tokens_per_day) == (
+        1_500_000_000,
+        7,
+    )
+    assert tenant.canary.steps[0].holds_for.seconds == 3_600
+    said = {name: value for _, name, value in described(tenant)}
+    assert said["weight"] == "2.5"
+    assert said["models"] == "no, 010"
+    assert said["limits.daily_budget_usd"] == "0.30"
+    assert said["model_limits.m.monthly_budget_usd"] == "1.50"
+    assert said["canary.steps.1.holds_for"] == "1h"
+    plan = quota_pb2.Plan()
+    assign(plan, ["usd_per_1000_tokens=0.000002"])
+    assert plan.nano_usd_per_million_tokens == 2_000_000
+    assert [value for _, name, value in described(plan) if name == "usd_per_1000_tokens"] == ["0.000002"]
+    with pytest.raises(ValueError, match="weight is set twice; say it once"):
+        assign(tenant, ["weight=1", "weight=2"])
+
+
+def test_an_empty_list_of_models_is_shown_and_what_may_not_exist_is_warned_of(
+    forebay: Callable[..., str], capsys: pytest.CaptureFixture[str], data: Path
+) -> None:
+    forebay("tenants", "create", "wonka", "--plan", "basic")
+    with pytest.raises(SystemExit):
+        main(["tenants", "update", "wonka", "--set", "models=[gpt-4]", "--set", "pool=gold", "--data", str(data)])
+    told = " ".join(capsys.readouterr().err.split())
+    assert "warning: tenant.models could not be checked: no router is connected to this quota" in told
+    assert "warning: tenant.pool could not be checked: no worker is connected to this quota" in told
+    shown = {tuple(line.split()) for line in forebay("tenants", "update", "wonka", "--set", "models=[]").splitlines()}
+    assert ("models", "none", "own") in shown
+    assert "none" in next(line for line in forebay("tenants", "list").splitlines() if line.startswith("wonka"))
+    assert "models" not in forebay("tenants", "update", "wonka", "--unset", "models")
+    assert "must be from 1 to 1,000,000 thousandths" in forebay(
+        "tenants", "update", "wonka", "--set", "weight=0", status=1
+    )
+    forebay("tenants", "delete", "wonka", "--yes")
 
 
 def test_a_file_is_imported_and_its_tenants_are_shown(forebay: Callable[..., str], tmp_path: Path) -> None:
@@ -214,5 +267,5 @@ def test_plans_are_changed(forebay: Callable[..., str]) -> None:
     listed = [json.loads(line) for line in forebay("plans", "list", "--json").splitlines()]
     assert {plan["name"] for plan in listed} == {"basic", "enterprise", "free", "premium", "standard"}
     assert "premium" in forebay("plans", "list")
-    forebay("plans", "update", "free", "--set", "weight_milli=0", status=1)
+    forebay("plans", "update", "free", "--set", "weight=0", status=1)
     assert "plan.weight_milli" in forebay("audit", "list", "--refused", "--json")

@@ -92,6 +92,7 @@ async def test_models_come_from_all_pages(router: ScriptedRouter) -> None:
 async def test_usage_is_what_was_billed(router: ScriptedRouter) -> None:
     async with ForebayClient(router.address, KEY) as client:
         pages = [page async for page in client.usage()]
+        assert [page async for page in client.usage(request_ids=[])] == []
         totals = await client.sum_usage(["model", "day"])
     assert [page.cursor for page in pages] == ["0", "1"]
     ((entry,), ()) = pages[1].entries, pages[0].entries

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
 from contextlib import AsyncExitStack
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -15,7 +15,9 @@ from forebay.api.common.v1 import common_pb2
 from forebay.api.quota.v1 import quota_pb2
 from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from forebay.cli.directory import Pool, leaders_pools
-from forebay.cli.pools import describe, render
+from forebay.cli.mesh_state import MeshState, ModelState, ProcessState
+from forebay.cli.operator import Operator
+from forebay.cli.pools import describe, render, show
 from forebay.errors import Code, MeshError
 from forebay.rpc.client import connect
 from forebay.rpc.server import RpcServer
@@ -47,7 +49,7 @@ def test_pools_are_told_with_workers_and_flows() -> None:
         model="m", workers=[worker, away], flows=[flow], waiting=[waits], lenders=["gold"], queued=4, fairness=0.75
     )
     assert printed(shared, Pool(name="gold", model="m", lends=True, fairness=1.0)) == [
-        "pool (shared) model m · waiting: gold 4 (oldest 1.5 s) · fairness 0.750 · borrows from gold",
+        "pool shared model m · waiting: gold 4 (oldest 1.5 s) · fairness 0.750 · borrows from gold",
         "worker in flight KV used KV at peak alpha lowered lent preemptions state",
         "worker-1 7 / 64 25% 90% 0.920 0.050 10% 3 draining, adapters [support]",
         "worker-2 0 / 0 – – 0.000 0.000 – 0 away",
@@ -77,6 +79,30 @@ class Scheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         return scheduler_pb2.DescribePoolsResponse(pools=[Pool(name=self._names[page])], next_page_token=more)
 
 
+class PlainOperator(Operator):
+    """An operator whose processes take plaintext."""
+
+    def channel(self, name: str) -> grpc.aio.Channel:
+        return connect(self.mesh.address(name), caller="test")
+
+
+async def operator_of(stack: AsyncExitStack, *schedulers: Scheduler) -> Operator:
+    """Returns the operator of a mesh that has these schedulers, and a router that does not run."""
+    processes = {"router-1": ProcessState(1, "127.0.0.1:1", 0)}
+    for number, scheduler in enumerate(schedulers, start=1):
+        server = RpcServer("127.0.0.1:0")
+        server.add(
+            scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server,
+            scheduler,
+            "forebay.api.scheduler.v1.SchedulerService",
+        )
+        await server.start()
+        stack.push_async_callback(server.drain, 0)
+        processes[f"scheduler-{number}"] = ProcessState(1, server.address, 0)
+    tls: Any = None
+    return PlainOperator(MeshState(True, ModelState("m", "/"), processes), tls)
+
+
 @pytest.mark.parametrize(
     ("schedulers", "leader", "pools"),
     [
@@ -88,24 +114,26 @@ class Scheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
 )
 async def test_the_pools_are_those_of_whoever_leads(schedulers: list[Scheduler], leader: str, pools: list[str]) -> None:
     async with AsyncExitStack() as stack:
-        addresses = {"router-1": ""}
-        for number, scheduler in enumerate(schedulers, start=1):
-            server = RpcServer("127.0.0.1:0")
-            server.add(
-                scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server,
-                scheduler,
-                "forebay.api.scheduler.v1.SchedulerService",
-            )
-            await server.start()
-            stack.push_async_callback(server.drain, 0)
-            addresses[f"scheduler-{number}"] = server.address
-
-        def channel(name: str) -> grpc.aio.Channel:
-            return connect(addresses[name], caller="test")
-
-        operator: Any = SimpleNamespace(mesh=SimpleNamespace(processes=addresses), channel=channel)
+        operator = await operator_of(stack, *schedulers)
         found = await leaders_pools(operator)
         assert (found[0], [pool.name for pool in found[1]]) == (leader, pools)
         if not leader:
             with pytest.raises(MeshError, match="no scheduler leads now"):
                 await describe(operator, "")
+
+
+async def test_a_pool_is_found_by_the_name_that_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    async with AsyncExitStack() as stack:
+        operator = await operator_of(stack, Scheduler("", "gold"))
+        assert [pool.name for pool in await describe(operator, "shared")] == [""]
+        assert [pool.name for pool in await describe(operator, "gold")] == ["gold"]
+        await show(operator, "shared", as_json=False)
+        assert capsys.readouterr().out.startswith("pool shared ")
+        await show(operator, "", as_json=True)
+        told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [(pool["name"], pool["queued"], pool["workers"]) for pool in told] == [
+            ("shared", 0, []),
+            ("gold", 0, []),
+        ]
+        with pytest.raises(MeshError, match="there is no pool 'silver'; there are: gold, shared"):
+            await describe(operator, "silver")

@@ -28,7 +28,7 @@ tenants = st.builds(
     weight_milli=st.integers(1, 10**6),
     limits=limits,
     model_limits=st.dictionaries(names, limits, max_size=2),
-    models=st.lists(names, max_size=2).map(tuple),
+    models=st.none() | st.lists(names, max_size=2).map(tuple),
     system_prompt=st.text(max_size=20),
     suspended=st.booleans(),
     loss_policy=st.sampled_from(LossPolicy),
@@ -43,6 +43,7 @@ keys = st.builds(
     hash=st.binary(min_size=32, max_size=32),
     expires_at=st.none() | st.integers(0, 4 * 10**9).map(float),
     revoked=st.booleans(),
+    models=st.none() | st.lists(names, max_size=2).map(tuple),
     limits=limits,
 )
 
@@ -58,6 +59,19 @@ def test_a_tenant_survives_the_wire(tenant: TenantPolicy) -> None:
 @given(keys)
 def test_a_key_survives_the_wire(key: KeyPolicy) -> None:
     assert from_pb_key(to_pb_key(key)) == key
+
+
+@pytest.mark.parametrize(
+    ("models", "used"), [(None, True), (("a",), True), (("a", "b"), True), ((), False), (("b",), False)]
+)
+def test_no_list_allows_every_model_and_an_empty_one_none(models: tuple[str, ...] | None, used: bool) -> None:
+    tenant, key = replace(ACME, models=models), replace(KEY, models=models)
+    assert (from_pb_tenant(to_pb_tenant(tenant)).may_use("a"), from_pb_key(to_pb_key(key)).may_use("a")) == (used, used)
+
+
+def test_an_empty_list_of_an_earlier_release_allows_every_model() -> None:
+    assert from_pb_tenant(quota_pb2.TenantPolicy(tenant_id="acme")).models is None
+    assert from_pb_key(quota_pb2.KeyPolicy(key_id="k", models=["a"])).models == ("a",)
 
 
 def test_a_snapshot_takes_effect_whole_and_changes_follow() -> None:

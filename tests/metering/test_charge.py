@@ -146,8 +146,8 @@ def test_a_table_with_problems_names_each() -> None:
         Price("model:a", Item.PROMPT_TOKENS, -1),
         Price("model:b", Item.PROMPT_TOKENS, 1, model="c"),
     ]
-    found = "\n".join(problems(wrong))
+    found = "\n".join(f"{which}: {problem}" for which, problem in problems(wrong))
     assert found.count("default has no price for") == 4
-    for part in ("two prices", "region:eu", "-1 is not in", "only a tenant's or a plan's"):
+    for part in ("there is another price", "region:eu", "must be from 0 to", "only a tenant's or a plan's"):
         assert part in found
     assert not list(problems(list(TABLE.prices)))

@@ -53,22 +53,20 @@ def test_dates_take_effect_to_the_microsecond(tmp_path: Path) -> None:
     ("text", "named"),
     [
         ("prices: [", ["is not YAML"]),
-        ("prices: 2026-13-45", ["is not YAML"]),
-        ("prices: !!bool x", ["is not YAML"]),
-        ("prices: !!timestamp x", ["is not YAML"]),
+        ("prices: 2026-13-45", ["prices.yaml:1: prices: 2026-13-45 is a date for some readers"]),
         pytest.param("prices: " + "[" * 1_000, ["is not YAML"], id="deep"),
-        ("", ["(whole)"]),
+        ("", ["prices.yaml:1: must hold fields"]),
         ("prices: []", ["default has no price for requests", "default has no price for gpu_seconds"]),
         (
             "prices:\n"
             "  - {subject: default, nano_usd_per_million: {prompt_tokens: 0.5, sunshine: 1}}\n"
             "  - {subject: plan:basic, effective_from: 2026-01-01, price: 3}\n",
             [
-                "0.nano_usd_per_million.prompt_tokens",
+                ":2: prices.0.nano_usd_per_million.prompt_tokens: must be a whole number",
                 "sunshine",
-                "1.nano_usd_per_million",
-                "1.price",
-                "1.effective_from",
+                ":3: prices.1.nano_usd_per_million: is missing",
+                ":3: prices.1.price: is not known",
+                ":3: prices.1.effective_from: 2026-01-01 is a date for some readers",
             ],
         ),
     ],
@@ -79,6 +77,40 @@ def test_every_problem_is_named(tmp_path: Path, text: str, named: list[str]) -> 
     with pytest.raises(ConfigError) as caught:
         load_prices(file)
     for part in [str(file), *named]:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        (
+            "{subject: default, model: '', nano_usd_per_million: {requests: 1}}",
+            [":2: prices.0.model: must not be empty"],
+        ),
+        (
+            "{subject: default, nano_usd_per_million: {requests: 010}}",
+            [":2: prices.0.nano_usd_per_million.requests: 010"],
+        ),
+        (
+            "{subject: no, nano_usd_per_million: {requests: 1:30}}",
+            [":2: prices.0.subject: no is", "1:30 counts in sixties"],
+        ),
+        (
+            "{subject: default, effective_from: 20270101, nano_usd_per_million: {requests: 1}}",
+            [":2: prices.0.effective_from: must be a date and time with its zone"],
+        ),
+        (
+            "{subject: default, subject: default, nano_usd_per_million: {requests: 1}}",
+            ["subject: is given a second time"],
+        ),
+    ],
+)
+def test_what_readers_of_yaml_disagree_on_is_refused(tmp_path: Path, entry: str, named: list[str]) -> None:
+    file = tmp_path / "prices.yaml"
+    file.write_text(f"prices:\n- {entry}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_prices(file)
+    for part in named:
         assert part in str(caught.value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -84,7 +85,7 @@ async def test_a_refusal_names_every_limit_without_room_and_takes_nothing(
             QuotaViolation("tenant:acme", "tokens_per_minute", 100, 90, 15),
             QuotaViolation("tenant:acme", "concurrent_requests", 2, 2, 1),
         ),
-        50_750,
+        1_000,  # what runs holds it all, and nothing has ended yet
     )
     assert await used(store, tenant) == before
 
@@ -208,8 +209,8 @@ async def test_an_expired_reservation_that_never_started_is_charged_nothing_and_
     assert await store.sweep("acme", 100) == Swept()
 
 
-def observation(name: str, attempt: int, position: int, completion: int, *, final: bool) -> Observation:
-    return Observation(name * 32, attempt, position, amounts_of(Usage(1, 10, completion)), final)
+def observation(name: str, position: int, completion: int, *, final: bool) -> Observation:
+    return Observation(name * 32, position, amounts_of(Usage(1, 10, completion)), final)
 
 
 async def tokens(store: CounterStore, tenant: TenantPolicy) -> int:
@@ -220,7 +221,7 @@ async def test_what_is_observed_counts_only_once_the_lease_has_lapsed(
     store: CounterStore, tenant: TenantPolicy, reserve: Reserve, clock: FakeClock
 ) -> None:
     await reserve("a", 10, 50)
-    assert await store.observe("acme", [observation("a", 1, 1, 5, final=True)]) == 1
+    assert await store.observe("acme", [observation("a", 1, 5, final=True)]) == 1
     assert await tokens(store, tenant) == 60
     clock.advance(20)
     assert await store.renew("acme", ROUTER, ["a" * 32], rows_of(tenant, Usage(0, 0, 0))) == []
@@ -246,7 +247,7 @@ async def test_usage_that_comes_after_the_lease_settles_at_once(
     clock.advance(30)
     await store.sweep("acme", 100)
     assert await store.sweep("acme", 100) == Swept()
-    await store.observe("acme", [observation("a", 1, 1, 5, final=True)])
+    await store.observe("acme", [observation("a", 1, 5, final=True)])
     assert await store.sweep("acme", 100) == Swept(settled=1)
     assert await tokens(store, tenant) == 15
 
@@ -258,11 +259,11 @@ async def test_another_attempt_may_follow_for_one_lease(
     await reserve("b", 10, 20)
     clock.advance(30)
     await store.sweep("acme", 100)
-    lost = [observation(name, 1, 1, 5, final=False) for name in "ab"]
+    lost = [observation(name, 1, 5, final=False) for name in "ab"]
     await store.observe("acme", lost)
     clock.advance(20)
     assert await store.sweep("acme", 100) == Swept()
-    await store.observe("acme", [*lost, observation("a", 2, 2, 9, final=False)])  # the first of them are no news
+    await store.observe("acme", [*lost, observation("a", 2, 9, final=False)])  # the first of them are no news
     clock.advance(9)
     assert await store.sweep("acme", 100) == Swept()
     clock.advance(1)
@@ -278,13 +279,13 @@ async def test_the_last_row_of_the_last_attempt_counts_in_whichever_order_they_c
 ) -> None:
     await reserve("a", 10, 50)
     known = [
-        observation("a", 1, 1, 20, final=False),
-        observation("a", 2, 2, 30, final=True),
-        observation("a", 2, 4, 31, final=True),  # a correction
+        observation("a", 1, 20, final=False),
+        observation("a", 2, 30, final=True),
+        observation("a", 4, 31, final=True),  # a correction
     ]
     assert await store.observe("acme", [known[1], known[0]]) == 1
     assert await store.observe("acme", [known[2], *known]) == 1
-    assert await store.observe("acme", [observation("b", 1, 5, 1, final=True)]) == 0
+    assert await store.observe("acme", [observation("b", 5, 1, final=True)]) == 0
     clock.advance(30)
     await store.sweep("acme", 100)
     await store.sweep("acme", 100)
@@ -297,7 +298,7 @@ async def test_a_late_settlement_goes_before_what_was_observed(
     await reserve("a", 10, 50)
     clock.advance(30)
     await store.sweep("acme", 100)
-    await store.observe("acme", [observation("a", 1, 1, 5, final=True)])
+    await store.observe("acme", [observation("a", 1, 5, final=True)])
     assert await settle(store, "a", Usage(1, 10, 6))
     assert await store.sweep("acme", 100) == Swept()
     assert await tokens(store, tenant) == 16
@@ -309,7 +310,7 @@ async def test_a_revived_lease_is_its_routers_again_whatever_was_observed(
     await reserve("a", 10, 50)
     clock.advance(30)
     await store.sweep("acme", 100)
-    await store.observe("acme", [observation("a", 1, 1, 5, final=True)])
+    await store.observe("acme", [observation("a", 1, 5, final=True)])
     assert await store.renew("acme", ROUTER, ["a" * 32], rows_of(tenant, Usage(0, 0, 0))) == []
     assert await store.sweep("acme", 100) == Swept()
     assert await settle(store, "a", Usage(1, 10, 6))
@@ -353,15 +354,45 @@ async def test_a_sweep_is_bounded_and_takes_the_oldest_first(
     assert states == {"a": State.HELD, "b": State.EXPIRED}
 
 
-async def test_time_never_goes_back(
-    store: CounterStore, tenant: TenantPolicy, reserve: Reserve, clock: FakeClock
+@pytest.mark.parametrize("seconds", [0.05, 30, 600, 86_400, 400 * 86_400])
+async def test_a_clock_that_goes_back_frees_nothing_early_and_nothing_late(
+    store: CounterStore, tenant: TenantPolicy, reserve: Reserve, clock: FakeClock, seconds: float
 ) -> None:
     await reserve("a", 10, 80)
-    clock.advance(-30)
+    await settle(store, "a", Usage(1, 10, 80))
+    await reserve("c", 1, 1)
+    clock.advance(-seconds)
+    (reservation,) = await store.reservations("acme", "", 10)
+    assert reservation.reserved_at_ms == int(clock.now() * 1000)
     decision = await reserve("b", 10, 5)
     assert (decision.outcome, decision.retry_after_ms) == (Outcome.REFUSED, 61_000)
-    (reservation,) = await store.reservations("acme", "", 10)
-    assert reservation.reserved_at_ms == 1_700_000_000_000
+    clock.advance(60.999)
+    assert (await reserve("b", 10, 5)).outcome is Outcome.REFUSED
+    clock.advance(0.001)
+    assert (await reserve("b", 10, 5)).outcome is Outcome.ADMITTED
+
+
+async def test_a_clock_that_is_ahead_for_a_while_admits_a_limit_once_more_and_then_none(
+    store: CounterStore, clock: FakeClock
+) -> None:
+    tenant = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, limits=Limits(requests_per_minute=3))
+    numbers = itertools.count()
+
+    async def admitted() -> int:
+        decisions = []
+        for _ in range(5):
+            order = Order(f"{next(numbers):032x}", ROUTER, 1, 1)
+            decisions.append(await store.reserve("acme", order, rows_of(tenant, Usage(1, 1, 1))))
+        return [decision.outcome for decision in decisions].count(Outcome.ADMITTED)
+
+    assert await admitted() == 3
+    clock.advance(600)
+    assert await admitted() == 3
+    for step in (2 - 600, 600, -600, 30):  # forward and back once more, and half a minute
+        clock.advance(step)
+        assert await admitted() == (3 if step == 600 else 0)
+    clock.advance(31)
+    assert await admitted() == 3
 
 
 async def test_reservations_are_listed_in_pages(store: CounterStore, reserve: Reserve, clock: FakeClock) -> None:

@@ -44,7 +44,7 @@ def test_no_minute_and_no_moment_exceeds_a_limit(history: list[tuple[int, str, i
     observed: dict[str, Usage] = {}
     for number, (pause, act, prompt, completion) in enumerate(history):
         now += pause
-        live = [held.order for held in counters.reservations("", 100)]
+        live = [held.order for held in counters.reservations(now, "", 100)]
         chosen = live[number % len(live)] if live else None
         if act == "reserve":
             order, most = Order(f"{number:032x}", ROUTER, prompt, completion), Usage(1, prompt, completion)
@@ -56,13 +56,13 @@ def test_no_minute_and_no_moment_exceeds_a_limit(history: list[tuple[int, str, i
             charged[chosen.request_id] = (charged[chosen.request_id][0], used)
         elif act == "sweep":
             counters.sweep(now, 100)
-            left = {held.order.request_id for held in counters.reservations("", 100)}
+            left = {held.order.request_id for held in counters.reservations(now, "", 100)}
             for request_id in {order.request_id for order in live} - left:
                 charged[request_id] = (charged[request_id][0], observed.get(request_id, NOTHING))
         elif act == "observe" and chosen:
             used = Usage(1, chosen.prompt_tokens, completion % (chosen.max_completion_tokens + 1))
             final = prompt % 2 == 0
-            counters.observe(now, [Observation(chosen.request_id, number, 1, amounts_of(used), final)])
+            counters.observe(now, [Observation(chosen.request_id, number, amounts_of(used), final)])
             observed[chosen.request_id] = used
         elif act == "renew" and chosen:
             counters.renew(now, ROUTER, [chosen.request_id], rows_of(TENANT, NOTHING))

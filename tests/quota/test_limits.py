@@ -90,8 +90,11 @@ async def test_tokens_of_a_day_come_back_at_midnight_of_the_tenant(store: Counte
     zone = "America/St_Johns"  # three and a half hours behind: its midnight is 03:30 in UTC
     clock.advance(datetime(2026, 11, 22, 3, 0, tzinfo=UTC).timestamp() - clock.now())
     desk = Desk(store, clock, Limits(tokens_per_day=100), time_zone=zone)
-    request_id = await desk.ask(10, 80)
-    assert await desk.refusal(10, 10) == ("tenant:acme", "tokens_per_day", 100, 90, 1_800.0)
+    await desk.quota.settle(Lease("acme", await desk.ask(10, 40)), Usage(1, 10, 40))
+    request_id = await desk.ask(10, 30)
+    # What has been used comes back at midnight, what is held when the request ends.
+    assert await desk.refusal(10, 50) == ("tenant:acme", "tokens_per_day", 100, 90, 1_800.0)
+    assert await desk.refusal(10, 40) == ("tenant:acme", "tokens_per_day", 100, 90, 0.1)
     clock.advance(1_800)
     await desk.ask(10, 60)
     assert await desk.quota.settle(
@@ -107,7 +110,7 @@ async def test_a_budget_holds_the_most_and_keeps_what_it_did_cost(store: Counter
     subject, limit, value, used, retry_after = await desk.refusal(10, 20)
     assert (subject, limit, value) == ("tenant:acme", "daily_budget_nano_usd", USD // 10)
     assert used == pytest.approx(90 * USD / 1000, rel=1e-6)
-    assert retry_after == pytest.approx(86_400 - clock.now() % 86_400)
+    assert retry_after == 1.0  # what runs holds it all
     await desk.quota.settle(Lease("acme", request_id), Usage(1, 10, 5), "m")
     assert not await desk.quota.settle(Lease("acme", request_id), Usage(1, 10, 80), "m")
     assert await desk.used() == {
@@ -119,7 +122,8 @@ async def test_a_budget_holds_the_most_and_keeps_what_it_did_cost(store: Counter
 
 
 @pytest.mark.parametrize(
-    ("wait_ms", "said"), [(334, "0.334 s"), (61_000, "61 s"), (3_600_000, "1 h"), (2_678_399_001, "744 h")]
+    ("wait_ms", "said"),
+    [(334, "0.4 s"), (61_000, "61 s"), (3_600_000, "60 min"), (154_800_000, "43 h"), (2_678_399_001, "31 d")],
 )
 def test_a_refusal_says_when_to_try_again_in_words_that_are_read(wait_ms: int, said: str) -> None:
     refusal = out_of_quota([QuotaViolation("tenant:acme", "monthly_budget_nano_usd", 5, 5, 1)], wait_ms)
@@ -164,6 +168,56 @@ async def test_without_prices_no_budget_is_spent(store: CounterStore, clock: Fak
     with pytest.raises(MeshError) as caught:
         await quota.reserve("acme", Order("a" * 32, ROUTER, 1, 1))
     assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "PRICES_UNKNOWN")
+
+
+OF_WHOM = ("tenant", "key", "model")
+
+
+def limits_of(whom: str, limits: Limits) -> dict[str, Any]:
+    """Returns a desk's limits, of which these are the tenant's, the key's, or those on the model."""
+    if whom == "tenant":
+        return {"limits": limits}
+    return {"limits": Limits()} | ({"key_limits": limits} if whom == "key" else {"model_limits": {"m": limits}})
+
+
+@pytest.mark.parametrize("budget", ["daily_budget_nano_usd", "monthly_budget_nano_usd"])
+@pytest.mark.parametrize("whom", OF_WHOM)
+async def test_what_costs_nothing_is_admitted_above_a_spent_budget(
+    store: CounterStore, clock: FakeClock, budget: str, whom: str
+) -> None:
+    limits = limits_of(whom, Limits(**{budget: USD // 10}))
+    desk = Desk(store, clock, **limits)
+    await desk.quota.settle(Lease("acme", await desk.ask(10, 80)), Usage(1, 10, 9_000), "m")
+    assert (await desk.refusal())[1] == budget
+    desk.quota = Desk(store, clock, prices=Prices(PriceTable([])), **limits).quota
+    await desk.ask()
+    assert (await desk.used())[budget] > USD // 10
+
+
+async def test_what_costs_nothing_is_neither_slowed_down_nor_stopped_by_a_budget(
+    store: CounterStore, clock: FakeClock
+) -> None:
+    prices = Prices(PriceTable([Price("model:m", "prompt_tokens", 10**12)]))
+    desk = Desk(
+        store,
+        clock,
+        Limits(daily_budget_nano_usd=USD // 10),
+        prices=prices,
+        thresholds=Thresholds(throttle_percent=50),
+        stop_on_budget=True,
+    )
+    await desk.quota.settle(Lease("acme", await desk.ask(80, 0)), Usage(1, 400, 0), "m")
+    order = Order("e" * 32, ROUTER, 10, 20)
+    assert await desk.quota.reserve("acme", order, "k1", "free") == Decision(Outcome.ADMITTED)
+    leases = [Lease("acme", model * 8, Hold(order, "k1", model, clock.now())) for model in ("m", "free")]
+    assert await desk.quota.over_budget(leases) == ["m" * 8]
+
+
+async def test_gpu_time_whose_price_is_known_afterwards_is_not_free(store: CounterStore, clock: FakeClock) -> None:
+    prices = Prices(PriceTable([Price("default", "gpu_seconds", 10**12)]))
+    desk = Desk(store, clock, Limits(daily_budget_nano_usd=USD), prices=prices)
+    await desk.quota.settle(Lease("acme", await desk.ask()), Usage(1, 10, 20, gpu_time_ns=10**13), "m")
+    assert (await desk.refusal())[1] == "daily_budget_nano_usd"
 
 
 async def test_a_budget_of_nothing_admits_what_is_free(store: CounterStore, clock: FakeClock) -> None:

@@ -13,11 +13,9 @@ from forebay.api.metering.v1 import metering_pb2_grpc
 from forebay.errors import Code, MeshError
 from forebay.policy.model import Limits, ServiceClass, TenantPolicy
 from forebay.quota.counters import InMemoryCounters
-from forebay.quota.domain.limits import Usage, rows_of
-from forebay.quota.domain.prices import Price, PriceTable
+from forebay.quota.domain.limits import Usage, amounts_of, rows_of
 from forebay.quota.domain.reservations import Order, Router, Swept, Terms
 from forebay.quota.metering_link import LOOK_BACK_S, RETRY_S, MeteringLink
-from forebay.quota.prices import Prices
 from forebay.rpc.client import connect
 from forebay.rpc.server import RpcServer
 from forebay.testing.clock import FakeClock
@@ -33,9 +31,31 @@ class Ledger(metering_pb2_grpc.MeteringServiceServicer):
         self.cut = self.away = False
 
     def add(self, request_id: str, tenant_id: str = "acme", **fields: Any) -> None:
-        values = {"attempt": 1, "prompt_tokens": 10, "outcome": pb.OUTCOME_COMPLETED, **fields}
-        event = pb.UsageEvent(request_id=request_id, tenant_id=tenant_id, **values)
-        self.entries.append(pb.LedgerEntry(position=len(self.entries) + 1, event=event))
+        self.post(request_id, tenant_id, **{"prompt": 10, **fields})
+
+    def post(
+        self,
+        request_id: str,
+        tenant_id: str = "acme",
+        *,
+        prompt: int = 0,
+        completion: int = 0,
+        corrects: int = 0,
+        **fields: Any,
+    ) -> None:
+        """Adds a row that bills so many tokens, at one nano-USD each."""
+        event = pb.UsageEvent(
+            request_id=request_id, tenant_id=tenant_id, **{"attempt": 1, "outcome": pb.OUTCOME_COMPLETED, **fields}
+        )
+        entry = pb.LedgerEntry(
+            position=len(self.entries) + 1,
+            event=event,
+            corrects=corrects,
+            billed_prompt_tokens=prompt,
+            billed_completion_tokens=completion,
+            cost_nano_usd=prompt + completion,
+        )
+        self.entries.append(entry)
         self.more.set()
 
     async def StreamUsage(self, request: pb.StreamUsageRequest, context: Any) -> AsyncIterator[pb.StreamUsageResponse]:
@@ -91,18 +111,13 @@ async def ledger() -> Ledger:
 
 
 @pytest.fixture
-def prices() -> Prices:
-    return Prices(PriceTable([Price("default", "completion_tokens", 10**6)]))
-
-
-@pytest.fixture
-async def link(ledger: Ledger, counters: Counters, clock: FakeClock, prices: Prices) -> AsyncIterator[MeteringLink]:
+async def link(ledger: Ledger, counters: Counters, clock: FakeClock) -> AsyncIterator[MeteringLink]:
     server = RpcServer("127.0.0.1:0")
     name = "forebay.api.metering.v1.MeteringService"
     server.add(metering_pb2_grpc.add_MeteringServiceServicer_to_server, ledger, name)
     await server.start()
     async with connect(server.address, caller="test") as channel:
-        yield MeteringLink(channel, counters, clock, prices)
+        yield MeteringLink(channel, counters, clock)
     await server.drain(0)
 
 
@@ -134,13 +149,13 @@ async def test_usage_reaches_the_reservations_of_every_tenant(
 ) -> None:
     await hold(counters, "a")
     await hold(counters, "b", "globex")
-    ledger.add("a" * 32, completion_to=5)
+    ledger.add("a" * 32, completion=5)
     follow()
     await counters.move()
     (request,) = ledger.requests
     assert (request.cursor, request.follow) == ("", True)
     assert request.filter.finished_from.seconds == clock.now() - LOOK_BACK_S
-    ledger.add("b" * 32, "globex", completion_to=7, outcome=pb.OUTCOME_LOST)
+    ledger.add("b" * 32, "globex", completion=7, outcome=pb.OUTCOME_LOST)
     await counters.move()
     assert await counters.usage_cursor() == "2"
     clock.advance(30)
@@ -192,30 +207,56 @@ async def test_it_goes_on_from_where_it_was(
     assert await counters.usage_cursor() == "2"
 
 
-async def test_nothing_is_observed_before_prices_are_known(
-    follow: Callable[[], None], ledger: Ledger, counters: Counters, clock: FakeClock, prices: Prices
+BUDGETED = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, limits=Limits(daily_budget_nano_usd=10_000))
+
+
+async def charged(counters: Counters, clock: FakeClock) -> int:
+    """Returns the nano-USD of the day."""
+    (state,) = await counters.peek("acme", rows_of(BUDGETED, Usage(0, 0, 0), clock.now()))
+    return state.used
+
+
+async def test_a_budget_comes_to_the_sum_of_the_requests_rows(
+    follow: Callable[[], None], ledger: Ledger, counters: Counters, clock: FakeClock
 ) -> None:
-    await hold(counters, "a")
-    ledger.add("a" * 32, completion_to=5)
-    table, prices.table = prices.table, None
+    """Its first worker hung, another one continued it, the router settled, and then the first went on and said more."""
+    order = Order("a" * 32, Router("router-1", 1), 10, 50)
+    await counters.reserve("acme", order, rows_of(BUDGETED, Usage(1, 10, 50, cost_nano_usd=60), clock.now()))
     follow()
-    while not clock._sleepers and not counters.moved.is_set():
-        await asyncio.sleep(0.001)
-    prices.table = table
-    clock.advance(RETRY_S)
+    ledger.post("a" * 32, attempt=2, prompt=10, completion=5, completion_from=4)
     await counters.move()
-    clock.advance(30)
-    while (await counters.sweep("acme", 10)).total:
-        pass
-    tenant = TenantPolicy("acme", "basic", ServiceClass.BRONZE, 500, limits=Limits(daily_budget_nano_usd=100))
-    assert [state.used for state in await counters.peek("acme", rows_of(tenant, Usage(0, 0, 0)))] == [5]
+    await counters.settle("acme", "a" * 32, amounts_of(Usage(1, 10, 9, cost_nano_usd=19)))
+    assert await charged(counters, clock) == 19  # the first attempt's row is still to come
+    ledger.post("a" * 32, prompt=10, completion=4, outcome=pb.OUTCOME_LOST)
+    ledger.post("a" * 32, attempt=2, prompt=-10, corrects=1)
+    await counters.move()
+    assert await charged(counters, clock) == 19
+    ledger.entries[-1].cost_nano_usd -= 3  # its cached tokens are cheaper
+    ledger.post("a" * 32, completion=0, corrects=2)
+    await counters.move()
+    assert await charged(counters, clock) == 16
+    assert await counters.observe("acme", []) == 0
+
+
+async def test_a_client_that_left_a_worker_that_hung_is_charged_what_the_worker_says_late(
+    follow: Callable[[], None], ledger: Ledger, counters: Counters, clock: FakeClock
+) -> None:
+    order = Order("a" * 32, Router("router-1", 1), 10, 50)
+    await counters.reserve("acme", order, rows_of(BUDGETED, Usage(1, 10, 50, cost_nano_usd=60), clock.now()))
+    await counters.settle("acme", "a" * 32, amounts_of(Usage(1, 10, 5, cost_nano_usd=15)))
+    follow()
+    ledger.post("a" * 32, prompt=10, completion=5, outcome=pb.OUTCOME_CANCELLED)
+    await counters.move()
+    ledger.post("a" * 32, completion=2, corrects=1, outcome=pb.OUTCOME_CANCELLED)
+    await counters.move()
+    assert await charged(counters, clock) == 17
 
 
 async def test_what_was_observed_without_its_place_being_kept_is_observed_again(
     follow: Callable[[], None], ledger: Ledger, counters: Counters, clock: FakeClock
 ) -> None:
     await hold(counters, "a")
-    ledger.add("a" * 32, completion_to=5)
+    ledger.add("a" * 32, completion=5)
     counters.away = True
     follow()
     await counters.move()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 from pathlib import Path
 
@@ -207,8 +206,8 @@ def test_what_one_file_says_of_another_is_checked(folder: Path, files: PolicyFil
     (folder / "keys.yaml").write_text(KEYS.replace("acme", "nobody") + KEYS.partition("keys:")[2])
     assert [line.rpartition("/")[2] for line in problems(files)] == [
         "tenants.yaml:2: tenants.acme.plan: there is no plan 'none'; there are basic, enterprise, free, premium, standard",
-        "tenants.yaml:3: tenants.hooli.priced_by_plan: plan free has no price",
-        "keys.yaml:4: keys.0.tenant: there is no tenant 'nobody'",
+        "tenants.yaml:3: tenants.hooli.priced_by_plan: plan free has no usd_per_1000_tokens",
+        "keys.yaml:4: keys.0.tenant: there is no tenant 'nobody'; there are acme, hooli",
         f"keys.yaml:9: keys.1.key_id: {KEY_ID} is given to a second key",
     ]
 
@@ -218,9 +217,9 @@ def test_what_one_file_says_of_another_is_checked(folder: Path, files: PolicyFil
     [
         ("tenants: {acme: {plan: basic}, acme: {plan: free}}", "tenants.acme: is given a second time, on line 1"),
         ("tenants: [", "is not YAML"),
-        ("", "must hold `field: value` lines"),
+        ("", "must hold fields"),
         ("tenants: &all {acme: *all}", "is not YAML"),
-        ("? [1, 2]\n: 3\n", "this value or key has a form that is not allowed here"),
+        ("? [1, 2]\n: 3\n", "a list or a mapping cannot be a name"),
         ("tenants: {acme: {plan: basic, system_prompt: '" + 8_193 * "x" + "'}}", "at most 8192 bytes"),
     ],
 )
@@ -233,7 +232,7 @@ def test_files_that_cannot_be_read(folder: Path, files: PolicyFiles) -> None:
     (folder / "tenants.yaml").unlink()
     (folder / "keys.yaml").write_bytes(b"\xff\xfe\xff")
     assert [line.rpartition("/")[2] for line in problems(files)] == [
-        f"tenants.yaml: cannot be read: {os.strerror(errno.ENOENT)}",
+        "tenants.yaml: cannot be read: No such file or directory",
         "keys.yaml: is not UTF-8",
     ]
 

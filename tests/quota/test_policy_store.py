@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 from alembic.operations import Operations
 
 from forebay.errors import Code, MeshError
@@ -17,7 +19,7 @@ from forebay.quota.domain.audit import Action, Refusal, unbroken
 from forebay.quota.domain.directory import Directory, Edit, Key, Overrides, Tenant
 from forebay.quota.domain.plans import Plan
 from forebay.quota.policy_store import ANSWERS_KEPT_S, Answer, Change, InMemoryPolicyStore, PolicyStore
-from forebay.quota.sql_policy_store import SqlPolicyStore
+from forebay.quota.sql_policy_store import MIGRATIONS, SqlPolicyStore
 from forebay.testing.postgres import PostgresServer
 
 PLAN = Plan("basic", ServiceClass.BRONZE, 500, Limits(concurrent_requests=2), None, 90)
@@ -73,7 +75,13 @@ async def test_an_empty_store_has_nothing(store: PolicyStore) -> None:
 
 async def test_what_is_put_in_comes_back_whole(store: PolicyStore) -> None:
     edit = Edit(
-        plans=(PLAN,), tenants=(RICH, Tenant("globex", "basic")), keys=(KEY, Key(replace(KEY.policy, key_id="z"), "y"))
+        plans=(PLAN,),
+        tenants=(RICH, Tenant("globex", "basic"), Tenant("hooli", "basic", Overrides(models=()))),
+        keys=(
+            KEY,
+            Key(replace(KEY.policy, key_id="z", models=()), "y"),
+            Key(replace(KEY.policy, key_id="n", models=None)),
+        ),
     )
     committed = await store.commit(Change(0, edit, imported={"tenants": "d"}), 100.5)
     assert committed == await store.load() == Directory().edited(edit, 100.5)
@@ -188,6 +196,33 @@ async def test_a_database_that_may_only_be_read_is_away(postgres: PostgresServer
     with pytest.raises(MeshError) as caught:
         await store.load()
     assert (caught.value.reason, await store.version()) == ("POLICY_STORE_UNAVAILABLE", 0)
+    store.close()
+
+
+async def test_lists_of_models_that_were_stored_empty_go_on_allowing_all(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/policies.sqlite"
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        for name, overrides in (("all", '{"models": [], "pool": "p"}'), ("some", '{"models": ["m"]}'), ("plain", "{}")):
+            document = f'{{"tenant_id": "{name}", "plan": "basic", "overrides": {overrides}}}'
+            row = {"name": name, "document": document}
+            connection.execute(sa.text("INSERT INTO tenants VALUES (:name, :document, 1, 1.0, 1.0)"), row)
+    engine.dispose()
+    store = SqlPolicyStore(url)
+    await store.migrate()
+    tenants = (await store.load()).tenants
+    assert {name: entry.value.overrides.models for name, entry in tenants.items()} == {
+        "all": None, "some": ("m",), "plain": None,
+    }  # fmt: skip
+    assert tenants["all"].value.overrides.pool == "p"
+    none = Tenant("none", "basic", Overrides(models=()))
+    await store.commit(Change(0, Edit(tenants=(none,))), 1.0)
+    await store.migrate()
+    assert (await store.load()).tenants["none"].value == none
     store.close()
 
 

@@ -34,6 +34,7 @@ from forebay.testing.clock import FakeClock
 ROUTER = Router("router-1", 1_700_000_000_123_456)
 # A dollar for a thousand tokens.
 USD_A_TOKEN = 10**6
+KEYS = ("counters", "reservations", "settled", "due")
 ITEMS = ("prompt_tokens", "cached_tokens", "completion_tokens")
 PRICES = Prices(PriceTable([Price("default", item, USD_A_TOKEN * 10**6) for item in ITEMS]))
 BUDGET = "daily_budget_nano_usd"
@@ -117,12 +118,16 @@ class World:
         return {f"{each.subject}/{each.limit}": each.used for each in await self.quota.peek("acme", "k", "m")}
 
 
+async def lose_keys(store: RedisCounters, *parts: str) -> None:
+    await store._redis.delete(*(f"forebay:{{acme}}:{part}" for part in parts))
+
+
 async def lose(store: CounterStore) -> None:
     if isinstance(store, InMemoryCounters):
         await store.lose("acme")
     else:
         assert isinstance(store, RedisCounters)
-        await store._redis.delete("forebay:{acme}:counters")
+        await lose_keys(store, *KEYS)
 
 
 async def test_a_lost_minute_is_full_until_nothing_of_it_can_count(bare_store: CounterStore, clock: FakeClock) -> None:
@@ -466,3 +471,82 @@ async def test_no_limit_is_passed_and_no_request_lost_whenever_the_counters_are(
     assert await world.renew() == []
     clock.advance(1)
     assert (await world.used())[f"tenant:acme/{BUDGET}"] == sum(spent.values()) * USD_A_TOKEN
+
+
+@pytest.mark.parametrize("key", KEYS)
+async def test_a_lost_key_of_a_tenant_leaks_no_hold(redis_counters: RedisCounters, clock: FakeClock, key: str) -> None:
+    day = 1_000 * USD_A_TOKEN
+    world = World(redis_counters, clock, Limits(concurrent_requests=3, daily_budget_nano_usd=day))
+    await world.end(await world.ask(), 10)
+    running, gone = await world.ask(), await world.ask()
+    del world.live[gone]  # its router has died
+    await lose_keys(redis_counters, key)
+    if key != "settled":
+        assert await world.renew() == []
+    assert not await world.ask()  # what it holds is being gathered
+    assert await world.renew() == []
+    clock.advance(29)
+    assert await world.renew() == []
+    clock.advance(1)
+    assert await world.used() == {"tenant:acme/concurrent_requests": 1, f"tenant:acme/{BUDGET}": 50 * USD_A_TOKEN + 1}
+    assert await world.end(running, 5)
+    assert await world.used() == {"tenant:acme/concurrent_requests": 0, f"tenant:acme/{BUDGET}": 35 * USD_A_TOKEN}
+    assert await world.ask()
+
+
+@pytest.mark.parametrize("key", KEYS[:3])
+async def test_a_tenant_of_which_a_key_is_left_is_not_new(
+    redis_counters: RedisCounters, clock: FakeClock, key: str
+) -> None:
+    world = World(redis_counters, clock, Limits(requests_per_minute=1))
+    assert await world.ask()
+    await lose_keys(redis_counters, key)
+    world.quota = world.replica()  # which has never heard of the tenant, nor has the ledger
+    assert not await world.ask()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+async def test_whichever_keys_are_lost_nothing_stays_held_and_no_limit_is_passed(
+    redis_counters: RedisCounters, clock: FakeClock, seed: int
+) -> None:
+    chance = random.Random(seed)
+    day = 400 * USD_A_TOKEN
+    limits = Limits(requests_per_minute=6, tokens_per_minute=200, concurrent_requests=3, daily_budget_nano_usd=day)
+    world = World(redis_counters, clock, limits)
+    admitted: list[tuple[float, str]] = []
+    spent: dict[str, int] = {}
+    losses = 0
+    for step in range(250):
+        clock.advance(chance.choice([0.0, 0.1, 1.0, 2.5]))
+        act = chance.random()
+        if act < 0.6:
+            request_id = await world.ask(10, 20)
+            if request_id:
+                admitted.append((clock.now(), request_id))
+                spent[request_id] = 30
+        elif act < 0.9 and world.live:
+            request_id = chance.choice(list(world.live))
+            used = chance.randint(0, 20)
+            assert await world.end(request_id, used)
+            spent[request_id] = 10 + used
+        elif act > 0.97:
+            losses += 1
+            await lose_keys(redis_counters, *chance.sample(KEYS, chance.randint(1, 4)))
+            if chance.random() < 0.3:
+                world.quota = world.replica()
+                assert await world.renew() == []  # as sessions begin
+        if step % 5 == 0:
+            assert await world.renew() == []
+        last_minute = [request_id for at, request_id in admitted if at > clock.now() - 60]
+        assert len(last_minute) <= 6
+        assert sum(spent[request_id] for request_id in last_minute) <= 200
+        assert len(world.live) <= 3
+        assert sum(spent.values()) * USD_A_TOKEN <= day
+    assert losses
+    world.live.clear()  # all routers die
+    for _ in range(3):  # a lost key, a lease that lapses, and what the sweep then finds
+        await world.used()
+        clock.advance(31)
+        await world.counters.sweep("acme", 100)
+    assert (await world.used())["tenant:acme/concurrent_requests"] == 0

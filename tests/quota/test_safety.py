@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
@@ -18,7 +17,7 @@ from forebay.quota.domain.policies import Policies
 from forebay.quota.domain.reservations import Order, Outcome, Router, Terms
 from forebay.quota.domain.safety import LEASE_MS, Ask, Chunk, Grants, Share
 from forebay.quota.policies import PolicyFeed
-from forebay.quota.redis_safety import RedisSafety
+from forebay.quota.redis_safety import KEY, RedisSafety
 from forebay.quota.safety import InMemorySafety, SafetyStore
 from forebay.quota.safety_gate import SafetyGate
 from forebay.quota.service import Quota
@@ -26,7 +25,6 @@ from forebay.testing.clock import FakeClock
 from forebay.testing.valkey import ValkeyCluster
 
 START_MS = 1_700_000_000_000
-hours = itertools.count()
 
 
 def most_in_a_second(times_ms: Sequence[float]) -> int:
@@ -128,6 +126,10 @@ async def store(request: pytest.FixtureRequest, clock: FakeClock) -> AsyncIterat
     await store.close()
 
 
+# Between two asks, by a clock that steps.
+AFTER_MS = st.integers(-20, 700) | st.sampled_from([600_000, -600_000])
+
+
 async def test_a_store_grants_what_fits(store: SafetyStore, clock: FakeClock) -> None:
     first = await store.grant(10, Ask(4))
     assert first == Chunk(4, int(clock.now() * 100), 1_110)
@@ -138,22 +140,28 @@ async def test_a_store_grants_what_fits(store: SafetyStore, clock: FakeClock) ->
     assert (await store.grant(10, Ask(3, returned=2, bucket=first.bucket))).permits == 2
     clock.advance(0.61)
     assert (await store.grant(10, Ask(9))).permits == 2
-    clock.advance(-5)  # time never goes back
-    assert (await store.grant(10, Ask(9))).permits == 0
+    clock.advance(-600)  # the clock steps back, and nothing comes or goes by that
+    full = await store.grant(10, Ask(9))
+    assert (full.permits, full.wait_ms) == (0, 500)
     assert (await store.grant(5, Ask(1))).permits == 0  # nor is a lowered limit overrun
+    clock.advance(0.5)
+    assert (await store.grant(10, Ask(9))).permits == 8
+    clock.advance(600)  # the clock steps forward, which looks as if time had passed
+    assert (await store.grant(10, Ask(9))).permits == 9
 
 
 @pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     history=st.lists(
-        st.tuples(st.integers(-20, 700), st.integers(1, 9), st.integers(0, 12), st.integers(0, 3), st.integers(0, 30)),
+        st.tuples(AFTER_MS, st.integers(1, 9), st.integers(0, 12), st.integers(0, 3), st.integers(0, 30)),
         max_size=12,
     )
 )
 async def test_the_script_equals_the_specification(url: str, history: list) -> None:
-    now_ms = START_MS + next(hours) * 3_600_000  # by when nothing counts of the history before
+    now_ms = START_MS
     specification, server = InMemorySafety(lambda: now_ms), RedisSafety(url, lambda: now_ms)
+    await server._redis.delete(KEY)  # and with it the history before
     for after_ms, limit, permits, returned, ago in history:
         now_ms += after_ms
         ask = Ask(permits, returned, now_ms // 10 - ago)

@@ -23,6 +23,7 @@ from forebay.quota.domain.audit import unbroken
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.policy_files import SHIPPED_PLANS
 from forebay.quota.policy_store import ANSWERS_KEPT_S, InMemoryPolicyStore
+from forebay.quota.served import Served
 from forebay.quota.stored_policies import StoredPolicies
 from forebay.quota.tenant_servicer import TenantServicer
 from forebay.rpc.client import connect
@@ -60,11 +61,16 @@ async def feed(stored: StoredPolicies) -> PolicyFeed:
 
 
 @pytest.fixture
+def served() -> Served:
+    return Served()
+
+
+@pytest.fixture
 async def stub_as(
-    certificates: Callable[[str], TlsConfig], feed: PolicyFeed, stored: StoredPolicies, clock: FakeClock
+    certificates: Callable[[str], TlsConfig], feed: PolicyFeed, stored: StoredPolicies, clock: FakeClock, served: Served
 ) -> AsyncIterator[Callable[[str], Any]]:
     server = RpcServer("127.0.0.1:0", tls=certificates("quota"))
-    servicer = TenantServicer(feed, clock, stored)
+    servicer = TenantServicer(feed, clock, stored, served)
     server.add(quota_pb2_grpc.add_TenantServiceServicer_to_server, servicer, "forebay.api.quota.v1.TenantService")
     await server.start()
     async with AsyncExitStack() as stack:
@@ -459,12 +465,159 @@ async def test_a_file_in_the_common_shape_gives_the_tenants_it_describes(admin: 
     assert (limits.requests_per_minute, limits.tokens_per_minute, limits.concurrent_requests) == (1_000, 100_000, 20)
     assert (limits.daily_budget_nano_usd, limits.monthly_budget_nano_usd) == (500 * 10**9, 10_000 * 10**9)
     assert (acme.plan, acme.models, acme.alert_percent) == ("enterprise", ("gpt-oss", "smollm2"), 80)
-    assert (acme.service_class.name, small.service_class.name, small.models) == ("GOLD", "BRONZE", ())
+    assert (acme.service_class.name, small.service_class.name, small.models) == ("GOLD", "BRONZE", None)
     second = await admin.ImportTenants(
         pb.ImportTenantsRequest(request_id=fresh(), file=COMMON.replace("high", "medium"))
     )
     assert (list(second.updated), list(second.unchanged)) == (["acme-corp"], ["small"])
     assert feed.policies.tenants["acme-corp"].service_class.name == "SILVER"
+
+
+async def test_an_empty_list_of_models_allows_none_and_no_list_allows_all(admin: Any, feed: PolicyFeed) -> None:
+    """By every way in: an update and a creation by either field, a file of either shape, and a key."""
+
+    def models() -> dict[str, Any]:
+        return {name: tenant.models for name, tenant in feed.policies.tenants.items()}
+
+    made = await create(admin, model_scope=pb.ModelScope())
+    assert (models(), made.policy.HasField("model_scope"), made.overrides.paths) == (
+        {"acme": ()},
+        True,
+        ["model_scope"],
+    )
+    back = await update(admin, ["model_scope"])
+    assert (models(), back.policy.HasField("model_scope"), back.overrides.paths) == ({"acme": None}, False, [])
+    for scope, expected in ((["a", "b"], ("a", "b")), ([], ()), (["*"], None)):
+        await update(admin, ["model_scope"], model_scope=pb.ModelScope(models=scope))
+        assert models() == {"acme": expected}
+    await update(admin, ["models"], models=["a"])
+    assert models() == {"acme": ("a",)}
+    for call in (update(admin, ["models"]), create(admin, "globex", paths=["models"])):
+        error = await error_of(call)
+        assert (error.code, [it.field for it in error.field_violations]) == (Code.INVALID_ARGUMENT, ["tenant.models"])
+    assert models() == {"acme": ("a",)}
+    for text in ("{plan: basic, models: []}", "{tier: basic, models_allowed: []}"):
+        await admin.ImportTenants(pb.ImportTenantsRequest(request_id=fresh(), file=f"tenants: {{acme: {text}}}"))
+        assert models() == {"acme": ()}
+        await admin.ImportTenants(pb.ImportTenantsRequest(request_id=fresh(), file="tenants: {acme: {tier: basic}}"))
+        assert models() == {"acme": ()}
+        every = text.replace("[]", '["*"]')
+        await admin.ImportTenants(pb.ImportTenantsRequest(request_id=fresh(), file=f"tenants: {{acme: {every}}}"))
+        assert models() == {"acme": None}
+    for key, expected in (
+        (pb.KeyPolicy(tenant_id="acme"), None),
+        (pb.KeyPolicy(tenant_id="acme", model_scope=pb.ModelScope()), ()),
+        (pb.KeyPolicy(tenant_id="acme", model_scope=pb.ModelScope(models=["a"])), ("a",)),
+    ):
+        issued = await admin.IssueKey(pb.IssueKeyRequest(request_id=fresh(), key=key))
+        assert feed.policies.keys[issued.key.policy.key_id].models == expected
+        assert issued.key.policy.HasField("model_scope") is (expected is not None)
+    changes = [line for event in await log_of(admin) for line in event.changes if line.startswith("models")]
+    assert "models: unset -> none" in changes
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("weight_milli", 0), ("weight_milli", 10**6 + 1), ("alert_percent", 0), ("alert_percent", 101),
+        ("thresholds", pb.Thresholds(warn_percent=0)), ("thresholds", pb.Thresholds(hard_percent=1_001)),
+        ("thresholds", pb.Thresholds(warn_percent=101)), ("time_zone", "Mars/Olympus"), ("pool", "Gold!"),
+        ("service_class", 9), ("loss_policy", 9), ("default_adapter", "support"), ("limits", pb.Limits(tokens_per_day=0)),
+        ("limits", pb.Limits(daily_budget_nano_usd=-1)), ("models", ["a", "*"]), ("models", [""]), ("adapters", ["x" * 201]),
+        ("canary", pb.Canary()), ("canary", pb.Canary(steps=[{"percent": 0, "holds_for": {"seconds": 1}}])),
+        ("canary", pb.Canary(steps=[{"percent": 9, "holds_for": {"seconds": 1, "nanos": 5}}])),
+        ("canary", pb.Canary(steps=[{"percent": p, "holds_for": {"seconds": 1}} for p in (9, 8)])),
+        ("canary", pb.Canary(started_at={"seconds": 1}, steps=[{"percent": 9, "holds_for": {"seconds": 1}}])),
+        ("model_limits", {"": pb.Limits()}), ("model_limits", {"m": pb.Limits(requests_per_second=0)}),
+        ("system_prompt", "x" * 8_193), ("display_name", "x" * 201), ("weight", None),
+    ],
+)  # fmt: skip
+async def test_a_value_out_of_bounds_is_refused_by_its_field(admin: Any, field: str, value: Any) -> None:
+    before = await create(admin)
+    fields = {} if value is None else {field: value}
+    error = await error_of(update(admin, [field], **fields))
+    assert error.code is Code.INVALID_ARGUMENT
+    named = {violation.field for violation in error.field_violations}
+    assert all(name == "update_mask" if value is None else name.startswith(f"tenant.{field}") for name in named), named
+    assert named
+    assert (await admin.GetTenant(pb.GetTenantRequest(tenant_id="acme"))).details == before
+
+
+async def test_a_plan_that_costs_nothing_is_no_plan_without_a_price(admin: Any, feed: PolicyFeed) -> None:
+    plan = pb.Plan(name="basic", nano_usd_per_million_tokens=0)
+    mask = FieldMask(paths=["nano_usd_per_million_tokens"])
+    answer = await admin.UpdatePlan(pb.UpdatePlanRequest(request_id=fresh(), plan=plan, update_mask=mask))
+    assert answer.plan.HasField("nano_usd_per_million_tokens")
+    assert feed.policies.plans["basic"].nano_usd_per_million_tokens == 0
+    for field, value in (("weight_milli", 0), ("alert_percent", 0), ("alert_percent", 101)):
+        request = pb.UpdatePlanRequest(request_id=fresh(), plan=pb.Plan(name="basic", **{field: value}))
+        request.update_mask.paths.append(field)
+        error = await error_of(admin.UpdatePlan(request))
+        assert [violation.field for violation in error.field_violations] == [f"plan.{field}"]
+
+
+async def test_what_quota_cannot_tell_to_exist_is_warned_of(admin: Any, served: Served) -> None:
+    scope = pb.ModelScope(models=["gpt-4"])
+
+    async def warnings(paths: list[str], **fields: Any) -> dict[str, str]:
+        request = pb.UpdateTenantRequest(
+            request_id=fresh(), tenant=pb.TenantPolicy(tenant_id="acme", **fields), update_mask=FieldMask(paths=paths)
+        )
+        response = await admin.UpdateTenant(request)
+        return {it.field: it.description for it in response.warnings}
+
+    await create(admin)
+    assert await warnings(["model_scope", "pool"], model_scope=scope, pool="gold") == {
+        "tenant.models": "could not be checked: no router is connected to this quota",
+        "tenant.pool": "could not be checked: no worker is connected to this quota",
+    }
+    with served.by_router(["smollm2"]), served.by_worker([""]), served.by_worker(["golden"]):
+        assert await warnings(["model_scope", "pool"], model_scope=scope, pool="gold") == {
+            "tenant.models": "no connected router serves the model 'gpt-4'; there is smollm2",
+            "tenant.pool": "no connected worker serves the pool 'gold'; did you mean golden?",
+        }
+        assert await warnings(["display_name"], display_name="A") == {}
+        assert await warnings(["pool"], pool="golden") == {}
+        limits = {"gpt-4": pb.Limits(tokens_per_day=1)}
+        assert set(await warnings(["model_limits"], model_limits=limits)) == {"tenant.model_limits"}
+        assert set(await warnings(["adapters"], adapters=["a"])) == {"tenant.adapters"}
+        text = "tenants: {globex: {plan: basic, models: [smollm2, gpt-4], pool: gold}}"
+        for dry_run in (True, False):
+            request = pb.ImportTenantsRequest(request_id=fresh(), file=text, dry_run=dry_run)
+            found = (await admin.ImportTenants(request)).warnings
+            assert [it.field for it in found] == ["tenants.globex.models", "tenants.globex.pool"]
+        key = pb.KeyPolicy(tenant_id="acme", model_scope=scope)
+        issued = await admin.IssueKey(pb.IssueKeyRequest(request_id=fresh(), key=key))
+        assert [it.field for it in issued.warnings] == ["key.models"]
+        key.model_scope.models[:] = ["smollm2"]
+        error = await error_of(admin.IssueKey(pb.IssueKeyRequest(request_id=fresh(), key=key)))
+        assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "MODEL_NOT_ALLOWED")
+    assert "no router is connected" in str(await warnings(["model_scope"], model_scope=scope))
+
+
+async def test_an_import_changes_what_the_file_names_and_nothing_else(admin: Any) -> None:
+    fields: dict[str, Any] = {
+        "limits": pb.Limits(tokens_per_minute=7, tokens_per_day=9), "display_name": "Acme", "weight_milli": 7,
+        "model_scope": pb.ModelScope(models=["m"]), "adapters": ["a"], "default_adapter": "a", "pool": "gold",
+        "system_prompt": "Be brief.", "alert_percent": 5, "thresholds": pb.Thresholds(warn_percent=10),
+        "priced_by_plan": True, "time_zone": "Asia/Tokyo",
+    }  # fmt: skip
+    before = await create(admin, **fields)
+    for text in ("{plan: basic}", "{tier: basic}", "{plan: basic, weight: 0.007}", "{plan: basic, limits: {}}"):
+        answer = await admin.ImportTenants(
+            pb.ImportTenantsRequest(request_id=fresh(), file=f"tenants: {{acme: {text}}}")
+        )
+        assert (list(answer.unchanged), list(answer.updated)) == (["acme"], []), text
+    text = "tenants: {acme: {tier: basic, budget: {daily_limit_usd: 2}}}"
+    assert (await admin.ImportTenants(pb.ImportTenantsRequest(request_id=fresh(), file=text))).updated == ["acme"]
+    after = (await admin.GetTenant(pb.GetTenantRequest(tenant_id="acme"))).details
+    assert after.policy.limits.daily_budget_nano_usd == 2 * 10**9
+    before.policy.limits.daily_budget_nano_usd = 2 * 10**9
+    assert after.policy == before.policy
+    (event,) = [
+        event for event in await log_of(admin, tenant_id="acme") if event.action == "ImportTenants" and event.changes
+    ]
+    assert list(event.changes) == ["limits.daily_budget_nano_usd: unset -> 2000000000"]
 
 
 async def test_a_wrong_file_is_refused_whole_with_every_problem_by_line(admin: Any, feed: PolicyFeed) -> None:

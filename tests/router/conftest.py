@@ -53,7 +53,7 @@ class RouterWorld:
             metering_address=self.metering.server.address,
             pepper=PEPPER.decode(),
             models=[{"name": "tiny", "directory": self._model, "context_tokens": 4096, "default_max_tokens": 16}],
-            **fields,
+            **{"warm_tokenizers": False, **fields},
         )
         self._config = config
         await self.restart(config.listen)

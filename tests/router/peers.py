@@ -301,6 +301,7 @@ class FakeMetering(metering_pb2_grpc.MeteringServiceServicer):
 
     def __init__(self) -> None:
         self.filters: list[metering_pb2.UsageFilter] = []
+        self.cursors: list[str] = []
         self.events: asyncio.Queue[metering_pb2.UsageEvent] = asyncio.Queue()
         self.acknowledges = True
         self.window = 100
@@ -329,9 +330,8 @@ class FakeMetering(metering_pb2_grpc.MeteringServiceServicer):
         self, request: metering_pb2.StreamUsageRequest, context: Any
     ) -> AsyncIterator[metering_pb2.StreamUsageResponse]:
         self.filters.append(request.filter)
-        if request.cursor == "bad":
-            raise MeshError(Code.INVALID_ARGUMENT, "BAD_CURSOR", "no such cursor")
-        yield metering_pb2.StreamUsageResponse(entries=[metering_pb2.LedgerEntry(position=1)], cursor="1")
+        self.cursors.append(request.cursor)
+        yield metering_pb2.StreamUsageResponse(entries=[metering_pb2.LedgerEntry(position=1)], cursor="v1:1")
         if request.follow:
             self.following.set()
             try:

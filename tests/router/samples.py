@@ -13,7 +13,7 @@ from forebay.router.domain.ask import Ask, Chat, Message, ModelCard, Sampling
 from forebay.router.models import Model, Models
 from forebay.router.request import Payload, Request
 from forebay.router.tokenizer import ByteTokenizer
-from forebay.router.tokenizer_threads import TokenizerThreads
+from forebay.router.tokenizer_processes import TokenizerProcesses
 
 PEPPER = b"a pepper for tests"
 KEY_ID = "abcdefghij23"
@@ -35,7 +35,8 @@ def ask(**fields: object) -> Ask:
 
 def models(*cards: ModelCard) -> Models:
     """Models that tokenise by bytes."""
-    return Models([Model(card, ByteTokenizer()) for card in cards or (CARD,)], TokenizerThreads(1, 100))
+    none = TokenizerProcesses([], processes=1, max_waiting=1, max_prompt_bytes=1)  # they start with a long prompt
+    return Models([Model(card, ByteTokenizer()) for card in cards or (CARD,)], none)
 
 
 def request(

@@ -70,7 +70,7 @@ def test_no_interleaving_at_cut_off_routers_exceeds_a_limit(seed: int, routers: 
         if running and chance.random() < 0.4:
             request_id = chance.choice(running)
             used = Usage(1, PROMPT, chance.randrange(COMPLETION + 1))
-            where[request_id].settle(request_id, used)
+            where[request_id].settle(request_id, used, now)
             ran[request_id] = (ran[request_id][0], price.priced(used), False)
         else:
             try:
@@ -94,16 +94,16 @@ def test_no_interleaving_at_cut_off_routers_exceeds_a_limit(seed: int, routers: 
 def test_what_is_given_back_can_be_used_again() -> None:
     admissions = holder(("tokens_per_minute", 50), ("concurrent_requests", 2))
     assert admitted(admissions, range(4)) == 2
-    admissions.settle(order(0).request_id, Usage(1, PROMPT, 0))
+    admissions.settle(order(0).request_id, Usage(1, PROMPT, 0), START)
     assert admitted(admissions, range(4, 6)) == 0
-    admissions.settle(order(1).request_id, Usage(0, 0, 0))
+    admissions.settle(order(1).request_id, Usage(0, 0, 0), START)
     assert admitted(admissions, range(6, 8)) == 1
 
 
 def test_what_never_started_was_asked_for_in_its_second_all_the_same() -> None:
     admissions = holder(("requests_per_second", 1))
     admissions.admit(order(1), START)
-    admissions.settle(order(1).request_id, Usage(0, 0, 0))
+    admissions.settle(order(1).request_id, Usage(0, 0, 0), START)
     assert admitted(admissions, range(2, 4)) == 0
     assert admitted(admissions, range(4, 6), START + 1) == 1
 
@@ -119,7 +119,7 @@ def test_a_minute_later_there_is_room_again_but_not_for_the_day() -> None:
 def test_what_quota_has_charged_counts_for_another_minute() -> None:
     admissions = holder(("tokens_per_day", 25))
     assert admitted(admissions, range(1)) == 1
-    admissions.settle(order(0).request_id, ASKED)
+    admissions.settle(order(0).request_id, ASKED, START)
     admissions.charged(order(0).request_id, START)
     admissions.tidy(START + WINDOW_S - 1)
     assert admitted(admissions, range(1, 2), START + WINDOW_S - 1) == 0
@@ -176,10 +176,10 @@ def test_what_counts_no_longer_is_forgotten_whoever_is_forgotten_first() -> None
     assert admitted(admissions, range(3, 4), START + 2) == 0  # of the second nothing counts any more
     for number in range(2):
         admissions.charged(order(number).request_id, START + 3)
-    admissions.settle(order(0).request_id, Usage(1, 1, 1))
+    admissions.settle(order(0).request_id, Usage(1, 1, 1), START)
     admissions.tidy(START + 3 + WINDOW_S)
     assert len(admissions) == 1
-    admissions.settle(order(1).request_id, Usage(1, 1, 1))
+    admissions.settle(order(1).request_id, Usage(1, 1, 1), START)
     admissions.tidy(START + 3 + WINDOW_S)
     assert len(admissions) == 0
     assert admitted(admissions, range(4, 9), START + 3 + WINDOW_S) == 2
@@ -189,7 +189,50 @@ def test_places_that_are_all_free_are_forgotten_with_the_last_request() -> None:
     admissions = holder(("concurrent_requests", 2))
     assert admitted(admissions, range(2)) == 2
     for number in range(2):
-        admissions.settle(order(number).request_id, ASKED)
+        admissions.settle(order(number).request_id, ASKED, START)
         admissions.charged(order(number).request_id, START)
     admissions.tidy(START + WINDOW_S)
     assert len(admissions) == 0
+
+
+def refusal(admissions: LocalAdmissions, number: int, now: float) -> float | None:
+    with pytest.raises(MeshError) as caught:
+        admissions.admit(order(number), now)
+    return caught.value.retry_after
+
+
+@pytest.mark.parametrize("limit", ["tokens_per_minute", "tokens_per_day", "concurrent_requests"])
+def test_what_runs_is_expected_to_end_as_recent_requests_did(limit: str) -> None:
+    admissions = holder((limit, 50 if limit.startswith("tokens") else 2))
+    now = START
+    for number, lasted in enumerate((0.2, 7.0, 0.3)):
+        admissions.admit(order(number), now)
+        now += lasted
+        admissions.settle(order(number).request_id, Usage(1, 0, 0), now)
+    for number in (3, 4):
+        admissions.admit(order(number), now)
+    assert refusal(admissions, 5, now) == 0.3
+    admissions.settle(order(3).request_id, Usage(1, 0, 0), now)
+    admissions.admit(order(5), now)
+
+
+def test_what_is_used_comes_back_with_its_minute() -> None:
+    admissions = holder(("tokens_per_minute", 75))
+    for number in range(3):
+        admissions.admit(order(number), START + number)
+        admissions.settle(order(number).request_id, ASKED, START + number)
+    assert refusal(admissions, 3, START + 10) == WINDOW_S - 10
+    assert admitted(admissions, range(4, 6), START + WINDOW_S) == 1
+
+
+def test_what_costs_nothing_is_admitted_above_a_spent_budget() -> None:
+    admissions = holder(("daily_budget_nano_usd", 20), per_request=10)
+    assert admitted(admissions, range(3)) == 2
+    admissions.settle(order(0).request_id, ASKED, START)
+    admissions.share = Share(1, {"acme": Allowance(admissions.share.allowances["acme"].limits)})
+    assert admitted(admissions, range(3, 9)) == 6
+
+
+def test_free_of_charge_does_not_mean_free_of_other_limits() -> None:
+    admissions = holder(("daily_budget_nano_usd", 0), ("requests_per_minute", 1))
+    assert admitted(admissions, range(3)) == 1

@@ -8,7 +8,7 @@ import pytest
 from forebay.api.router.v1 import router_pb2
 from forebay.errors import Code
 from forebay.router.domain.ask import Chat
-from forebay.router.messages import from_pb_prompt
+from forebay.router.prompt_messages import read_prompt
 from forebay.rpc.status import from_rpc_error
 
 from .conftest import METADATA, RouterWorld
@@ -17,7 +17,7 @@ from .peers import soon
 
 def test_of_a_conversation_without_end_one_turn_too_many_is_made() -> None:
     turns = [router_pb2.Chat.Message(role="user")] * 100_000
-    prompt = from_pb_prompt(router_pb2.Prompt(chat=router_pb2.Chat(messages=turns)))
+    prompt = read_prompt(router_pb2.Prompt(chat=router_pb2.Chat(messages=turns)).SerializeToString())
     assert isinstance(prompt, Chat)
     assert len(prompt.messages) == 1025
 

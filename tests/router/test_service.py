@@ -105,7 +105,7 @@ async def test_an_answer_from_admission_to_settlement(world: World) -> None:
     answer = GatheredAnswer()
     task = world.begin(answer)
     request = await world.running()
-    assert request.payload.prompt_token_ids == HELLO_IDS
+    assert list(request.payload.prompt_token_ids) == HELLO_IDS
     assert request.payload.prefix_hashes == []
     world.workers.yield_tokens(request.id, [0, 1])
     world.workers.yield_tokens(request.id, [2])
@@ -412,6 +412,26 @@ async def test_tokens_are_counted_with_the_system_prompt(world: World) -> None:
         await world.router.count_tokens(kind, "tiny", Text("hello"))
 
 
+@pytest.mark.parametrize(
+    ("allowed", "name", "message"),
+    [
+        (None, "", "the request names no model, and there is more than one; there are large, small"),
+        (None, "smal", "there is no model 'smal' for this key; did you mean small?"),
+        (("small",), "large", "there is no model 'large' for this key; there is small"),
+        ((), "", "this key may use no model that is served here; ask the operator"),
+        ((), "small", "this key may use no model that is served here; ask the operator"),
+        (("gone",), "", "this key may use no model that is served here; ask the operator"),
+    ],
+)
+def test_a_model_that_cannot_be_used_says_which_can(allowed: tuple[str, ...] | None, name: str, message: str) -> None:
+    """Of models that the caller may not use, nothing is said; an empty list of either policy allows none."""
+    two = models(replace(CARD, name="small"), replace(CARD, name="large"))
+    for caller in (Caller(replace(ACME, models=allowed), ACME_KEY), Caller(ACME, replace(ACME_KEY, models=allowed))):
+        with pytest.raises(MeshError) as caught:
+            two.resolve(caller, name)
+        assert (caught.value.reason, caught.value.message) == ("MODEL_NOT_FOUND", message)
+
+
 def test_models_are_listed_by_page_and_by_who_asks(clock: FakeClock) -> None:
     cards = [ModelCard(name, 100, 10) for name in ("c", "a", "b")]
     world = World(clock)
@@ -419,5 +439,7 @@ def test_models_are_listed_by_page_and_by_who_asks(clock: FakeClock) -> None:
     assert [card.name for card in world.router.list_models(CALLER, "", 2)[0]] == ["a", "b"]
     assert world.router.list_models(CALLER, "", 2)[1]
     assert world.router.list_models(CALLER, "b", 2) == ([cards[0]], False)
+    for none in (Caller(replace(ACME, models=()), ACME_KEY), Caller(ACME, replace(ACME_KEY, models=()))):
+        assert world.router.list_models(none, "", 2) == ([], False)
     some = Caller(replace(ACME, models=("b",)), ACME_KEY)
     assert [card.name for card in world.router.list_models(some, "", 10)[0]] == ["b"]

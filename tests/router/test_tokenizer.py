@@ -10,13 +10,10 @@ import pytest
 
 from forebay.config import ConfigError
 from forebay.errors import Code, MeshError
-from forebay.router.domain.ask import Chat, Message, ModelCard, Text, TokenIds
+from forebay.router.domain.ask import Chat, Message, Text, TokenIds
 from forebay.router.hf_tokenizer import HfTokenizer
-from forebay.router.models import Model, Models
 from forebay.router.tokenizer import ByteTokenizer, Tokenizer, encode
-from forebay.router.tokenizer_threads import TokenizerThreads
 
-from .samples import ACME
 from .tiny_model import write_model
 
 CHAT = Chat(
@@ -52,6 +49,14 @@ def test_the_system_prompt_is_the_first_turn_and_counts(tokenizer: Tokenizer) ->
     with_both = encode(tokenizer, again, first.content)
     head = tokenizer.encode_chat((first,))
     assert with_both[: len(head) // 2] == head[: len(head) // 2]
+
+
+def test_no_message_makes_a_turn(tokenizer: Tokenizer) -> None:
+    plain = tokenizer.encode_chat((Message("user", "a"),))
+    for mark in ("\0", "<|im_end|>", "<|im_start|>"):
+        ids = tokenizer.encode_chat((Message("user", f"a{mark}system{mark}"),))
+        for control in (0, *range(tokenizer.vocabulary - 3, tokenizer.vocabulary)):
+            assert ids.count(control) == plain.count(control)
 
 
 def test_token_ids_stay_as_they_are(tokenizer: Tokenizer) -> None:
@@ -127,25 +132,6 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, broken: str) -> Non
         HfTokenizer(tmp_path)
 
 
-async def test_a_long_prompt_is_tokenised_in_a_thread_and_equally(tiny: Path) -> None:
-    threads_used: list[str] = []
-
-    class Spy(HfTokenizer):
-        def encode_text(self, text: str) -> list[int]:
-            import threading
-
-            threads_used.append(threading.current_thread().name)
-            return super().encode_text(text)
-
-    with TokenizerThreads(1, 1) as threads:
-        model = Model(ModelCard("m", 10_000, 16), Spy(tiny))
-        models = Models([model], threads)
-        short, long = "the fox", "the fox " * 1000
-        assert await models.tokenise(model, Text(short), ACME) == HfTokenizer(tiny).encode_text(short)
-        assert await models.tokenise(model, Text(long), ACME) == HfTokenizer(tiny).encode_text(long)
-    assert [name.startswith("tokenizer") for name in threads_used] == [False, True]
-
-
 # The yardstick: `transformers`, which gives the engine its ids.
 
 
@@ -165,7 +151,7 @@ def test_the_ids_are_those_of_transformers(tiny: Path, directory: Path | None) -
     conversations = [
         CHAT.messages,
         (Message("system", "You are a fox."), Message("user", "What is the capital of France?")),
-        (Message("user", "line one\n\n\tline two <|im_end|> é 狐 " * 20),),
+        (Message("user", "line one\n\n\tline two < | > é 狐 " * 20),),
     ]
     for messages in conversations:
         turns = [{"role": m.role, "content": m.content} for m in messages]

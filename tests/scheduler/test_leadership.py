@@ -85,18 +85,20 @@ class Member:
         assert self.leadership.term is not None
         self.leadership.term.look_at_time()
 
-    async def router(self, id: str = "r1", **first: object) -> FakePeer:
+    async def router(self, id: str = "r1", highest_epoch: int = 0, **first: object) -> FakePeer:
         peer = FakePeer(self.stub.Schedule())
-        hello = scheduler_pb2.ScheduleRequest.Hello(router=common_pb2.Peer(id=id, incarnation=1))
+        peer_of = common_pb2.Peer(id=id, incarnation=1)
+        hello = scheduler_pb2.ScheduleRequest.Hello(router=peer_of, highest_epoch=highest_epoch)
         await peer.say(scheduler_pb2.ScheduleRequest(hello=hello, **first))  # type: ignore[arg-type]
         return peer
 
-    async def worker(self, id: str = "w1", **first: object) -> FakePeer:
+    async def worker(self, id: str = "w1", highest_epoch: int = 0, **first: object) -> FakePeer:
         peer = FakePeer(self.stub.Attach())
         register = scheduler_pb2.AttachRequest.Register(
             worker=common_pb2.Peer(id=id, incarnation=1),
             address=f"{id}:9",
             model="m",
+            highest_epoch=highest_epoch,
             capacity=scheduler_pb2.Capacity(
                 kv_tokens=1000, block_tokens=1, max_num_seqs=8, max_num_batched_tokens=512, max_model_len=512
             ),
@@ -201,6 +203,21 @@ async def test_a_scheduler_that_is_told_to_stop_hands_over_while_its_calls_still
             assert (await router.fails()).reason == "NOT_LEADER"
             await soon(leads(await scheduler(2)))
             await draining
+
+
+@pytest.mark.parametrize("kind", ["router", "worker"])
+async def test_a_leader_below_what_its_peers_have_met_leads_anew_above_it(
+    pair: Pair, clock: FakeClock, kind: str
+) -> None:
+    leader, follower = pair
+    met = leader.leadership.epoch + 300_000_000
+    peer = await (leader.router if kind == "router" else leader.worker)(highest_epoch=met)
+    await peer.hear()
+    clock.advance(1)
+    assert await leader.bid()
+    assert (await peer.fails()).reason == "NOT_LEADER"
+    assert leader.leadership.epoch == met + 1
+    assert not await follower.bid()
 
 
 async def serve_two(leader: Member, clock: FakeClock) -> tuple[FakePeer, FakePeer]:

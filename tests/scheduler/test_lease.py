@@ -67,6 +67,20 @@ def test_epochs_grow_though_the_store_has_forgotten_and_its_clock_is_behind() ->
     assert (answer.mine, answer.epoch) == (True, START_US + 1)
 
 
+def test_a_leader_begins_a_term_above_what_a_peer_has_met() -> None:
+    tenure, answer = Tenure().on(bid(), START_US)
+    lease = Lease()
+    lease.answered(answer, 0.0, 0.0)
+    for unheard_of in (2**53, 2**63, 2**64 - 1):  # no clock has ever read that, and nothing lies above it
+        lease.heard(unheard_of)
+    assert lease.latest == START_US
+    lease.heard(START_US - 1)
+    assert tenure.on(bid(epoch=START_US, latest=lease.latest), START_US + 1)[1].epoch == START_US
+    lease.heard(met := START_US + 300_000_000)
+    answer = tenure.on(bid(epoch=START_US, latest=lease.latest), START_US + 1)[1]
+    assert (answer.mine, answer.epoch) == (True, met + 1)
+
+
 def test_a_store_that_has_forgotten_the_last_term_keeps_nobody_in_an_earlier_one() -> None:
     forgotten, _ = Tenure().on(bid(), START_US)
     later = START_US + 60_000_000

@@ -14,8 +14,7 @@ from forebay.scheduler.domain.pool import PoolRules
 from forebay.scheduler.domain.request import ServiceClass
 from forebay.scheduler.domain.room import RoomRules
 from forebay.scheduler.domain.worker import EngineState
-from forebay.scheduler.metrics import OBSERVE_EVERY_S, count, observe, watch
-from forebay.telemetry.metrics import MAX_TENANTS, OTHERS
+from forebay.scheduler.metrics import MAX_TENANTS, OBSERVE_EVERY_S, OTHERS, count, observe, watch
 from forebay.testing.clock import FakeClock
 
 from .builders import WHOLE, grants, info, request, scheduler

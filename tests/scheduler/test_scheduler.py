@@ -511,6 +511,15 @@ def test_an_old_life_of_a_worker_is_turned_away() -> None:
         core.worker_registered(info("w1", incarnation=1))
 
 
+def test_a_new_life_whose_clock_has_been_set_back_is_taken_once_the_old_one_is_gone() -> None:
+    core = scheduler(info("w1", incarnation=2))
+    core.worker_lost("w1", 0.0)
+    join(core, info("w1", incarnation=1))
+    core.submit(request(), "r", 0.0)
+    (grant,) = grants(core.tick(0.0))
+    assert grant.worker_incarnation == 1
+
+
 def test_a_worker_that_stays_away_is_forgotten() -> None:
     core = scheduler(info("w1"), limits=Limits(forget_worker_s=60.0))
     core.submit(request(), "r", 0.0)

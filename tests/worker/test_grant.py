@@ -28,7 +28,7 @@ STANDING = Standing("worker-1", 7, epoch=3, lapsed=False, ran=False, draining=Fa
 
 def test_a_good_grant_is_taken() -> None:
     assert refusal(GRANT, PAYLOAD, STANDING) is None
-    assert refusal(replace(GRANT, epoch=4), PAYLOAD, STANDING) is None
+    assert refusal(GRANT, PAYLOAD, replace(STANDING, epoch=0)) is None
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,8 @@ def test_a_good_grant_is_taken() -> None:
         ({"incarnation": 6}, {}, {}, Code.ABORTED, "WRONG_INCARNATION"),
         ({"worker_id": "worker-2"}, {}, {}, Code.ABORTED, "WRONG_INCARNATION"),
         ({"epoch": 2}, {}, {}, Code.ABORTED, "STALE_EPOCH"),
+        ({"epoch": 4}, {}, {}, Code.ABORTED, "UNKNOWN_EPOCH"),
+        ({"epoch": 2**63}, {}, {}, Code.ABORTED, "UNKNOWN_EPOCH"),
         ({}, {"prompt_tokens": 11}, {}, Code.FAILED_PRECONDITION, "LARGER_THAN_GRANT"),
         ({}, {"max_tokens": 21}, {}, Code.FAILED_PRECONDITION, "LARGER_THAN_GRANT"),
         ({}, {"tenant_id": "globex"}, {}, Code.INVALID_ARGUMENT, "TENANT_MISMATCH"),

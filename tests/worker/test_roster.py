@@ -77,12 +77,18 @@ def test_a_released_attempt_may_come_again_with_another_grant_only() -> None:
     worker.admit(replace(GRANT, batch_id=2), PAYLOAD)
 
 
-def test_the_highest_epoch_seen_anywhere_counts() -> None:
+def test_an_epoch_counts_when_its_leader_has_been_met_and_not_before() -> None:
     worker = roster()
-    worker.admit(replace(GRANT, id=IDS[1], epoch=5), PAYLOAD)
+    worker.saw_epoch(4)
+    with pytest.raises(MeshError) as error:
+        worker.admit(replace(GRANT, id=IDS[1], epoch=5), PAYLOAD)
+    assert reason(error) == "UNKNOWN_EPOCH"
+    worker.admit(replace(GRANT, id=IDS[1], epoch=4), PAYLOAD)
+    worker.saw_epoch(5)
     with pytest.raises(MeshError) as error:
         worker.admit(replace(GRANT, id=IDS[2], epoch=4), PAYLOAD)
     assert reason(error) == "STALE_EPOCH"
+    worker.admit(replace(GRANT, id=IDS[2], epoch=5), PAYLOAD)
 
 
 def test_entries_of_earlier_epochs_lapse() -> None:

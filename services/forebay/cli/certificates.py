@@ -21,8 +21,8 @@ from forebay.rpc.tls import service_name
 
 AUTHORITY_LIFE = timedelta(days=3650)
 CERTIFICATE_LIFE = timedelta(days=90)
-# Clocks of two machines differ a little; a certificate made now is valid on the other as well.
-_SKEW = timedelta(minutes=5)
+# Long ago: a certificate that was made while the clock was ahead is valid when it is right again, and on every other machine.
+_VALID_FROM = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Authority:
         """Makes a new one."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "forebay development authority")])
-        builder = _builder(name, name, key.public_key(), now - _SKEW, now + AUTHORITY_LIFE)
+        builder = _builder(name, name, key.public_key(), _VALID_FROM, now + AUTHORITY_LIFE)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         return cls(builder.sign(key, hashes.SHA256()), key)
 
@@ -61,7 +61,7 @@ class Authority:
         names: list[x509.GeneralName] = [x509.DNSName(service_name(service)), x509.DNSName("localhost")]
         names.append(x509.IPAddress(IPv4Address("127.0.0.1")))
         both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-        builder = _builder(name, self.certificate.subject, key.public_key(), now - _SKEW, now + life)
+        builder = _builder(name, self.certificate.subject, key.public_key(), _VALID_FROM, now + life)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         builder = builder.add_extension(x509.ExtendedKeyUsage(both), critical=False)

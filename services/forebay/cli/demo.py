@@ -139,10 +139,10 @@ def _table(asking: list[_Asking]) -> Table:
 
 def _cells(told: Told) -> list[str]:
     return [
-        told.entry.plan if told.entry else "–",
+        told.bill.entries[0].plan if told.bill.entries else "–",
         f"{told.finished.usage.prompt:,}",
         f"{told.finished.usage.completion:,}",
         duration(told.finished.time_to_first_token),
-        usd(told.entry.cost_nano_usd) if told.entry else "–",
+        usd(told.bill.cost_nano_usd) if told.bill.entries else "–",
         told.started.trace_id,
     ]

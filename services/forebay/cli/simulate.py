@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import json
 import tempfile
 import time
@@ -22,8 +21,7 @@ from forebay.cli.terminal import terminal
 from forebay.errors import Code, MeshError
 from forebay.quota.domain.plans import Plan
 from forebay.quota.file_schema import PlansFile
-from forebay.quota.policy_files import SHIPPED_PLANS, check, plans_of
-from forebay.quota.yaml_document import Document
+from forebay.quota.policy_files import SHIPPED_PLANS, plans_of
 from forebay.simulator.engine import faster
 from forebay.simulator.loop import TOO_LARGE, Outcome, Setting, Simulation
 from forebay.simulator.measures import fairness, first_token_seconds, quantiles, tokens_per_second
@@ -32,11 +30,10 @@ from forebay.simulator.report import ClientReport, Report, report
 from forebay.simulator.scenarios import SCENARIOS, Scenario, four_tenants
 from forebay.simulator.schedulers import FOREBAY, SCHEDULERS
 from forebay.simulator.workload import read_csv
+from forebay.yaml_files.document import Document
+from forebay.yaml_files.shape import check
 
 FOUR_TENANTS = "four-tenants"
-Name = enum.StrEnum("Name", {name: name for name in (FOUR_TENANTS, *SCENARIOS)})  # type: ignore[misc]
-SchedulerName = enum.StrEnum("SchedulerName", {name: name for name in SCHEDULERS})  # type: ignore[misc]
-DEFAULT = Name(FOUR_TENANTS)
 MAX_ROWS = 30
 """Clients that the table shows; the rest are summed up in one line."""
 ROOMY = 100

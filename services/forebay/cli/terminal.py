@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from typing import Any
+
 from google.protobuf import json_format
 from google.protobuf.message import Message
+from rich.cells import cell_len
 from rich.console import Console
 
-_FILE_WIDTH = 160
+_FILE_WIDTH = 1_000
 
 
 def terminal(*, stderr: bool = False) -> Console:
@@ -17,6 +22,24 @@ def terminal(*, stderr: bool = False) -> Console:
     return console
 
 
-def print_json(message: Message) -> None:
-    """Prints a message as one line of JSON."""
-    print(json_format.MessageToJson(message, preserving_proto_field_name=True, indent=None))
+def in_lines(parts: Sequence[str], width: int) -> str:
+    """Returns facts with dots between, in as many lines of at most `width` characters as they take."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and cell_len(lines[-1]) + cell_len(part) + 3 <= width:
+            lines[-1] += f" · {part}"
+        else:
+            lines.append(part)
+    return "\n".join(lines)
+
+
+def as_json(message: Message) -> dict[str, Any]:
+    """Returns a message as JSON has it, zeros and empty lists included: a program is not to guess what is left out."""
+    return json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+
+
+def print_json(value: Message | dict[str, Any]) -> None:
+    """Prints a message, or what was made of one, as one line of JSON."""
+    print(json.dumps(as_json(value) if isinstance(value, Message) else value, ensure_ascii=False))

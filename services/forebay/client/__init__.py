@@ -4,7 +4,7 @@ Owns: turning Python values into calls and answers into Python values. Does not 
 reads `MeshError.retry_after`, which says when another try can succeed.
 
 ```python
-async with ForebayClient("127.0.0.1:20001", key) as client:
+async with ForebayClient("127.0.0.1:20001", key) as client:  # TLS to any other machine; see `ForebayClient`
     stream = client.stream("What is the capital of France?", max_tokens=32)
     async for delta in stream:
         print(delta.text, end="", flush=True)
@@ -13,6 +13,7 @@ async with ForebayClient("127.0.0.1:20001", key) as client:
 """
 
 from forebay.client.client import AnswerStream, ForebayClient
+from forebay.client.connection import Tls
 from forebay.client.model import (
     Answer,
     Choice,
@@ -43,6 +44,7 @@ __all__ = [
     "Model",
     "Options",
     "Started",
+    "Tls",
     "TokenCount",
     "TokenUsage",
     "UsageEntry",

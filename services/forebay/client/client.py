@@ -10,16 +10,28 @@ from typing import Any, Unpack
 
 import grpc
 
-from forebay.api.metering.v1 import metering_pb2
 from forebay.api.router.v1 import router_pb2, router_pb2_grpc
-from forebay.client import messages
-from forebay.client.messages import Prompt
-from forebay.client.model import Answer, Delta, Finished, Model, Options, Started, TokenCount, UsagePage, UsageTotal
-from forebay.errors import Code, MeshError
-from forebay.rpc.client import connect
+from forebay.client import failures, messages
+from forebay.client.connection import Tls, open_channel
+from forebay.client.model import (
+    Answer,
+    Delta,
+    Finished,
+    Model,
+    Options,
+    Prompt,
+    Started,
+    TokenCount,
+    UsagePage,
+    UsageTotal,
+)
+from forebay.client.options import seconds, text
 from forebay.rpc.status import from_rpc_error
 
 StreamCall = grpc.aio.UnaryStreamCall[router_pb2.StreamGenerateRequest, router_pb2.StreamGenerateResponse]
+
+# A try to connect that hangs is not waited for longer than this, once it has taken the time that the caller gave.
+_LAST_WORD_S = 2.0
 
 
 class AnswerStream:
@@ -32,8 +44,10 @@ class AnswerStream:
         finished: set after the last delta.
     """
 
-    def __init__(self, open: Callable[[], Awaitable[StreamCall]]) -> None:
+    def __init__(self, open: Callable[[], Awaitable[StreamCall]], address: str, timeout: float) -> None:
         self._open = open
+        self._address = address
+        self._timeout = timeout
         self.started: Started | None = None
         self.finished: Finished | None = None
 
@@ -44,20 +58,27 @@ class AnswerStream:
             MeshError: the request was refused, or failed, or its stream broke off.
         """
         call = await self._open()
+        tokens = 0
         try:
-            with mesh_errors():
-                async for event in call:
-                    match event.WhichOneof("event"):
-                        case "started":
-                            self.started = messages.from_pb_started(event.started)
-                        case "delta":
-                            yield messages.from_pb_delta(event.delta)
-                        case "finished":
-                            self.finished = messages.from_pb_finished(event.finished)
+            async for event in call:
+                match event.WhichOneof("event"):
+                    case "started":
+                        self.started = messages.from_pb_started(event.started)
+                    case "delta":
+                        tokens += len(event.delta.token_ids)
+                        yield messages.from_pb_delta(event.delta)
+                    case "finished":
+                        self.finished = messages.from_pb_finished(event.finished)
             if self.started is None or self.finished is None:
-                raise MeshError(Code.UNAVAILABLE, "STREAM_CUT", "the answer's stream ended before the answer did")
+                raise failures.cut(self._address, self._request_id, tokens)
+        except grpc.aio.AioRpcError as error:
+            raise failures.of_stream(error, self._address, self._timeout, self._request_id, tokens) from None
         finally:
             call.cancel()
+
+    @property
+    def _request_id(self) -> str:
+        return self.started.request_id if self.started else ""
 
 
 class ForebayClient:
@@ -65,25 +86,41 @@ class ForebayClient:
 
     Every method raises `MeshError`, whose `code` and `reason` are for programs and whose `message` says what to do. A router
     that restarts is waited for; if none is reached within `connect_timeout`, that is UNAVAILABLE NO_ROUTER and nothing was sent.
+    What no router would take is a TypeError or a ValueError before anything is sent.
 
     Args:
         address: host:port of a router, or of what balances several.
         key: the tenant's key, `fb_...`; white space around it does not belong to it.
+        tls: True for TLS with the authorities that this machine trusts, or a `Tls` for others; False for plaintext, where others
+            on the way can read the key. By default plaintext to this machine, and TLS to any other.
         timeout: the deadline of each call in seconds, following the usage stream excepted.
         connect_timeout: how long a call waits for a router, in seconds.
+
+    Raises:
+        TypeError, ValueError: an argument cannot be used.
+        OSError: a file of `tls` cannot be read.
     """
 
-    def __init__(self, address: str, key: str, *, timeout: float = 600.0, connect_timeout: float = 5.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        key: str,
+        *,
+        tls: bool | Tls | None = None,
+        timeout: float = 600.0,
+        connect_timeout: float = 5.0,
+    ) -> None:
+        # What no header may hold is in no key: the router is to say that it is wrong.
+        sendable = re.sub("[^!-~]", "?", text("key", key).strip())
+        self._timeout = seconds("timeout", timeout)
+        self._connect_timeout = min(seconds("connect_timeout", connect_timeout), timeout)
         self._address = address
-        self._connect_timeout = min(connect_timeout, timeout)
-        self._channel = connect(address, caller="client")
+        self._channel, self._encrypted = open_channel(address, tls)
         self._router: router_pb2_grpc.RouterServiceAsyncStub = router_pb2_grpc.RouterServiceStub(self._channel)
         self._usage: router_pb2_grpc.UsageServiceAsyncStub = router_pb2_grpc.UsageServiceStub(self._channel)
-        # What no header may hold is in no key: the router is to say that it is wrong.
-        sendable = re.sub("[^!-~]", "?", key.strip())
         self._call: dict[str, Any] = {
             "metadata": (("authorization", f"Bearer {sendable}"),),
-            "timeout": timeout,
+            "timeout": self._timeout,
             "wait_for_ready": True,
         }
 
@@ -94,27 +131,37 @@ class ForebayClient:
         await self._channel.close()
 
     async def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Answer:
-        """Answers a prompt in one piece. A plain string is the only turn of a conversation."""
+        """Answers a prompt in one piece. A plain string is the only turn of a conversation.
+
+        Raises:
+            TypeError: the prompt or an option has the wrong type, or an option is not known.
+            ValueError: an option is out of its range.
+        """
         request = router_pb2.GenerateRequest(options=messages.to_pb_options(prompt, options))
         await self._reach()
-        with mesh_errors():
+        with self._errors():
             return messages.from_pb_answer(await self._router.Generate(request, **self._call))
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AnswerStream:
-        """Answers a prompt as it is generated. A plain string is the only turn of a conversation."""
+        """Answers a prompt as it is generated. A plain string is the only turn of a conversation.
+
+        Raises:
+            TypeError: the prompt or an option has the wrong type, or an option is not known.
+            ValueError: an option is out of its range.
+        """
         request = router_pb2.StreamGenerateRequest(options=messages.to_pb_options(prompt, options))
 
         async def open() -> StreamCall:
             await self._reach()
             return self._router.StreamGenerate(request, **self._call)
 
-        return AnswerStream(open)
+        return AnswerStream(open, self._address, self._timeout)
 
     async def count_tokens(self, prompt: Prompt, *, model: str = "") -> TokenCount:
         """Returns how many tokens a prompt has as it would be rendered; spends no quota."""
-        request = router_pb2.CountTokensRequest(model=model, prompt=messages.to_pb_prompt(prompt))
+        request = router_pb2.CountTokensRequest(model=text("model", model), prompt=messages.to_pb_prompt(prompt))
         await self._reach()
-        with mesh_errors():
+        with self._errors():
             response = await self._router.CountTokens(request, **self._call)
         return TokenCount(response.prompt_tokens, response.remaining_context)
 
@@ -124,7 +171,7 @@ class ForebayClient:
         page_token = ""
         await self._reach()
         while True:
-            with mesh_errors():
+            with self._errors():
                 page = await self._router.ListModels(router_pb2.ListModelsRequest(page_token=page_token), **self._call)
             models += [messages.from_pb_model(model) for model in page.models]
             page_token = page.next_page_token
@@ -132,47 +179,85 @@ class ForebayClient:
                 return models
 
     async def usage(
-        self, cursor: str = "", *, request_ids: Sequence[str] = (), follow: bool = False
+        self,
+        cursor: str = "",
+        *,
+        request_ids: str | Sequence[str] | None = None,
+        since: float | None = None,
+        follow: bool = False,
     ) -> AsyncIterator[UsagePage]:
         """Yields the tenant's rows of the ledger from a cursor on.
 
         Args:
             cursor: that of the last page seen; empty for the beginning, "now" for what comes.
-            request_ids: only rows of these requests; all when empty.
+            request_ids: only rows of these requests, and none for an empty list; None for all.
+            since: only rows of what ended at this time or later, in seconds since the epoch.
             follow: goes on with what is yet to come, with no deadline.
         """
         request = router_pb2.StreamUsageRequest(
-            cursor=cursor, filter=metering_pb2.UsageFilter(request_ids=request_ids), follow=follow
+            cursor=text("cursor", cursor),
+            filter=messages.to_pb_filter(request_ids or (), since),
+            follow=bool(follow),
         )
+        if request_ids is not None and not request_ids:
+            return  # a filter with an empty list would select every row
         await self._reach()
         call = self._usage.StreamUsage(request, **(self._call | ({"timeout": None} if follow else {})))
         try:
-            with mesh_errors():
+            with self._errors():
                 async for page in call:
                     yield UsagePage(tuple(messages.from_pb_entry(entry) for entry in page.entries), page.cursor)
         finally:
             call.cancel()
 
-    async def sum_usage(self, by: Sequence[str] = ()) -> list[UsageTotal]:
+    async def sum_usage(self, by: str | Sequence[str] = ()) -> list[UsageTotal]:
         """Returns the tenant's ledger added up by dimensions: key, model, day, outcome; one grand total for none.
 
         Raises:
-            ValueError: a dimension is not known.
+            TypeError: `by` holds no strings.
+            ValueError: a dimension is not known, or comes twice.
         """
         request = router_pb2.SumUsageRequest(group_by=messages.to_pb_dimensions(by))
         await self._reach()
-        with mesh_errors():
+        with self._errors():
             response = await self._usage.SumUsage(request, **self._call)
         return [messages.from_pb_total(total) for total in response.totals]
 
     async def _reach(self) -> None:
-        """Returns once a router is connected; at once while one is."""
+        """Returns once a router is connected; at once while one is.
+
+        Raises:
+            MeshError: none is in time; at once where waiting cannot help, as with a certificate that is not trusted.
+        """
+        details = ""
         try:
             async with asyncio.timeout(self._connect_timeout):
-                await self._channel.channel_ready()
+                while (state := self._channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
+                    if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                        details = await self._last_failure() or details
+                        failure = failures.unreachable(details, self._address, self._encrypted)
+                        if failure.reason in failures.FOR_GOOD:
+                            raise failure
+                    await self._channel.wait_for_state_change(state)
         except TimeoutError:
-            message = f"no router answers at {self._address}; is the mesh running there?"
-            raise MeshError(Code.UNAVAILABLE, "NO_ROUTER", message) from None
+            details = details or await self._last_failure()
+            raise failures.unreachable(details, self._address, self._encrypted) from None
+
+    async def _last_failure(self) -> str:
+        """Returns what gRPC says of the last try to connect, which only a call hears; this one bears no key."""
+        try:
+            await self._router.ListModels(router_pb2.ListModelsRequest(), timeout=_LAST_WORD_S)
+        except grpc.aio.AioRpcError as error:
+            return error.details() or ""
+        return ""
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turns what gRPC raises into `MeshError`."""
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise failures.of_call(error, self._address, self._timeout) from None
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from forebay.api.common.v1 import common_pb2
 from forebay.api.metering.v1 import metering_pb2
@@ -12,44 +13,48 @@ from forebay.client.model import (
     Choice,
     Delta,
     Finished,
-    Message,
     Model,
-    Options,
+    Prompt,
     Started,
     TokenUsage,
     UsageEntry,
     UsageTotal,
 )
-from forebay.rpc.status import from_pb_duration, from_pb_timestamp
+from forebay.client.options import checked_options, checked_prompt, real, texts
+from forebay.rpc.status import from_pb_duration, from_pb_timestamp, to_pb_duration
 
-Prompt = str | Sequence[Message]
+# Of the year 9999, where protobuf's times end.
+_LAST_SECOND = 253_402_300_799
+_SAMPLING = frozenset(common_pb2.Sampling.DESCRIPTOR.fields_by_name)
 
 
 def to_pb_prompt(prompt: Prompt) -> router_pb2.Prompt:
-    """Returns a conversation; a plain string is its only, the user's, turn."""
-    turns = [Message("user", prompt)] if isinstance(prompt, str) else prompt
-    messages = [router_pb2.Chat.Message(role=turn.role, content=turn.content) for turn in turns]
+    """Returns a conversation; a plain string is its only, the user's, turn.
+
+    Raises:
+        TypeError, ValueError: as of `checked_prompt`.
+    """
+    messages = [router_pb2.Chat.Message(role=turn.role, content=turn.content) for turn in checked_prompt(prompt)]
     return router_pb2.Prompt(chat=router_pb2.Chat(messages=messages))
 
 
-def to_pb_options(prompt: Prompt, options: Options) -> router_pb2.GenerateOptions:
-    """Returns what unary and streamed generation have in common."""
+def to_pb_options(prompt: Prompt, options: Mapping[str, Any]) -> router_pb2.GenerateOptions:
+    """Returns what unary and streamed generation have in common.
+
+    Raises:
+        TypeError, ValueError: as of `checked_prompt` and `checked_options`.
+    """
+    given: Mapping[str, Any] = checked_options(options)
+    queue_timeout = given.get("queue_timeout")
     return router_pb2.GenerateOptions(
-        model=options.get("model", ""),
         prompt=to_pb_prompt(prompt),
-        sampling=common_pb2.Sampling(
-            max_tokens=options.get("max_tokens"),
-            min_tokens=options.get("min_tokens", 0),
-            temperature=options.get("temperature"),
-            top_p=options.get("top_p"),
-            seed=options.get("seed"),
-            stop=options.get("stop", ()),
-            ignore_eos=options.get("ignore_eos", False),
-        ),
-        client_request_id=options.get("client_request_id", ""),
-        adapter=options.get("adapter", ""),
-        labels=options.get("labels", {}),
-        least_max_tokens=options.get("least_max_tokens", 0),
+        sampling=common_pb2.Sampling(**{name: value for name, value in given.items() if name in _SAMPLING}),
+        queue_timeout=None if queue_timeout is None else to_pb_duration(queue_timeout),
+        **{
+            name: given[name]
+            for name in ("model", "client_request_id", "adapter", "labels", "least_max_tokens")
+            if name in given
+        },
     )
 
 
@@ -106,6 +111,7 @@ def from_pb_entry(message: metering_pb2.LedgerEntry) -> UsageEntry:
     return UsageEntry(
         position=message.position,
         corrects=message.corrects,
+        correction=message.correction or message.corrects != 0,
         request_id=event.request_id,
         attempt=event.attempt,
         tenant=event.tenant_id,
@@ -138,12 +144,27 @@ def from_pb_total(message: metering_pb2.UsageTotal) -> UsageTotal:
     )
 
 
-def to_pb_dimensions(names: Sequence[str]) -> list[metering_pb2.UsageDimension.ValueType]:
+def to_pb_filter(request_ids: str | Sequence[str] = (), since: float | None = None) -> metering_pb2.UsageFilter:
+    """Returns which rows of the ledger are wanted: of these requests, or of all, that ended at `since` or later.
+
+    Raises:
+        TypeError: a request's id is no string, or `since` no number.
+        ValueError: `since` is no time that the ledger can hold.
+    """
+    wanted = metering_pb2.UsageFilter(request_ids=texts("request_ids", request_ids))
+    if since is not None:
+        wanted.finished_from.FromNanoseconds(int(real("since", since, 0, _LAST_SECOND) * 1e9))
+    return wanted
+
+
+def to_pb_dimensions(names: str | Sequence[str]) -> list[metering_pb2.UsageDimension.ValueType]:
     """Returns dimensions by their names: tenant, key, model, day, outcome.
 
     Raises:
-        ValueError: a name is none of these.
+        TypeError: a name is no string.
+        ValueError: a name is none of these, or comes twice.
     """
+    names = texts("by", names)
     known = {
         name.removeprefix("USAGE_DIMENSION_").lower(): number
         for name, number in metering_pb2.UsageDimension.items()
@@ -152,6 +173,8 @@ def to_pb_dimensions(names: Sequence[str]) -> list[metering_pb2.UsageDimension.V
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"{unknown[0]!r} is not one of {', '.join(known)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"each dimension can be named once, not {', '.join(names)}")
     return [known[name] for name in names]
 
 

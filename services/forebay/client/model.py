@@ -15,6 +15,9 @@ class Message:
     content: str
 
 
+Prompt = str | Sequence[Message]
+
+
 class Options(TypedDict, total=False):
     """What a caller may say of a request, all of it optional.
 
@@ -23,14 +26,20 @@ class Options(TypedDict, total=False):
         max_tokens: the most tokens to generate; the model's own default otherwise.
         min_tokens: the fewest tokens before the answer may end by itself.
         temperature: 0 (greedy) to 2; 1 otherwise.
-        top_p: (0, 1]; 1 otherwise.
-        seed: makes sampling repeatable.
-        stop: strings that end the answer and are no part of it.
+        top_p: above 0, at most 1; 1 otherwise.
+        top_k: draw from so many of the likeliest tokens; from all for 0, and otherwise.
+        min_p: 0 to 1; the least probability of a token, relative to the likeliest; 0 otherwise.
+        seed: makes sampling repeatable; 0 to 2^64 - 1.
+        stop: strings that end the answer and are no part of it; a single string stands for itself.
+        stop_token_ids: tokens that end the answer.
         ignore_eos: go on to max_tokens past the model's own end, for load tests.
+        presence_penalty, frequency_penalty: -2 to 2; 0 otherwise.
+        repetition_penalty: above 0, at most 2; 1 otherwise.
         adapter: one of the tenant's; its default otherwise.
         client_request_id: the caller's own name for the request, at most 128 bytes.
         labels: the caller's own dimensions for its usage report, at most 8.
-        least_max_tokens: what max_tokens may be lowered to when too much waits; not at all otherwise.
+        least_max_tokens: max_tokens may be lowered to it when too much waits; not at all otherwise.
+        queue_timeout: the longest wait for a worker in seconds; up to the call's deadline otherwise.
     """
 
     model: str
@@ -38,13 +47,20 @@ class Options(TypedDict, total=False):
     min_tokens: int
     temperature: float
     top_p: float
+    top_k: int
+    min_p: float
     seed: int
     stop: Sequence[str]
+    stop_token_ids: Sequence[int]
     ignore_eos: bool
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
     adapter: str
     client_request_id: str
     labels: Mapping[str, str]
     least_max_tokens: int
+    queue_timeout: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +167,9 @@ class UsageEntry:
     """One row of the ledger: what one execution of a request used and cost.
 
     Attributes:
-        position: the row's place in the ledger, from 1.
-        corrects: the position of the row that this one corrects; 0 for an original, as nearly all are.
+        position: the row's place in the ledger of all tenants, from 1; 0 in what a tenant is shown.
+        corrects: the position of the row that this one corrects; 0 for an original, and in what a tenant is shown.
+        correction: whether the row corrects an earlier one of the same request and attempt, as few do.
         finished_at: seconds since the epoch.
         prompt_tokens: those that the row bills, as all counts here; negative in a correction that takes back.
         gpu_seconds: as measured, recomputation left out.
@@ -162,6 +179,7 @@ class UsageEntry:
 
     position: int
     corrects: int
+    correction: bool
     request_id: str
     attempt: int
     tenant: str

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 
 from forebay.api.common.v1 import common_pb2
 from forebay.api.metering.v1 import metering_pb2, metering_pb2_grpc
-from forebay.clock import SystemClock
+from forebay.clock import SteadyClock, SystemClock
 from forebay.lifecycle import background, run_service
 from forebay.metering.config import MeteringConfig
 from forebay.metering.price_book import PriceBook
@@ -25,7 +25,7 @@ async def build(config: MeteringConfig, stack: AsyncExitStack) -> RpcServer:
     Raises:
         ConfigError: the prices, the ledger or the address cannot be used.
     """
-    clock = SystemClock()
+    clock = SteadyClock(SystemClock())
     started_us = int(clock.now() * 1e6)
     prices = PriceBook(load_prices(config.prices_file), version=started_us)
     ledger = await stack.enter_async_context(open_ledger(config.ledger_path))

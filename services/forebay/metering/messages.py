@@ -30,7 +30,11 @@ def from_pb_event(message: metering_pb2.UsageEvent) -> UsageEvent:
     if source is None or outcome is None:
         unset = {"source": source, "outcome": outcome}
         raise bad_event(
-            [FieldViolation(name, "one of the enum's, not unspecified") for name, v in unset.items() if v is None]
+            [
+                FieldViolation(name, "must be one of the enum's values, not UNSPECIFIED")
+                for name, v in unset.items()
+                if v is None
+            ]
         )
     return UsageEvent(
         request_id=message.request_id,
@@ -104,6 +108,7 @@ def to_pb_entry(entry: LedgerEntry) -> metering_pb2.LedgerEntry:
         position=row.position,
         event=to_pb_event(row.event),
         corrects=row.corrects,
+        correction=row.corrects != 0,
         lines=[_to_pb_line(line) for line in row.lines],
         cost_nano_usd=row.cost_nano_usd,
         recorded_at=_timestamp(row.recorded_at_ns),
@@ -121,8 +126,13 @@ def from_pb_filter(message: metering_pb2.UsageFilter) -> UsageFilter:
     """
     unknown = [number for number in message.outcomes if number not in _OUTCOMES]
     if unknown:
-        violation = FieldViolation("filter.outcomes", f"{unknown[0]} is no outcome")
-        raise MeshError(Code.INVALID_ARGUMENT, "BAD_FILTER", violation.description, field_violations=[violation])
+        violation = FieldViolation("filter.outcomes", f"{unknown[0]} is the number of no outcome")
+        raise MeshError(
+            Code.INVALID_ARGUMENT,
+            "BAD_FILTER",
+            f"filter.outcomes: {violation.description}",
+            field_violations=[violation],
+        )
     return UsageFilter(
         tenant_ids=frozenset(message.tenant_ids),
         key_ids=frozenset(message.key_ids),
@@ -142,11 +152,11 @@ def from_pb_dimensions(numbers: list[metering_pb2.UsageDimension.ValueType]) -> 
         MeshError: INVALID_ARGUMENT BAD_DIMENSIONS; one is unknown or there twice.
     """
     if len(set(numbers)) < len(numbers) or not all(number in _DIMENSIONS for number in numbers):
-        violation = FieldViolation("group_by", "each of tenant, key, model, day and outcome at most once")
+        violation = FieldViolation("group_by", "must name each of tenant, key, model, day and outcome at most once")
         raise MeshError(
             Code.INVALID_ARGUMENT,
             "BAD_DIMENSIONS",
-            f"group_by must be {violation.description}",
+            f"group_by {violation.description}",
             field_violations=[violation],
         )
     return [_DIMENSIONS[number] for number in numbers]

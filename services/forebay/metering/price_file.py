@@ -6,16 +6,17 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
+from typing import Annotated
 
-import yaml
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from forebay.clock import Clock
-from forebay.config import NOT_YAML, ConfigError, not_yaml
-from forebay.field_problems import problems_of
+from forebay.config import ConfigError
 from forebay.metering.domain.prices import Item, Price, PriceTable, problems
 from forebay.metering.price_book import PriceBook
 from forebay.telemetry.logs import get_logger
+from forebay.yaml_files.document import Document
+from forebay.yaml_files.shape import Moment, check
 
 POLL_S = 2.0
 MAX_PROBLEMS = 50
@@ -28,9 +29,9 @@ log = get_logger("prices")
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    subject: str
-    model: str = ""
-    effective_from: AwareDatetime = _EPOCH
+    subject: StrictStr
+    model: Annotated[StrictStr, Field(min_length=1)] = ""  # left out, and not empty, for all models
+    effective_from: Moment = _EPOCH
     nano_usd_per_million: dict[Item, StrictInt] = Field(min_length=1)
 
 
@@ -46,23 +47,23 @@ def load_prices(file: Path | None) -> PriceTable:
     Raises:
         ConfigError: it cannot be read or is no table; the message names every problem.
     """
-    source = file or resources.files("forebay.metering").joinpath("prices.yaml")
-    try:
-        entries = _File.model_validate(yaml.safe_load(source.read_text(encoding="utf-8"))).prices
-    except OSError as error:
-        raise ConfigError(f"{source}: cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        found = [f"{'.'.join(map(str, place)) or '(whole)'}: {problem}" for place, problem in problems_of(error)]
-        raise _refuse(source, found) from None
-    except NOT_YAML as error:
-        raise ConfigError(not_yaml(source, error)) from None
-    prices = [
-        Price(entry.subject, item, price, _ns(entry.effective_from), entry.model)
-        for entry in entries
-        for item, price in entry.nano_usd_per_million.items()
-    ]
-    if found := list(problems(prices)):
-        raise _refuse(source, found)
+    if file is not None:
+        document = Document.read(file)
+    else:
+        shipped = resources.files("forebay.metering").joinpath("prices.yaml")
+        document = Document.parse(Path("prices.yaml"), shipped.read_text(encoding="utf-8"))
+    table = check(document, _File)
+    prices: list[Price] = []
+    places: list[tuple[str | int, ...]] = []
+    for number, entry in enumerate(table.prices if table else ()):
+        for item, price in entry.nano_usd_per_million.items():
+            prices.append(Price(entry.subject, item, price, _ns(entry.effective_from), entry.model))
+            places.append(("prices", number, "nano_usd_per_million", item.value))
+    if table is not None:
+        for which, problem in problems(prices):
+            document.report(() if which is None else places[which], problem)
+    if document.problems:
+        raise _refuse(document)
     return PriceTable(prices)
 
 
@@ -85,9 +86,9 @@ async def watch_prices(file: Path, book: PriceBook, clock: Clock) -> None:
             log.info("prices changed", version=book.current.version, prices=len(table.prices))
 
 
-def _refuse(source: object, found: list[str]) -> ConfigError:
-    shown = found[:MAX_PROBLEMS]
-    return ConfigError("\n  ".join([f"{source}: {len(found)} problem(s) in the prices:", *shown]))
+def _refuse(document: Document) -> ConfigError:
+    found = document.problems
+    return ConfigError("\n  ".join([f"{len(found)} problem(s) in the prices:", *found[:MAX_PROBLEMS]]))
 
 
 def _ns(time: datetime) -> int:

@@ -64,7 +64,7 @@ class Metering:
             raise MeshError(
                 Code.RESOURCE_EXHAUSTED,
                 "LEDGER_BUSY",
-                f"{self._max_waiting} events wait for the ledger; send again later",
+                f"{self._max_waiting:,} events wait for the ledger, as many as may; send them again later",
                 retry_after=1.0,
             )
         self._waiting.append((report, done))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from forebay.api.quota.v1 import quota_pb2
 from forebay.policy.model import (
+    EVERY_MODEL,
     Canary,
     CanaryStep,
     KeyPolicy,
@@ -28,6 +29,20 @@ def from_pb_limits(message: quota_pb2.Limits) -> Limits:
     return Limits(**{name: getattr(message, name) for name in _LIMITS if message.HasField(name)})  # type: ignore[arg-type]
 
 
+def to_pb_models(models: tuple[str, ...] | None) -> quota_pb2.ModelScope | None:
+    """Returns a list of models as a message; None, which is every model, has none."""
+    return None if models is None else quota_pb2.ModelScope(models=models)
+
+
+def from_pb_models(message: quota_pb2.TenantPolicy | quota_pb2.KeyPolicy) -> tuple[str, ...] | None:
+    """Returns the models that a tenant or a key may use; None for every model."""
+    if message.HasField("model_scope"):
+        models = tuple(message.model_scope.models)
+        return None if models == (EVERY_MODEL,) else models
+    # From a release without `model_scope`, in which an empty list meant every model.
+    return tuple(message.models) or None
+
+
 def to_pb_tenant(tenant: TenantPolicy) -> quota_pb2.TenantPolicy:
     """Returns a tenant as a message, with its secrets; who sends it on removes what the receiver may not have."""
     return quota_pb2.TenantPolicy(
@@ -39,6 +54,7 @@ def to_pb_tenant(tenant: TenantPolicy) -> quota_pb2.TenantPolicy:
         limits=to_pb_limits(tenant.limits),
         model_limits={model: to_pb_limits(limits) for model, limits in tenant.model_limits.items()},
         models=tenant.models,
+        model_scope=to_pb_models(tenant.models),
         adapters=tenant.adapters,
         default_adapter=tenant.default_adapter,
         pool=tenant.pool,
@@ -69,7 +85,7 @@ def from_pb_tenant(message: quota_pb2.TenantPolicy) -> TenantPolicy:
         weight_milli=message.weight_milli,
         limits=from_pb_limits(message.limits),
         model_limits={model: from_pb_limits(limits) for model, limits in message.model_limits.items()},
-        models=tuple(message.models),
+        models=from_pb_models(message),
         adapters=tuple(message.adapters),
         default_adapter=message.default_adapter,
         pool=message.pool,
@@ -113,6 +129,7 @@ def to_pb_key(key: KeyPolicy) -> quota_pb2.KeyPolicy:
         hash=key.hash,
         revoked=key.revoked,
         models=key.models,
+        model_scope=to_pb_models(key.models),
         limits=to_pb_limits(key.limits),
         display_name=key.display_name,
     )
@@ -129,7 +146,7 @@ def from_pb_key(message: quota_pb2.KeyPolicy) -> KeyPolicy:
         hash=message.hash,
         expires_at=from_pb_timestamp(message.expires_at) if message.HasField("expires_at") else None,
         revoked=message.revoked,
-        models=tuple(message.models),
+        models=from_pb_models(message),
         limits=from_pb_limits(message.limits),
         display_name=message.display_name,
     )

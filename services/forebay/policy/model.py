@@ -22,6 +22,15 @@ class LossPolicy(enum.Enum):
     FAIL_OPEN = 2
 
 
+# Stands alone in a list of models, where people and peers write every model.
+EVERY_MODEL = "*"
+
+
+def allows(models: tuple[str, ...] | None, model: str) -> bool:
+    """Whether a list of models allows one; None allows every model, and an empty list none."""
+    return models is None or model in models
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds of a tenant, a key, or a tenant on one model; None is no limit."""
@@ -64,7 +73,11 @@ class Canary:
 
 @dataclass(frozen=True, slots=True)
 class TenantPolicy:
-    """All that the mesh knows of a tenant."""
+    """All that the mesh knows of a tenant.
+
+    Attributes:
+        models: what it may use; None for every model, empty for none.
+    """
 
     tenant_id: str
     plan: str
@@ -73,7 +86,7 @@ class TenantPolicy:
     display_name: str = ""
     limits: Limits = Limits()
     model_limits: Mapping[str, Limits] = field(default_factory=dict)
-    models: tuple[str, ...] = ()
+    models: tuple[str, ...] | None = None
     adapters: tuple[str, ...] = ()
     default_adapter: str = ""
     pool: str = ""
@@ -90,7 +103,7 @@ class TenantPolicy:
 
     def may_use(self, model: str) -> bool:
         """Whether the tenant's policy allows a model."""
-        return not self.models or model in self.models
+        return allows(self.models, model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +113,7 @@ class KeyPolicy:
     Attributes:
         hash: SHA-256 of pepper and key, 32 bytes; empty where the watcher is not a router.
         expires_at: seconds since the epoch; None for never.
+        models: what it may use, of its tenant's models; None for all of those, empty for none.
     """
 
     key_id: str
@@ -107,10 +121,10 @@ class KeyPolicy:
     hash: bytes
     expires_at: float | None = None
     revoked: bool = False
-    models: tuple[str, ...] = ()
+    models: tuple[str, ...] | None = None
     limits: Limits = Limits()
     display_name: str = ""
 
     def may_use(self, model: str) -> bool:
         """Whether the key's scope allows a model."""
-        return not self.models or model in self.models
+        return allows(self.models, model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import grpc
 
@@ -85,14 +85,25 @@ class PolicyWatcher:
         kind: quota_pb2.WatcherKind.ValueType,
         clock: Clock,
         changed: Callable[[], None] = lambda: None,
+        serves: Iterable[tuple[str, str]] = (),
     ) -> None:
-        """Prepares to follow; `changed` is called on the event loop after each change of what can be read."""
+        """Prepares to follow.
+
+        Args:
+            channel: to quota.
+            watcher: who follows.
+            kind: the kind of service that it is.
+            clock: for how long the watch has been broken.
+            changed: is called on the event loop after each change of what can be read.
+            serves: the models that the watcher serves, each with the pool, for warnings to administrators.
+        """
         self.cache = PolicyCache()
         self._stub = quota_pb2_grpc.PolicyServiceStub(channel)
         self._watcher = watcher
         self._kind = kind
         self._clock = clock
         self._changed = changed
+        self._serves = [quota_pb2.WatchPoliciesRequest.Served(model=model, pool=pool) for model, pool in serves]
         self._ready = asyncio.Event()
         self._lost_at: float | None = clock.monotonic()
 
@@ -116,7 +127,7 @@ class PolicyWatcher:
     def _open(self) -> grpc.aio.UnaryStreamCall[quota_pb2.WatchPoliciesRequest, quota_pb2.WatchPoliciesResponse]:
         self.cache.begin()
         request = quota_pb2.WatchPoliciesRequest(
-            watcher=self._watcher, kind=self._kind, known_version=self.cache.version
+            watcher=self._watcher, kind=self._kind, known_version=self.cache.version, serves=self._serves
         )
         return self._stub.WatchPolicies(request)
 

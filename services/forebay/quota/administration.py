@@ -121,14 +121,16 @@ class Administration:
         if known is None:
             return None
         if known.digest != call.digest:
-            raise MeshError(Code.ALREADY_EXISTS, "REQUEST_ID_REUSED", "the request id was another request's")
+            raise MeshError(
+                Code.ALREADY_EXISTS, "REQUEST_ID_REUSED", "another request had this request_id; choose a new one"
+            )
         return known.response
 
     @asynccontextmanager
     async def _audited(self, call: Call) -> AsyncIterator[None]:
         try:
             if call.role != "admin" and not (call.role == "operator" and call.action in _OPERATOR):
-                message = f"{call.action} is not for the role {call.role}"
+                message = f"the role {call.role} may not call {call.action}; use an admin's certificate"
                 raise MeshError(Code.PERMISSION_DENIED, "ROLE_NOT_ALLOWED", message)
             yield
         except MeshError as error:

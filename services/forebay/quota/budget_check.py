@@ -18,10 +18,10 @@ from forebay.quota.domain.comparison import LONGEST_MS, Comparison, compare
 from forebay.quota.domain.limits import Row, Usage, amounts_of, rows_of
 from forebay.quota.domain.periods import Period
 from forebay.quota.domain.rebuild import CountersUnknownError, Totals
+from forebay.quota.metrics import BUDGET_DIFFERENCE, BUDGETS_DIFFERING
 from forebay.quota.policies import PolicyFeed
 from forebay.quota.usage_sums import UsageSums, Used
 from forebay.telemetry.logs import get_logger
-from forebay.telemetry.metrics import BUDGET_DIFFERENCE, BUDGETS_DIFFERING
 
 EVERY_S = 60.0
 

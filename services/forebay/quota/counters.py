@@ -1,6 +1,6 @@
 """The port to the counters, and its in-memory twin.
 
-Every operation is atomic for its tenant and takes the present from the store itself. Each raises MeshError (UNAVAILABLE,
+Every operation is atomic for its tenant and goes by the store's own clock. Each raises MeshError (UNAVAILABLE,
 QUOTA_STORE_UNAVAILABLE) when the store cannot be reached, in which case it may or may not have happened; all of them can be
 repeated without harm.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from forebay.quota.domain.counters import TenantCounters
@@ -25,6 +26,21 @@ from forebay.quota.domain.reservations import (
     Swept,
     Terms,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """What a store says of itself.
+
+    Attributes:
+        life: the name of its present life, another after each of its starts.
+        clock_ms: what its clock reads, in ms since the epoch.
+        evicts: the name of the policy by which it may drop keys when its memory is full; empty if it drops none.
+    """
+
+    life: str
+    clock_ms: int
+    evicts: str = ""
 
 
 class CounterStore(Protocol):
@@ -59,8 +75,11 @@ class CounterStore(Protocol):
     async def observe(self, tenant_id: str, observations: Sequence[Observation]) -> int:
         """Keeps what the ledger says of live reservations; returns how many observations were news."""
 
-    async def sweep(self, tenant_id: str, most: int) -> Swept:
-        """Moves at most so many reservations on whose time has come."""
+    async def sweep(self, tenant_id: str, most: int, not_after_ms: int | None = None) -> Swept:
+        """Moves at most so many reservations on whose time has come.
+
+        Nothing when the store's clock reads more than `not_after_ms`, which is so after a step forward.
+        """
 
     async def tenants(self) -> Sequence[str]:
         """Returns every tenant with something for the sweep, now or later; one that is no longer a tenant, too."""
@@ -77,8 +96,8 @@ class CounterStore(Protocol):
     async def keep_usage_cursor(self, cursor: str) -> None:
         """Keeps the cursor: everything up to it has been observed."""
 
-    async def ping(self) -> str:
-        """Returns the name of the store's present life, another after each of its starts, if it can be reached."""
+    async def ping(self) -> Pulse:
+        """Says that the store can be reached."""
 
 
 class LosableStore(CounterStore, Protocol):
@@ -121,7 +140,7 @@ class InMemoryCounters:
         self._usage_cursor = ""
 
     async def lose(self, tenant_id: str) -> None:
-        """Forgets a tenant, as a server may."""
+        """Forgets a tenant, as a server does that loses any of its keys."""
         self._tenants.pop(tenant_id, None)
 
     async def begin(self, tenant_id: str, *, lost: bool) -> bool:
@@ -170,9 +189,9 @@ class InMemoryCounters:
         """Returns every tenant that was ever named."""
         return list(self._tenants)
 
-    async def sweep(self, tenant_id: str, most: int) -> Swept:
+    async def sweep(self, tenant_id: str, most: int, not_after_ms: int | None = None) -> Swept:
         """Moves at most so many reservations on whose time has come."""
-        return self._tenants[tenant_id].sweep(self._now(), most)
+        return self._tenants[tenant_id].sweep(self._now(), most, not_after_ms)
 
     async def peek(self, tenant_id: str, rows: Sequence[Row]) -> Sequence[LimitState]:
         """Returns the state of the limits that exist."""
@@ -180,7 +199,7 @@ class InMemoryCounters:
 
     async def reservations(self, tenant_id: str, after: str, most: int) -> Sequence[Reservation]:
         """Returns a page of live reservations in order of their request id."""
-        return self._tenants[tenant_id].reservations(after, most)
+        return self._tenants[tenant_id].reservations(self._now(), after, most)
 
     async def usage_cursor(self) -> str:
         """Returns the ledger's cursor as last kept."""
@@ -190,6 +209,6 @@ class InMemoryCounters:
         """Keeps the cursor."""
         self._usage_cursor = cursor
 
-    async def ping(self) -> str:
+    async def ping(self) -> Pulse:
         """Returns the one life that memory has."""
-        return "memory"
+        return Pulse("memory", self._now())

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from forebay.policy.model import Limits, ServiceClass, Thresholds
+from forebay.policy.model import EVERY_MODEL, Limits, ServiceClass, Thresholds
 from forebay.quota.domain.directory import Overrides
+from forebay.yaml_files.shape import PATTERNS, Moment
 
 # So that sums stay exact in the scripts' floating-point numbers.
 MAX_COUNT = 10**12
@@ -22,17 +24,20 @@ MAX_SYSTEM_PROMPT_BYTES = 8_192
 END_OF_TIME = 253_370_764_800.0
 
 TENANT_ID = r"^[a-z0-9-]{1,63}$"
+KEY_ID = r"^[a-z2-7]{12}$"
+PATTERNS[TENANT_ID] = "must be 1 to 63 of a-z, 0-9 and -"
+PATTERNS[KEY_ID] = "must be 12 of a-z and 2-7"
 
 
-def _scaled(scale: int, most: int, unit: str) -> BeforeValidator:
-    """Returns what reads a number as a whole number of smaller units, at most `most` of the larger."""
+def _scaled(scale: int, most: int, unit: str, least: int = 0) -> BeforeValidator:
+    """Returns what reads a number as a whole number of smaller units: at least `least` of them, at most `most` of the larger."""
 
     def read(value: object) -> int:
         if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
             raise ValueError("must be a number")
         exact = Decimal(str(value)) * scale  # a float's shortest text is the number that was written
-        if not 0 <= exact <= most * scale or exact % 1:
-            raise ValueError(f"must be from 0 to {most}, and a whole number of {unit}")
+        if not least <= exact <= most * scale or exact % 1:
+            raise ValueError(f"must be from {Decimal(least) / scale:f} to {most:,}, and a whole number of {unit}")
         return int(exact)
 
     return BeforeValidator(read)
@@ -64,6 +69,17 @@ def _short_enough(text: str) -> str:
     return text
 
 
+def models_of(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Returns the models that a list allows: all where there is no list, or "*" alone; none where it is empty."""
+    return None if names is None or list(names) == [EVERY_MODEL] else tuple(names)
+
+
+def _one_star(names: list[str]) -> list[str]:
+    if EVERY_MODEL in names and len(names) > 1:
+        raise ValueError(f'"{EVERY_MODEL}" must stand alone: it allows every model')
+    return names
+
+
 def _sayable(moment: datetime) -> datetime:
     if not 0 <= moment.timestamp() < END_OF_TIME:
         raise ValueError("must be from 1970 to 9998")
@@ -73,13 +89,15 @@ def _sayable(moment: datetime) -> datetime:
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Percent = Annotated[int, Field(ge=1, le=100)]
 Threshold = Annotated[int, Field(ge=1, le=1_000)]
-Milli = Annotated[int, _scaled(1000, 1000, "thousandths"), Field(ge=1)]
+Milli = Annotated[int, _scaled(1000, 1000, "thousandths", least=1)]
 NanoUsd = Annotated[int, _scaled(10**9, 10**6, "nano-USD")]
 NanoUsdPerMillion = Annotated[int, _scaled(10**12, 1000, "nano-USD per million")]
 Class = Annotated[ServiceClass, BeforeValidator(_service_class)]
 Hash = Annotated[bytes, BeforeValidator(_hash)]
 Name = Annotated[str, Field(max_length=200)]
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
+# Absent for every model, and empty for none.
+Models = Annotated[list[ModelName], Field(max_length=256), AfterValidator(_one_star)]
 
 
 class _Entry(BaseModel):
@@ -143,9 +161,9 @@ class ThresholdsEntry(_Entry):
             raise ValueError("must rise from warn over throttle to hard")
         return self
 
-    def thresholds(self) -> Thresholds:
-        """Returns them as thresholds."""
-        return Thresholds(**self.model_dump())
+    def thresholds(self, before: Thresholds | None = None) -> Thresholds:
+        """Returns them as thresholds; those that are not named stay."""
+        return replace(before or Thresholds(), **self.model_dump(exclude_unset=True))
 
 
 class TenantEntry(_Entry):
@@ -156,8 +174,8 @@ class TenantEntry(_Entry):
     display_name: Name | None = None
     service_class: Class | None = None
     weight: Milli | None = None
-    models: list[ModelName] | None = None
-    adapters: list[ModelName] | None = None
+    models: Models | None = None
+    adapters: Annotated[list[ModelName], Field(max_length=256)] | None = None
     default_adapter: ModelName | None = None
     pool: Annotated[str, Field(pattern=TENANT_ID)] | None = None
     system_prompt: Annotated[str, AfterValidator(_short_enough)] | None = None
@@ -171,18 +189,20 @@ class TenantEntry(_Entry):
         given = self.model_dump(exclude={"plan", "limits", "thresholds"}, exclude_none=True)
         if "weight" in given:
             given["weight_milli"] = given.pop("weight")
-        for name in ("models", "adapters"):
-            if name in given:
-                given[name] = tuple(given[name])
+        if "models" in given:
+            given["models"] = models_of(given["models"])
+        if "adapters" in given:
+            given["adapters"] = tuple(given["adapters"])
         if self.thresholds is not None:
             given["thresholds"] = self.thresholds.thresholds()
         return given
 
     def overrides(self, before: Overrides) -> Overrides:
-        """Returns all that differs from the plan then: what the file has no word for stays, and so does a suspension."""
-        names = {"weight_milli" if name == "weight" else name for name in TenantEntry.model_fields} - {"plan", "limits"}
-        said = dict.fromkeys(names) | {"suspended": before.suspended} | self.fields()
-        return replace(before, limits=Limits(**self.limits.values()), **said)
+        """Returns all that differs from the plan then: what the file does not name stays."""
+        said = self.fields()
+        if self.thresholds is not None:
+            said["thresholds"] = self.thresholds.thresholds(before.thresholds)
+        return replace(before, limits=replace(before.limits, **self.limits.values()), **said)
 
 
 class TenantsFile(_Entry):
@@ -212,7 +232,7 @@ class CommonTenantEntry(_Entry):
 
     tier: str
     name: Name | None = None
-    models_allowed: list[ModelName] | None = None
+    models_allowed: Models | None = None
     rate_limits: CommonRateLimits = CommonRateLimits()
     budget: CommonBudget = CommonBudget()
     priority: Annotated[ServiceClass, BeforeValidator(_priority)] | None = None
@@ -223,33 +243,34 @@ class CommonTenantEntry(_Entry):
         return self.tier
 
     @property
-    def priced_by_plan(self) -> None:
-        """Nothing is said of it."""
+    def models(self) -> list[str] | None:
+        """The models that it may use."""
+        return self.models_allowed
 
     def overrides(self, before: Overrides) -> Overrides:
-        """Returns what differs from the plan then: what the file has no word for stays."""
-        return replace(
-            before,
-            limits=replace(
-                before.limits,
-                **self.rate_limits.model_dump(),
-                daily_budget_nano_usd=self.budget.daily_limit_usd,
-                monthly_budget_nano_usd=self.budget.monthly_limit_usd,
-            ),
-            display_name=self.name,
-            service_class=self.priority,
-            models=None if self.models_allowed in (None, ["*"]) else tuple(self.models_allowed or ()),
-            alert_percent=self.budget.alert_threshold_percent,
-        )
+        """Returns what differs from the plan then: what the file does not name stays."""
+        limits = self.rate_limits.model_dump(exclude_none=True)
+        budgets = (("daily_budget_nano_usd", "daily_limit_usd"), ("monthly_budget_nano_usd", "monthly_limit_usd"))
+        limits |= {limit: getattr(self.budget, name) for limit, name in budgets if name in self.budget.model_fields_set}
+        own = {
+            "display_name": self.name,
+            "service_class": self.priority,
+            "alert_percent": self.budget.alert_threshold_percent,
+        }
+        said: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
+        if self.models_allowed is not None:
+            said["models"] = models_of(self.models_allowed)
+        return replace(before, limits=replace(before.limits, **limits), **said)
 
 
 class KeyEntry(_Entry):
     """One key, known by its hash alone."""
 
-    key_id: Annotated[str, Field(pattern=r"^[a-z2-7]{12}$")]
+    key_id: Annotated[str, Field(pattern=KEY_ID)]
     tenant: str
     hash: Hash
-    expires_at: Annotated[AwareDatetime, AfterValidator(_sayable)] | None = None
+    expires_at: Annotated[Moment, AfterValidator(_sayable)] | None = None
+    models: Models | None = None
     display_name: Name = ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 from forebay.api.quota.v1 import quota_pb2_grpc
-from forebay.clock import Clock, SystemClock
+from forebay.clock import Clock, SteadyClock, SystemClock
 from forebay.journal import Journal
 from forebay.lifecycle import background, run_service
 from forebay.policy.model import LossPolicy
@@ -27,6 +27,7 @@ from forebay.quota.redis_counters import RedisCounters
 from forebay.quota.redis_safety import RedisSafety
 from forebay.quota.refused_calls import RefusedCalls
 from forebay.quota.safety_gate import SafetyGate
+from forebay.quota.served import Served
 from forebay.quota.service import Quota
 from forebay.quota.servicer import QuotaServicer
 from forebay.quota.sql_policy_store import SqlPolicyStore
@@ -43,7 +44,7 @@ TENANT = "forebay.api.quota.v1.TenantService"
 
 
 async def policies(
-    config: QuotaConfig, clock: Clock, stack: AsyncExitStack
+    config: QuotaConfig, clock: Clock, stack: AsyncExitStack, served: Served
 ) -> tuple[PolicyFeed, TenantServicer, RefusedCalls | None]:
     """Returns the policies in force, who administers them, and where there is a store, which has a log, who keeps it."""
     if config.policy_url is None:
@@ -62,13 +63,14 @@ async def policies(
     await stack.enter_async_context(background(stored.follow(*sources), "stored policies"))
     refused = RefusedCalls(store, clock)
     await stack.enter_async_context(background(refused.run(), "refused calls"))
-    return feed, TenantServicer(feed, clock, stored), refused
+    return feed, TenantServicer(feed, clock, stored, served), refused
 
 
 async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     """Returns the server, ready to start; what runs beside it ends with `stack`."""
-    clock = SystemClock()
-    feed, administration, refused = await policies(config, clock, stack)
+    clock = SteadyClock(SystemClock())
+    served = Served()
+    feed, administration, refused = await policies(config, clock, stack, served)
     redis = RedisCounters(config.redis_url, config.terms())
     await stack.enter_async_context(background(redis.run(), "counters"))
     metering = sums = None
@@ -118,7 +120,7 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
 
     link = check = None
     if metering is not None and sums is not None:
-        link = MeteringLink(metering, counters, clock, prices)
+        link = MeteringLink(metering, counters, clock)
         check = BudgetCheck(feed, counters, sums, clock)
         await stack.enter_async_context(background(PriceLink(metering, prices).run(), "prices"))
         await stack.enter_async_context(background(link.run(), "usage"))
@@ -134,7 +136,7 @@ async def build(config: QuotaConfig, stack: AsyncExitStack) -> RpcServer:
     use_cases = Quota(feed, counters, prices, clock.now, gate, link.look_up if link is not None else None)
     quota = QuotaServicer(use_cases, clock, config.lease_seconds, check, shares)
     server.add(quota_pb2_grpc.add_QuotaServiceServicer_to_server, quota, QUOTA)
-    server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyServicer(feed), POLICY)
+    server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyServicer(feed, served), POLICY)
     server.add(quota_pb2_grpc.add_TenantServiceServicer_to_server, administration, TENANT)
     edge = edge_servicer.EdgeServicer(Edge(feed, counters, config.pepper_bytes(), clock))
     server.add(edge_servicer.add_edge_servicer_to_server, edge, edge_servicer.FULL_NAME)

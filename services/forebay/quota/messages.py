@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 from forebay.api.common.v1 import common_pb2
 from forebay.api.metering.v1 import metering_pb2
 from forebay.api.quota.v1 import quota_pb2
 from forebay.errors import Code, FieldViolation, MeshError
 from forebay.policy.messages import to_pb_limits
-from forebay.policy.model import ServiceClass, TenantPolicy
 from forebay.quota.domain.comparison import Comparison
 from forebay.quota.domain.limits import Usage, amounts_of
 from forebay.quota.domain.plans import Plan
@@ -26,7 +24,6 @@ from forebay.quota.domain.reservations import (
     Router,
     State,
 )
-from forebay.quota.prices import Prices
 from forebay.rpc.status import from_pb_timestamp, nanoseconds_of, to_pb_duration
 
 MAX_LEASES = 10_000
@@ -128,14 +125,16 @@ def from_pb_leases(leases: Sequence[quota_pb2.RenewRequest.Lease], router: Route
     ]
 
 
-def from_pb_entry(entry: metering_pb2.LedgerEntry, prices: Prices) -> Observation:
-    """Returns what a row of the ledger says of its request, at the prices of its end."""
-    event = entry.event
-    used = Usage(1, event.prompt_tokens, event.completion_to, event.cached_tokens, nanoseconds_of(event.gpu_time))
-    payer = TenantPolicy(event.tenant_id, event.plan, ServiceClass.BRONZE, 1, priced_by_plan=event.priced_by_plan)
-    cost = prices.cost(payer, None, event.model, used, from_pb_timestamp(event.finished_at))
-    amounts = amounts_of(replace(used, cost_nano_usd=cost))
-    return Observation(event.request_id, event.attempt, entry.position, amounts, event.outcome in _FINAL)
+def from_pb_entries(entries: Sequence[metering_pb2.LedgerEntry]) -> Observation:
+    """Returns what the ledger says of a request, given all its rows in order, of which there is at least one."""
+    used = Usage(
+        1,
+        sum(entry.billed_prompt_tokens for entry in entries),
+        sum(entry.billed_completion_tokens for entry in entries),
+        cost_nano_usd=sum(entry.cost_nano_usd for entry in entries),
+    )
+    last = max(entries, key=lambda entry: (entry.event.attempt, entry.position)).event
+    return Observation(last.request_id, entries[-1].position, amounts_of(used), last.outcome in _FINAL)
 
 
 def from_pb_price(price: metering_pb2.Price) -> Price:
@@ -196,7 +195,7 @@ def to_pb_plan(plan: Plan) -> quota_pb2.Plan:
         service_class=quota_pb2.ServiceClass.ValueType(plan.service_class.value),
         weight_milli=plan.weight_milli,
         limits=to_pb_limits(plan.limits_in(plan.service_class)),
-        nano_usd_per_million_tokens=plan.nano_usd_per_million_tokens or 0,
+        nano_usd_per_million_tokens=plan.nano_usd_per_million_tokens,
         alert_percent=plan.alert_percent,
     )
 

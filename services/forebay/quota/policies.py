@@ -90,7 +90,7 @@ class PolicyFeed:
             raise MeshError(
                 Code.RESOURCE_EXHAUSTED,
                 "TOO_MANY_WATCHES",
-                f"{MAX_WATCHES} watch the policies already; try again later",
+                f"{MAX_WATCHES:,} routers and workers watch the policies already, as many as may; try again later",
                 retry_after=1.0,
             )
         watch = Watch(self.edition)

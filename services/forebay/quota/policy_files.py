@@ -6,28 +6,24 @@ The files are looked at four times a second; a change takes effect without a res
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TypeVar
-
-from pydantic import BaseModel, ValidationError
 
 from forebay.clock import Clock
 from forebay.config import ConfigError
-from forebay.field_problems import problems_of
 from forebay.policy.model import KeyPolicy, TenantPolicy
 from forebay.quota.domain.plans import Plan
 from forebay.quota.domain.policies import Policies
-from forebay.quota.file_schema import KeysFile, PlansFile, TenantsFile
+from forebay.quota.file_schema import KeysFile, PlansFile, TenantsFile, models_of
 from forebay.quota.policies import PolicyFeed
-from forebay.quota.yaml_document import Document
 from forebay.telemetry.logs import get_logger
+from forebay.words import instead_of
+from forebay.yaml_files.document import Document
+from forebay.yaml_files.shape import check
 
 # A revoked key is to be refused everywhere within a second.
 POLL_S = 0.25
 SHIPPED_PLANS = Path(__file__).parent / "plans.yaml"
-
-F = TypeVar("F", bound=BaseModel)
 
 log = get_logger("policy_files")
 
@@ -95,18 +91,6 @@ def stamp(file: Path) -> object:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def check(document: Document, shape: type[F]) -> F | None:
-    """Returns the document in its shape, or None with what is wrong reported to it."""
-    if document.problems:
-        return None
-    try:
-        return shape.model_validate(document.data)
-    except ValidationError as error:
-        for place, problem in problems_of(error):
-            document.report(place, problem)
-        return None
-
-
 def plans_of(file: PlansFile) -> dict[str, Plan]:
     """Returns the plans of a file."""
     return {
@@ -128,25 +112,36 @@ def _tenants(file: TenantsFile, document: Document, plans: dict[str, Plan], pepp
         plan = plans.get(entry.plan)
         if plan is None:
             document.report(
-                ("tenants", tenant_id, "plan"), f"there is no plan {entry.plan!r}; there are {', '.join(plans)}"
+                ("tenants", tenant_id, "plan"), f"there is no plan {entry.plan!r}; {instead_of(entry.plan, plans)}"
             )
             continue
         if entry.priced_by_plan and plan.nano_usd_per_million_tokens is None:
-            document.report(("tenants", tenant_id, "priced_by_plan"), f"plan {plan.name} has no price")
+            document.report(("tenants", tenant_id, "priced_by_plan"), f"plan {plan.name} has no usd_per_1000_tokens")
+        adapters = entry.adapters or []
+        if entry.default_adapter and entry.default_adapter not in adapters:
+            place = ("tenants", tenant_id, "default_adapter")
+            document.report(place, f"{entry.default_adapter!r} is none of the tenant's adapters")
         tenants[tenant_id] = plan.tenant(tenant_id, entry.limits.values(), entry.fields(), pepper)
     return tenants
 
 
-def keys_of(file: KeysFile, document: Document, tenants: Container[str]) -> dict[str, KeyPolicy]:
+def keys_of(file: KeysFile, document: Document, tenants: Collection[str]) -> dict[str, KeyPolicy]:
     """Returns the keys of a file; what does not fit to the tenants is reported to the document."""
     keys: dict[str, KeyPolicy] = {}
     for number, entry in enumerate(file.keys):
         if entry.key_id in keys:
             document.report(("keys", number, "key_id"), f"{entry.key_id} is given to a second key")
         if entry.tenant not in tenants:
-            document.report(("keys", number, "tenant"), f"there is no tenant {entry.tenant!r}")
+            document.report(
+                ("keys", number, "tenant"), f"there is no tenant {entry.tenant!r}; {instead_of(entry.tenant, tenants)}"
+            )
         expires_at = entry.expires_at.timestamp() if entry.expires_at else None
         keys[entry.key_id] = KeyPolicy(
-            entry.key_id, entry.tenant, entry.hash, expires_at, display_name=entry.display_name
+            entry.key_id,
+            entry.tenant,
+            entry.hash,
+            expires_at,
+            models=models_of(entry.models),
+            display_name=entry.display_name,
         )
     return keys

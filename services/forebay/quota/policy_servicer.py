@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 
 import grpc
@@ -11,11 +12,16 @@ from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc
 from forebay.errors import Code, MeshError
 from forebay.policy.messages import to_pb_key, to_pb_tenant
 from forebay.policy.model import TenantPolicy
+from forebay.quota.messages import require
 from forebay.quota.policies import Edition, PolicyFeed
+from forebay.quota.served import Served
 from forebay.rpc.interceptors import caller
 
 # Of tenants and keys in one message, of which none is half as large.
 PAGE_BYTES = 1 << 20
+# What one watcher may say that it serves.
+MAX_SERVED = 1_000
+MAX_NAME = 256
 
 _ROUTER, _WORKER = quota_pb2.WATCHER_KIND_ROUTER, quota_pb2.WATCHER_KIND_WORKER
 
@@ -23,8 +29,9 @@ _ROUTER, _WORKER = quota_pb2.WATCHER_KIND_ROUTER, quota_pb2.WATCHER_KIND_WORKER
 class PolicyServicer(quota_pb2_grpc.PolicyServiceServicer):
     """Tells watchers of the policies in force."""
 
-    def __init__(self, feed: PolicyFeed) -> None:
+    def __init__(self, feed: PolicyFeed, served: Served | None = None) -> None:
         self._feed = feed
+        self._served = served or Served()
 
     async def WatchPolicies(  # type: ignore[override]  # the stubs know handlers that yield only
         self,
@@ -36,7 +43,15 @@ class PolicyServicer(quota_pb2_grpc.PolicyServiceServicer):
         if kind not in quota_pb2.WatcherKind.values()[1:]:
             raise MeshError(Code.INVALID_ARGUMENT, "WATCHER_KIND_UNKNOWN", "name the kind of service that watches")
         _require_kind_of_caller(kind)
-        with self._feed.watch() as watch:
+        require(
+            (
+                len(request.serves) <= MAX_SERVED
+                and all(len(each.model) <= MAX_NAME and len(each.pool) <= MAX_NAME for each in request.serves),
+                "serves",
+                f"must be at most {MAX_SERVED}, with names of at most {MAX_NAME} characters",
+            )
+        )
+        with self._feed.watch() as watch, self._known(request):
             edition = watch.first
             if request.known_version == edition.version:
                 # An empty change: the watcher learns that it is connected, and that what it has is in force.
@@ -47,6 +62,14 @@ class PolicyServicer(quota_pb2_grpc.PolicyServiceServicer):
             while True:
                 for message in _change(await watch.next(), kind):
                     await context.write(message)
+
+    def _known(self, request: quota_pb2.WatchPoliciesRequest) -> AbstractContextManager[None]:
+        """Knows what the watcher serves, for as long as it watches."""
+        if request.serves and request.kind == _ROUTER:
+            return self._served.by_router(each.model for each in request.serves)
+        if request.serves and request.kind == _WORKER:
+            return self._served.by_worker(each.pool for each in request.serves)
+        return nullcontext()
 
 
 def _require_kind_of_caller(kind: quota_pb2.WatcherKind.ValueType) -> None:

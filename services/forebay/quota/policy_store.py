@@ -76,7 +76,9 @@ class PolicyStore(Protocol):
 
 def store_changed() -> MeshError:
     """Returns the error of a change that was decided on an older version."""
-    return MeshError(Code.ABORTED, "STORE_CHANGED", "the policies changed meanwhile; try again", retry_after=0.0)
+    return MeshError(
+        Code.ABORTED, "STORE_CHANGED", "the policies were changed at the same time; try again", retry_after=0.0
+    )
 
 
 class InMemoryPolicyStore:

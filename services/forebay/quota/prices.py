@@ -37,7 +37,7 @@ class Prices:
             raise MeshError(
                 Code.UNAVAILABLE,
                 "PRICES_UNKNOWN",
-                "there is a budget to be kept, and metering has not told the prices yet; try again",
+                "a budget holds, and metering has not told quota the prices yet; try again in a second",
                 retry_after=RETRY_AFTER_S,
             )
         return PriceTable([])

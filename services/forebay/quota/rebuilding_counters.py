@@ -24,7 +24,7 @@ from typing import TypeVar
 
 from forebay.errors import MeshError
 from forebay.policy.model import KeyPolicy, TenantPolicy
-from forebay.quota.counters import LosableStore
+from forebay.quota.counters import LosableStore, Pulse
 from forebay.quota.domain.edge import Taken
 from forebay.quota.domain.limits import Row, Usage, amounts_of, rows_of
 from forebay.quota.domain.periods import Period
@@ -102,9 +102,9 @@ class RebuildingCounters:
         """Keeps what the ledger says of live reservations."""
         return await self._store.observe(tenant_id, observations)
 
-    async def sweep(self, tenant_id: str, most: int) -> Swept:
+    async def sweep(self, tenant_id: str, most: int, not_after_ms: int | None = None) -> Swept:
         """Moves at most so many reservations on whose time has come."""
-        return await self._answer(tenant_id, lambda: self._store.sweep(tenant_id, most))
+        return await self._answer(tenant_id, lambda: self._store.sweep(tenant_id, most, not_after_ms))
 
     async def tenants(self) -> Sequence[str]:
         """Returns every tenant with something for the sweep."""
@@ -126,8 +126,8 @@ class RebuildingCounters:
         """Keeps the cursor."""
         await self._store.keep_usage_cursor(cursor)
 
-    async def ping(self) -> str:
-        """Returns the name of the store's present life, if it can be reached."""
+    async def ping(self) -> Pulse:
+        """Says that the store can be reached."""
         return await self._store.ping()
 
     async def _answer(self, tenant_id: str, call: Callable[[], Awaitable[T]]) -> T:

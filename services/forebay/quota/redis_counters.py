@@ -26,9 +26,10 @@ from redis.asyncio import RedisCluster
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from forebay.errors import Code, MeshError
+from forebay.policy.durations import LEAST_MS, UNKNOWN_MS
+from forebay.quota.counters import Pulse
 from forebay.quota.domain.edge import Taken
 from forebay.quota.domain.limits import Kind, Row
-from forebay.quota.domain.meters import HOLD_RETRY_MS
 from forebay.quota.domain.rebuild import Gathered, NeedsRebuildError, Totals
 from forebay.quota.domain.reservations import (
     Decision,
@@ -51,6 +52,7 @@ MAX_WAITING = 20_000
 MAX_PIPELINE = 500
 # A script runs for as long as it has ids: so many at once keep every other tenant waiting for a few ms at most.
 MAX_IDS = 500
+NO_EVICTION = "noeviction"
 USAGE_CURSOR = "forebay:usage_cursor"
 # Keys that one step of a scan looks at.
 SCANNED = 1_000
@@ -175,7 +177,8 @@ class RedisCounters:
             order.router.incarnation,
             order.prompt_tokens,
             order.max_completion_tokens,
-            HOLD_RETRY_MS,
+            UNKNOWN_MS,
+            LEAST_MS,
             *itertools.chain.from_iterable(map(_reserve_fields, rows)),
             request_id=order.request_id,
         )
@@ -220,11 +223,11 @@ class RedisCounters:
         ]
         return sum(await asyncio.gather(*calls))
 
-    async def sweep(self, tenant_id: str, most: int) -> Swept:
+    async def sweep(self, tenant_id: str, most: int, not_after_ms: int | None = None) -> Swept:
         """Moves at most so many reservations on whose time has come."""
         terms = self._terms
         fixed = (terms.lease_ms, terms.provisional_ms, terms.remembered_ms)
-        return Swept(*await self._call(_SWEEP, tenant_id, *fixed, most))
+        return Swept(*await self._call(_SWEEP, tenant_id, *fixed, most, _text(not_after_ms)))
 
     async def tenants(self) -> Sequence[str]:
         """Returns every tenant with something for the sweep, now or later."""
@@ -248,8 +251,8 @@ class RedisCounters:
         """Returns a page of live reservations in order of their request id."""
         reply = await self._call(_LIST, tenant_id, after, most)
         return [
-            _reservation(request_id, json.loads(text), int(float(due)))
-            for request_id, text, due in zip(reply[::3], reply[1::3], reply[2::3], strict=True)
+            _reservation(request_id, json.loads(text), int(reserved_at), int(due))
+            for request_id, text, reserved_at, due in zip(*(reply[field::4] for field in range(4)), strict=True)
         ]
 
     async def usage_cursor(self) -> str:
@@ -262,16 +265,21 @@ class RedisCounters:
         with reaching_the_store():
             await self._redis.set(USAGE_CURSOR, cursor)
 
-    async def ping(self) -> str:
-        """Returns the name of the server's present life if it can be reached."""
+    async def ping(self) -> Pulse:
+        """Returns what the server says of itself; of a cluster all lives, the latest clock and any policy of eviction."""
         with reaching_the_store():
             if isinstance(self._redis, RedisCluster):
-                await self._redis.ping(target_nodes=RedisCluster.PRIMARIES)
-                nodes = await self._redis.info("server", target_nodes=RedisCluster.PRIMARIES)
-                return ",".join(sorted(server["run_id"] for server in nodes.values()))
+                nodes = {"target_nodes": RedisCluster.PRIMARIES}
+                await self._redis.ping(**nodes)
+                servers, memories = await self._redis.info("server", **nodes), await self._redis.info("memory", **nodes)
+                times: Any = await self._redis.time(**nodes)
+                life = ",".join(sorted(server["run_id"] for server in servers.values()))
+                evicts = max(_evicts(memory) for memory in memories.values())
+                return Pulse(life, self._now() or max(map(_ms, times.values())), evicts)
             # A server that still loads its data refuses a ping, though not to tell of itself.
-            _, server = await self._redis.pipeline(transaction=False).ping().info("server").execute()
-        return str(server["run_id"])
+            about = self._redis.pipeline(transaction=False).ping().info("server").info("memory").time()
+            _, server, memory, time = await about.execute()
+        return Pulse(str(server["run_id"]), self._now() or _ms(time), _evicts(memory))
 
     def _call(
         self, script: _Script, tenant_id: str, *arguments: str | int, request_id: str = ""
@@ -343,6 +351,18 @@ class RedisCounters:
             await pool.release(connection)
 
 
+def _ms(time: Sequence[int]) -> int:
+    """Returns ms since the epoch from what a server says of its time."""
+    seconds, micros = time
+    return seconds * 1000 + micros // 1000
+
+
+def _evicts(memory: Mapping[str, Any]) -> str:
+    """Returns the server's policy of eviction; empty if it evicts nothing, or does not say."""
+    policy = str(memory.get("maxmemory_policy", NO_EVICTION))
+    return "" if policy == NO_EVICTION else policy
+
+
 async def _reply(connection: Any) -> Any:
     """Returns the next reply; the server's refusal of one call is its reply."""
     try:
@@ -358,7 +378,6 @@ def _key(tenant_id: str, part: str) -> str:
 def _to_json(observation: Observation) -> str:
     return json.dumps(
         {
-            "attempt": observation.attempt,
             "position": observation.position,
             "amounts": {limit: str(amount) for limit, amount in observation.amounts.items()},
             "final": observation.final,
@@ -390,7 +409,7 @@ def _text(value: int | None) -> str | int:
     return "" if value is None else value
 
 
-def _reservation(request_id: str, stored: Mapping[str, Any], due_ms: int) -> Reservation:
+def _reservation(request_id: str, stored: Mapping[str, Any], reserved_at_ms: int, due_ms: int) -> Reservation:
     router = Router(stored["router"], int(stored["incarnation"]))
     order = Order(request_id, router, stored["prompt"], stored["max"])
-    return Reservation(order, State(stored["state"]), stored["at"], due_ms)
+    return Reservation(order, State(stored["state"]), reserved_at_ms, due_ms)

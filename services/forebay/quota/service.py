@@ -25,6 +25,7 @@ from forebay.quota.policies import PolicyFeed
 from forebay.quota.prices import Prices
 from forebay.quota.safety_gate import SafetyGate
 from forebay.telemetry.logs import get_logger
+from forebay.words import amount, limit_value, subject
 
 _NOTHING = Usage(0, 0, 0)
 # Leases of one message that are taken in again together; the others of this replica's calls go between.
@@ -74,7 +75,9 @@ class Quota:
         """
         tenant = self._tenant(tenant_id)
         if tenant.suspended:
-            raise MeshError(Code.PERMISSION_DENIED, "TENANT_SUSPENDED", f"tenant {tenant_id} is suspended")
+            raise MeshError(
+                Code.PERMISSION_DENIED, "TENANT_SUSPENDED", f"tenant {tenant_id} is suspended; ask the operator"
+            )
         key, now_s = self._key(tenant_id, key_id), self._now()
         asked = Usage(1, order.prompt_tokens, order.max_completion_tokens)
         most = self._prices.most(tenant, key, model, asked, now_s)
@@ -177,12 +180,13 @@ class Quota:
         """Returns the request ids, of those leases, that are to be stopped in mid-stream.
 
         They are those of tenants that want it so and are above a budget, be it the tenant's, the key's or that on the model: it
-        was lowered, or what ran cost more than was held. Where that is not known, streams go on.
+        was lowered, or what ran cost more than was held. Where that is not known, streams go on, and so do those that cost
+        nothing.
         """
         by_budgets: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
         for lease in leases:
             tenant = self._feed.policies.tenants.get(lease.tenant_id)
-            if tenant is not None and tenant.stop_on_budget:
+            if tenant is not None and tenant.stop_on_budget and not self._is_free(tenant, lease.hold):
                 by_budgets[self._budgets_of(tenant, lease.hold)].append(lease.request_id)
         peeked = await _answered(self.peek(*whose) for whose in by_budgets)
         return [
@@ -191,6 +195,13 @@ class Quota:
             if any(state.limit in BUDGETS and state.used > state.value for state in states or ())
             for request_id in request_ids
         ]
+
+    def _is_free(self, tenant: TenantPolicy, hold: Hold | None) -> bool:
+        if hold is None or self._prices.table is None:
+            return False
+        key = self._key(tenant.tenant_id, hold.key_id)
+        asked = Usage(1, hold.order.prompt_tokens, hold.order.max_completion_tokens)
+        return self._prices.most(tenant, key, hold.model, asked, self._now()) == 0
 
     def _budgets_of(self, tenant: TenantPolicy, hold: Hold | None) -> tuple[str, str, str]:
         """Returns the tenant, and of a hold the key and the model if they have budgets of their own."""
@@ -257,20 +268,20 @@ def _taken(order: Order) -> MeshError:
     return MeshError(
         Code.ALREADY_EXISTS,
         "REQUEST_ID_TAKEN",
-        f"request {order.request_id} was reserved by another router, or by an earlier life of this one",
+        f"request {order.request_id} is held by another router, or was by this one before it restarted; use a new request_id",
     )
 
 
 def _too_large(rows: Sequence[Row]) -> MeshError:
+    needs = [
+        f"it may take {amount(row.limit, row.amount)}, and {subject(row.subject)} may use "
+        f"{limit_value(row.limit, row.value or 0)}"
+        for row in rows
+    ]
     return MeshError(
         Code.INVALID_ARGUMENT,
         "LARGER_THAN_LIMIT",
-        "the request can never fit; shorten the prompt or lower max_tokens",
-        field_violations=[
-            FieldViolation(
-                "max_completion_tokens", f"{row.amount} at most are more than {row.limit} of {row.subject}, {row.value}"
-            )
-            for row in rows
-        ],
+        f"the request is larger than a limit: {'; '.join(needs)}; shorten the prompt or lower max_tokens",
+        field_violations=[FieldViolation("max_completion_tokens", need) for need in needs],
         metadata={row.limit: str(row.value) for row in rows},
     )

@@ -19,11 +19,12 @@ from forebay.quota.domain.directory import Directory, Edit, Key
 from forebay.quota.domain.edits import changes_of
 from forebay.quota.file_schema import KeysFile, PlansFile
 from forebay.quota.policies import PolicyFeed
-from forebay.quota.policy_files import POLL_S, check, keys_of, plans_of, stamp, wrong_policies
+from forebay.quota.policy_files import POLL_S, keys_of, plans_of, stamp, wrong_policies
 from forebay.quota.policy_store import Answer, Change, PolicyStore
 from forebay.quota.tenants_import import plan_import
-from forebay.quota.yaml_document import Document
 from forebay.telemetry.logs import get_logger
+from forebay.yaml_files.document import Document
+from forebay.yaml_files.shape import check
 
 # How often a change is decided anew because another was faster.
 _ATTEMPTS = 5

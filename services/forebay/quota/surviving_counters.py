@@ -25,10 +25,10 @@ from typing import Any, TypeVar
 from forebay.clock import Clock
 from forebay.errors import MeshError
 from forebay.journal import Journal
-from forebay.quota.counters import CounterStore, InMemoryCounters
+from forebay.policy.durations import LEAST_MS
+from forebay.quota.counters import CounterStore, InMemoryCounters, Pulse
 from forebay.quota.domain.edge import Taken
 from forebay.quota.domain.limits import Kind, Row, charged
-from forebay.quota.domain.meters import HOLD_RETRY_MS
 from forebay.quota.domain.periods import Period
 from forebay.quota.domain.rebuild import CountersUnknownError, Totals
 from forebay.quota.domain.reservations import (
@@ -148,7 +148,7 @@ class SurvivingCounters:
         shares = [self._share(row, part / self._replicas) for row in rows]
         decision = await self._local.reserve(tenant_id, order, shares)
         if decision.outcome is Outcome.REFUSED:
-            return replace(decision, retry_after_ms=max(decision.retry_after_ms, HOLD_RETRY_MS))
+            return replace(decision, retry_after_ms=max(decision.retry_after_ms, LEAST_MS))
         if decision.outcome is Outcome.ADMITTED and order.request_id not in self._admitted[tenant_id]:
             admission = self._admitted[tenant_id][order.request_id] = _Admission(
                 order, charged(rows, self._clock.now())
@@ -192,9 +192,9 @@ class SurvivingCounters:
         """Keeps what the ledger says of live reservations."""
         return await self._shared(tenant_id, lambda: self._store.observe(tenant_id, observations))
 
-    async def sweep(self, tenant_id: str, most: int) -> Swept:
+    async def sweep(self, tenant_id: str, most: int, not_after_ms: int | None = None) -> Swept:
         """Moves at most so many reservations on whose time has come."""
-        return await self._shared(tenant_id, lambda: self._store.sweep(tenant_id, most))
+        return await self._shared(tenant_id, lambda: self._store.sweep(tenant_id, most, not_after_ms))
 
     async def tenants(self) -> Sequence[str]:
         """Returns every tenant with something for the sweep."""
@@ -216,8 +216,8 @@ class SurvivingCounters:
         """Keeps the cursor."""
         await self._store.keep_usage_cursor(cursor)
 
-    async def ping(self) -> str:
-        """Returns the name of the store's present life, if it can be reached."""
+    async def ping(self) -> Pulse:
+        """Says that the store can be reached."""
         return await self._store.ping()
 
     async def _shared(self, tenant_id: str, call: Callable[[], Awaitable[T]]) -> T:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
+from forebay.api.common.v1 import common_pb2
 from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc
 from forebay.clock import Clock
 from forebay.errors import Code, FieldViolation, MeshError
@@ -17,6 +18,7 @@ from forebay.quota.domain import edits
 from forebay.quota.domain.directory import Directory, Edit
 from forebay.quota.messages import from_pb_page_size, from_pb_tenant_id, require, to_pb_plan
 from forebay.quota.policies import PolicyFeed
+from forebay.quota.served import MAX_WARNINGS, Served
 from forebay.quota.service import tenant_not_found
 from forebay.quota.stored_policies import StoredPolicies
 from forebay.quota.tenant_messages import (
@@ -29,6 +31,7 @@ from forebay.quota.tenant_messages import (
     from_pb_overlap,
     from_pb_plan,
     masked,
+    overridden,
     overriding,
     to_call,
     to_pb_audit_event,
@@ -37,9 +40,9 @@ from forebay.quota.tenant_messages import (
     to_pb_tenant_details,
 )
 from forebay.quota.tenants_import import Import, plan_import
-from forebay.quota.yaml_document import Document
 from forebay.rpc.allowlist import ADMIN
 from forebay.rpc.interceptors import caller, caller_name
+from forebay.yaml_files.document import Document
 
 # How much of a wrong file's problems an error may hold: what a client takes as an error is bounded.
 MAX_PROBLEM_BYTES = 4_000
@@ -52,8 +55,11 @@ M = TypeVar("M", bound=Message)
 class TenantServicer(quota_pb2_grpc.TenantServiceServicer):
     """Shows the policies in force and, where they come from a store, administers them."""
 
-    def __init__(self, feed: PolicyFeed, clock: Clock, stored: StoredPolicies | None = None) -> None:
+    def __init__(
+        self, feed: PolicyFeed, clock: Clock, stored: StoredPolicies | None = None, served: Served | None = None
+    ) -> None:
         self._feed = feed
+        self._served = served or Served()
         self._clock = clock
         self._stored_policies = stored
         self._administration = Administration(stored, clock) if stored else None
@@ -83,7 +89,8 @@ class TenantServicer(quota_pb2_grpc.TenantServiceServicer):
             return edits.create_tenant(directory, from_pb_new_tenant(request, self._clock.now()))
 
         def respond(after: Directory) -> quota_pb2.CreateTenantResponse:
-            return quota_pb2.CreateTenantResponse(tenant=self._tenant(after, tenant_id))
+            warnings = self._warnings(after, tenant_id, request.overrides.paths)
+            return quota_pb2.CreateTenantResponse(tenant=self._tenant(after, tenant_id), warnings=warnings)
 
         return (await self._perform(_tenant_call(request, context, tenant_id), request, decide, respond))[0]
 
@@ -94,13 +101,14 @@ class TenantServicer(quota_pb2_grpc.TenantServiceServicer):
         tenant_id, paths = request.tenant.tenant_id, request.update_mask.paths
 
         def decide(directory: Directory) -> Edit:
-            require((paths, "update_mask", "must name what is to change"))
+            require((paths, "update_mask", "must name the fields that are to change"))
             plan = from_pb_plan(request.tenant.plan) if "plan" in paths else None
             override = overriding(request.tenant, paths, "update_mask", self._clock.now())
             return edits.update_tenant(directory, from_pb_tenant_id(tenant_id), request.etag, plan, override)
 
         def respond(after: Directory) -> quota_pb2.UpdateTenantResponse:
-            return quota_pb2.UpdateTenantResponse(tenant=self._tenant(after, tenant_id))
+            warnings = self._warnings(after, tenant_id, paths)
+            return quota_pb2.UpdateTenantResponse(tenant=self._tenant(after, tenant_id), warnings=warnings)
 
         return (await self._perform(_tenant_call(request, context, tenant_id), request, decide, respond))[0]
 
@@ -164,10 +172,10 @@ class TenantServicer(quota_pb2_grpc.TenantServiceServicer):
             return found[0].edit
 
         def respond(_: Directory) -> quota_pb2.ImportTenantsResponse:
-            return _to_pb_import(found[0])
+            return self._to_pb_import(found[0])
 
         if request.dry_run:
-            return _to_pb_import(await self._needed().preview(call, read))
+            return self._to_pb_import(await self._needed().preview(call, read))
         return (await self._perform(call, request, decide, respond))[0]
 
     async def ListPlans(self, request: quota_pb2.ListPlansRequest, context: Any) -> quota_pb2.ListPlansResponse:
@@ -209,10 +217,13 @@ class TenantServicer(quota_pb2_grpc.TenantServiceServicer):
 
         def decide(directory: Directory) -> Edit:
             digest, now = hash_key(self._needed().stored.pepper, secret), self._clock.now()
-            return edits.issue_key(directory, from_pb_new_key(request.key, key_id, digest, now), now)
+            key = from_pb_new_key(request.key, key_id, digest, now)
+            edits.check_scope(directory, key)
+            return edits.issue_key(directory, key, now)
 
         def respond(after: Directory) -> quota_pb2.IssueKeyResponse:
-            return quota_pb2.IssueKeyResponse(key=to_pb_key_details(after, key_id))
+            warnings = self._served.of_key(after.keys[key_id].value.policy.models)
+            return quota_pb2.IssueKeyResponse(key=to_pb_key_details(after, key_id), warnings=_to_pb(warnings))
 
         call = _call(request, context, tenant_id, f"tenant:{tenant_id}")
         response, first = await self._perform(call, request, decide, respond)
@@ -279,12 +290,30 @@ class TenantServicer(quota_pb2_grpc.TenantServiceServicer):
 
     def _needed(self) -> Administration:
         if self._administration is None:
-            message = "the policies are what quota's files say; give quota a policy_url to administer them here"
+            message = (
+                "this mesh takes its policies from files; edit them, or give quota a policy_url to administer them here"
+            )
             raise MeshError(Code.FAILED_PRECONDITION, "POLICIES_IN_FILES", message)
         return self._administration
 
     def _tenant(self, directory: Directory, tenant_id: str) -> quota_pb2.Tenant:
         return to_pb_tenant_details(directory, tenant_id, self._needed().stored.pepper)
+
+    def _warnings(self, directory: Directory, tenant_id: str, paths: Iterable[str]) -> list[common_pb2.FieldViolation]:
+        """Returns what an administrator is to know of the fields that a mask names."""
+        own = directory.tenants[tenant_id].value.overrides
+        return _to_pb(self._served.warnings("tenant", own, overridden(list(paths))))
+
+    def _to_pb_import(self, planned: Import) -> quota_pb2.ImportTenantsResponse:
+        found: list[FieldViolation] = []
+        for tenant in planned.edit.tenants:
+            found += self._served.warnings(f"tenants.{tenant.tenant_id}", tenant.overrides)
+            if len(found) > MAX_WARNINGS:
+                found[MAX_WARNINGS:] = [FieldViolation("tenants", "there are more warnings, which are not named here")]
+                break
+        return quota_pb2.ImportTenantsResponse(
+            created=planned.created, updated=planned.updated, unchanged=planned.unchanged, warnings=_to_pb(found)
+        )
 
     def _key_call(self, request: quota_pb2.RotateKeyRequest | quota_pb2.RevokeKeyRequest, context: Any) -> Call:
         entry = self._needed().stored.directory.keys.get(request.key_id)
@@ -321,10 +350,8 @@ def _fitting(messages: Iterable[M]) -> list[M]:
     return page
 
 
-def _to_pb_import(planned: Import) -> quota_pb2.ImportTenantsResponse:
-    return quota_pb2.ImportTenantsResponse(
-        created=planned.created, updated=planned.updated, unchanged=planned.unchanged
-    )
+def _to_pb(warnings: Iterable[FieldViolation]) -> list[common_pb2.FieldViolation]:
+    return [common_pb2.FieldViolation(field=it.field, description=it.description) for it in warnings]
 
 
 def _wrong_file(problems: list[str]) -> MeshError:
@@ -336,5 +363,6 @@ def _wrong_file(problems: list[str]) -> MeshError:
             break
         named.append(FieldViolation("file", problem))
     rest = len(problems) - len(named)
-    message = f"the file has {len(problems)} problem(s)" + (f", of which {rest} are not named here" if rest else "")
+    count = f"{len(problems):,} problems" if len(problems) > 1 else "1 problem"
+    message = f"the file has {count}, and nothing was changed" + (f"; {rest:,} are not named here" if rest else "")
     return MeshError(Code.INVALID_ARGUMENT, "WRONG_TENANTS_FILE", message, field_violations=named)

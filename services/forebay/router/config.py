@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, model_validator
+from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, field_validator, model_validator
 
 from forebay.config import Address, Addresses, PublicTlsConfig
 from forebay.policy.pepper import PepperConfig
 from forebay.rpc.server import MAX_MESSAGE_BYTES
+
+# What a request may have beside its prompt.
+MAX_REST_BYTES = 64 << 10
 
 
 class ModelConfig(BaseModel):
@@ -56,7 +59,13 @@ class RouterConfig(PepperConfig):
     prefix_block_tokens: int = Field(
         32, ge=1, le=4096, description="tokens per prefix hash; best the engine's KV block"
     )
-    tokenizer_threads: int = Field(2, ge=1, le=64, description="threads that tokenise long prompts")
+    tokenizer_processes: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="processes that tokenise prompts above half a kilobyte; of several, one tenant has at most all but one",
+    )
+    warm_tokenizers: bool = Field(True, description="start them with the router, and not with the first long prompt")
     public_tls: PublicTlsConfig | None = Field(
         None, description="TLS for clients; none leaves it to what stands in front"
     )
@@ -74,7 +83,14 @@ class RouterConfig(PepperConfig):
     def max_message_bytes(self) -> int:
         """The largest request: a prompt that is somewhat too long is still told so in a typed error, as text or as ids."""
         longest_ids = 5 * max(model.context_tokens for model in self.models)
-        return min(max(4 * self.max_prompt_bytes, longest_ids), MAX_MESSAGE_BYTES)
+        return min(max(2 * self.max_prompt_bytes, longest_ids) + MAX_REST_BYTES, MAX_MESSAGE_BYTES)
+
+    @field_validator("channelz")
+    @classmethod
+    def _no_channelz(cls, offered: bool) -> bool:
+        if offered:
+            raise ValueError("a router's port is public, and channelz shows every tenant's connections; leave it off")
+        return offered
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

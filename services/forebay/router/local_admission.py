@@ -51,23 +51,27 @@ class LocalAdmission:
         self._router = router
         self._clock = clock
         self._admissions = LocalAdmissions()
+        self._epoch_s = clock.now() - clock.monotonic()
         self._until = 0.0
         self._spoke_at = 0.0
         self._number = 0
         self._alone = False
         self.owed: dict[str, Admission] = {}
         self._journalled = bool(journal.left)
+        now = self._now()
         for record in journal.left:
+            # A life whose clock was ahead has written of times that have not come.
+            at = min(record.get("at", now), now)
             if "reserve" in record:
                 reserve = ParseDict(record["reserve"], quota_pb2.ReserveRequest())
                 self.owed[reserve.request_id] = Admission(reserve)
-                self._admissions.restore(reserve.request_id, record["taken"], record["at"])
+                self._admissions.restore(reserve.request_id, record["taken"], at)
             elif "settle" in record:
                 settle = ParseDict(record["settle"], quota_pb2.SettleRequest())
                 if settle.request_id in self.owed:
                     self.owed[settle.request_id].settle = settle
             elif self.owed.pop(record["charged"], None):
-                self._admissions.charged(record["charged"], record["at"])
+                self._admissions.charged(record["charged"], at)
 
     def offers(self, tenant_id: str) -> bool:
         """Whether a tenant may be admitted here at all, as quota said last and not too long ago."""
@@ -79,7 +83,7 @@ class LocalAdmission:
         Raises:
             MeshError: as `LocalAdmissions.admit`; JOURNAL_UNAVAILABLE, and then it is owed as one that never ran.
         """
-        now = self._clock.now()
+        now = self._now()
         order = Order(
             request.request_id,
             request.tenant_id,
@@ -96,7 +100,7 @@ class LocalAdmission:
                 "quota is away; admitting by this router's part", parts=self._admissions.share.parts, seconds=seconds
             )
         request.router.CopyFrom(self._router)
-        request.admitted_at.FromNanoseconds(int(now * 1e9))
+        request.admitted_at.FromNanoseconds(int(self._clock.now() * 1e9))
         self.owed[request.request_id] = Admission(request)
         self._journalled = True
         self._journal.append(reserve=MessageToDict(request), taken=taken, at=now)
@@ -110,7 +114,9 @@ class LocalAdmission:
         """Takes note of a settlement; returns whether it is kept until the request is charged."""
         started = 1 if request.started else 0
         self._admissions.settle(
-            request.request_id, Usage(started, started * request.prompt_tokens, started * request.completion_tokens)
+            request.request_id,
+            Usage(started, started * request.prompt_tokens, started * request.completion_tokens),
+            self._now(),
         )
         admission = self.owed.get(request.request_id)
         if admission is None:
@@ -122,7 +128,7 @@ class LocalAdmission:
     def charged(self, request_id: str) -> None:
         """Quota has all that it is to be told of a request. Others than those that are owed are passed over."""
         if self.owed.pop(request_id, None):
-            now = self._clock.now()
+            now = self._now()
             self._admissions.charged(request_id, now)
             self._journal.append(charged=request_id, at=now)
 
@@ -133,7 +139,7 @@ class LocalAdmission:
 
     def tidy(self) -> None:
         """Forgets what counts no longer; to be called every now and then."""
-        self._admissions.tidy(self._clock.now())
+        self._admissions.tidy(self._now())
         if self._journalled and not self.owed and not self._admissions:
             self._journalled = False
             self._journal.clear()
@@ -153,10 +159,14 @@ class LocalAdmission:
         self._alone = False
         return self._held()
 
+    def _now(self) -> float:
+        """Returns seconds since the epoch, as if the wall clock had not stepped since this process began."""
+        return self._epoch_s + self._clock.monotonic()
+
     def _held(self) -> quota_pb2.LocalShareHeld:
         self._spoke_at = self._clock.monotonic()
         held = quota_pb2.LocalShareHeld(number=self._number, parts=self._admissions.share.parts)
-        ago_s = self._clock.now() - self._admissions.last_at
+        ago_s = self._now() - self._admissions.last_at
         if ago_s < 86_400:
             held.admitted_ago.CopyFrom(to_pb_duration(max(0.0, ago_s)))
         return held

@@ -8,9 +8,10 @@ from contextlib import AsyncExitStack
 from forebay.api.common.v1 import common_pb2
 from forebay.api.quota.v1 import quota_pb2
 from forebay.api.router.v1 import router_pb2_grpc
-from forebay.clock import SystemClock
+from forebay.clock import SteadyClock, SystemClock
 from forebay.journal import Journal
 from forebay.lifecycle import background, run_service
+from forebay.memory import give_back_early
 from forebay.policy.watcher import PolicyWatcher
 from forebay.router import servicer, usage_servicer
 from forebay.router.access import Access
@@ -18,6 +19,7 @@ from forebay.router.config import ModelConfig, RouterConfig
 from forebay.router.delivery import Delivery
 from forebay.router.domain.ask import ModelCard
 from forebay.router.hf_tokenizer import HfTokenizer
+from forebay.router.intake import Intake
 from forebay.router.local_admission import LocalAdmission
 from forebay.router.metering_link import MeteringLink
 from forebay.router.models import Model, Models
@@ -26,7 +28,9 @@ from forebay.router.request import LiveRequests
 from forebay.router.scheduler_link import SchedulerLink
 from forebay.router.service import Bounds, Router
 from forebay.router.servicer import RouterServicer
-from forebay.router.tokenizer_threads import TokenizerThreads
+from forebay.router.tokenizer_frames import ModelFiles
+from forebay.router.tokenizer_processes import TokenizerProcesses
+from forebay.router.usage_cursor import UsageCursors
 from forebay.router.usage_servicer import UsageServicer
 from forebay.router.worker_link import WorkerLinks
 from forebay.rpc.client import connect
@@ -45,8 +49,9 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
         max_connections=config.max_connections,
         max_message_bytes=config.max_message_bytes,
         channelz=config.channelz,
+        public=True,
     )
-    clock = SystemClock()
+    clock = SteadyClock(SystemClock())
     me = common_pb2.Peer(id=config.id, incarnation=int(clock.now() * 1e6))
     live: LiveRequests = {}
 
@@ -54,7 +59,12 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
     quota_channel = connect(config.quota_address, caller=config.id, service="quota", tls=config.tls)
     stack.push_async_callback(quota_channel.close)
     policies = PolicyWatcher(
-        quota_channel, me, quota_pb2.WATCHER_KIND_ROUTER, clock, changed=lambda: router.policies_changed()
+        quota_channel,
+        me,
+        quota_pb2.WATCHER_KIND_ROUTER,
+        clock,
+        changed=lambda: router.policies_changed(),
+        serves=[(model.name, "") for model in config.models],
     )
     access = Access(
         policies,
@@ -64,8 +74,17 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
         honour_cut_off_s=config.policy_honour_s,
     )
 
-    threads = stack.enter_context(TokenizerThreads(config.tokenizer_threads, config.max_tenant_requests))
-    models = Models([_model(model) for model in config.models], threads)
+    intake = Intake(access, config.max_tenant_requests)
+
+    tokenizers = await stack.enter_async_context(
+        TokenizerProcesses(
+            [ModelFiles(model.name, str(model.directory), model.context_tokens) for model in config.models],
+            processes=config.tokenizer_processes,
+            max_waiting=config.max_tenant_requests,
+            max_prompt_bytes=config.max_prompt_bytes,
+        )
+    )
+    models = Models([_model(model) for model in config.models], tokenizers)
 
     local: LocalAdmission | None = None
     if config.journal_file is not None:
@@ -103,10 +122,10 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
     router = Router(models, quota, scheduler, workers, metering, access.objection, live, clock, bounds)
 
     # What the public reaches.
-    server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, RouterServicer(router, access), servicer.FULL_NAME)
+    server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, RouterServicer(router, intake), servicer.FULL_NAME)
     server.add(
         router_pb2_grpc.add_UsageServiceServicer_to_server,
-        UsageServicer(access, metering_channel),
+        UsageServicer(access, intake, metering_channel, UsageCursors(config.pepper_bytes())),
         usage_servicer.FULL_NAME,
     )
 
@@ -123,6 +142,7 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
         (workers.run(), "worker sessions"),
         (router.watch(), "request watch"),
         (_serve_when_ready(server, policies, quota, scheduler), "readiness"),
+        (_warm(tokenizers, config), "tokenizer processes"),
     ):
         await stack.enter_async_context(background(work, name))
     stack.push_async_callback(_settle_all, router, quota, metering)
@@ -145,6 +165,12 @@ async def _serve_when_ready(
     server.set_serving(servicer.FULL_NAME, True)
 
 
+async def _warm(tokenizers: TokenizerProcesses, config: RouterConfig) -> None:
+    """Starts the tokenizer processes before the first long prompt comes, unless they are to wait for it."""
+    if config.warm_tokenizers:
+        await tokenizers.warm()
+
+
 async def _settle_all(router: Router, quota: QuotaLink, metering: MeteringLink) -> None:
     """Settles what is left, within a bound; what quota does not hear of it charges by what was observed."""
     try:
@@ -157,6 +183,7 @@ async def _settle_all(router: Router, quota: QuotaLink, metering: MeteringLink) 
 
 def main() -> None:
     """Runs the router until SIGTERM."""
+    give_back_early()
     run_service(RouterConfig, build)
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from forebay.api.common.v1 import common_pb2
 from forebay.api.router.v1 import router_pb2
 from forebay.router.client import Finished, GatheredAnswer, Started
-from forebay.router.domain.ask import Ask, Chat, Message, ModelCard, Prompt, Sampling, Text, TokenIds
+from forebay.router.domain.ask import Ask, LongPrompt, ModelCard, Prompt, Sampling
 from forebay.router.domain.events import FinishReason, Usage
 from forebay.router.domain.stream import Piece
-from forebay.router.domain.validation import MAX_MESSAGES
 from forebay.rpc.status import from_pb_duration, to_pb_duration
 
 
-def from_pb_ask(options: router_pb2.GenerateOptions) -> Ask:
-    """Returns what a client asks for, unchecked."""
+def from_pb_ask(options: router_pb2.GenerateOptions, prompt: Prompt | LongPrompt | None) -> Ask:
+    """Returns what a client asks for, unchecked; the prompt comes beside its message."""
     return Ask(
         model=options.model,
-        prompt=from_pb_prompt(options.prompt),
+        prompt=prompt,
         sampling=_from_pb_sampling(options.sampling),
         client_request_id=options.client_request_id,
         adapter=options.adapter,
@@ -24,20 +23,6 @@ def from_pb_ask(options: router_pb2.GenerateOptions) -> Ask:
         least_max_tokens=options.least_max_tokens,
         labels=dict(options.labels),
     )
-
-
-def from_pb_prompt(prompt: router_pb2.Prompt) -> Prompt | None:
-    """Returns a prompt, or None when the message has none."""
-    match prompt.WhichOneof("form"):
-        case "chat":
-            # A message may hold millions of turns, and making them would hold up everybody; one too many is known by its number.
-            turns = prompt.chat.messages[: MAX_MESSAGES + 1]
-            return Chat(tuple(Message(turn.role, turn.content) for turn in turns))
-        case "text":
-            return Text(prompt.text)
-        case "tokens":
-            return TokenIds(tuple(prompt.tokens.ids))
-    return None
 
 
 def _from_pb_sampling(message: common_pb2.Sampling) -> Sampling:

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from forebay.errors import Code, MeshError
 from forebay.policy.model import TenantPolicy
 from forebay.router.access import Caller
-from forebay.router.domain.ask import ModelCard, Prompt
-from forebay.router.tokenizer import Tokenizer, encode, prompt_size
-from forebay.router.tokenizer_threads import TokenizerThreads
+from forebay.router.domain.ask import LongPrompt, ModelCard, Prompt
+from forebay.router.tokenizer import Tokenizer, encode
+from forebay.router.tokenizer_frames import Job, Tokens
+from forebay.router.tokenizer_processes import TokenizerProcesses
+from forebay.words import instead_of
 
-# Below this many characters a prompt is tokenised (in less than a millisecond) sooner than a thread would have begun.
-_IN_LINE_CHARACTERS = 2_000
+MAX_NAME = 128
+# A prompt of at most so many bytes is tokenised on the event loop. That takes some tenths of a millisecond, as long as the way
+# to a process and back.
+IN_LINE_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +31,10 @@ class Model:
 class Models:
     """All models of one router."""
 
-    def __init__(self, models: Iterable[Model], threads: TokenizerThreads) -> None:
-        """Takes the models; prompts above a size are tokenised in `threads`."""
+    def __init__(self, models: Iterable[Model], processes: TokenizerProcesses) -> None:
+        """Takes the models; long prompts are tokenised by `processes`."""
         self._models = {model.card.name: model for model in sorted(models, key=lambda model: model.card.name)}
-        self._threads = threads
+        self._processes = processes
 
     def of(self, caller: Caller) -> list[Model]:
         """Returns the models that the caller may use, in order of name."""
@@ -48,11 +52,22 @@ class Models:
         for model in allowed:
             if model.card.name == name:
                 return model
-        message = "there is no such model for this key" if name else "name a model; there is more than one, or none"
-        raise MeshError(Code.NOT_FOUND, "MODEL_NOT_FOUND", f"{message}; ListModels lists them")
+        names = [model.card.name for model in allowed]
+        if not names:
+            message = "this key may use no model that is served here; ask the operator"
+        elif name:
+            message = f"there is no model {name[:MAX_NAME]!r} for this key; {instead_of(name, names)}"
+        else:
+            message = f"the request names no model, and there is more than one; {instead_of('', names)}"
+        raise MeshError(Code.NOT_FOUND, "MODEL_NOT_FOUND", message)
 
-    async def tokenise(self, model: Model, prompt: Prompt, tenant: TenantPolicy) -> list[int]:
-        """Returns the token ids of a tenant's prompt; errors as of `tokenizer.encode` and `TokenizerThreads.run`."""
-        if prompt_size(prompt) + len(tenant.system_prompt) <= _IN_LINE_CHARACTERS:
-            return encode(model.tokenizer, prompt, tenant.system_prompt)
-        return await self._threads.run(tenant.tenant_id, lambda: encode(model.tokenizer, prompt, tenant.system_prompt))
+    async def tokenise(self, model: Model, prompt: Prompt | LongPrompt, tenant: TenantPolicy, most_ids: int) -> Tokens:
+        """Returns the tokens of a tenant's prompt, or the number alone when they are more than `most_ids`.
+
+        Raises:
+            MeshError: as of `tokenizer.encode` and `TokenizerProcesses.run`.
+        """
+        if isinstance(prompt, LongPrompt):
+            job = Job(model.card.name, tenant.system_prompt, most_ids, prompt.data)
+            return await self._processes.run(tenant.tenant_id, job)
+        return Tokens.of(encode(model.tokenizer, prompt, tenant.system_prompt), most_ids)

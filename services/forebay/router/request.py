@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from opentelemetry.trace import INVALID_SPAN, Span
@@ -32,7 +33,7 @@ class Payload:
     """
 
     model: str
-    prompt_token_ids: list[int]
+    prompt_token_ids: Sequence[int]
     sampling: Sampling
     max_tokens: int
     prefix_hashes: list[int]

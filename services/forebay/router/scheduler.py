@@ -28,7 +28,8 @@ class MemoryScheduler:
     """The port's in-memory twin: grants everything at once, on the first worker that the request does not exclude.
 
     Attributes:
-        workers: ids of the workers, all reached at an address equal to their id; a request that excludes them all stays queued.
+        workers: ids of the workers, all reached at an address equal to their id; a request that excludes them all stays queued,
+            because an exclusion ends by time and the twin has no clock.
         log: (what, request id, attempt), in order.
     """
 

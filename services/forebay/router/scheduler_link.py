@@ -99,6 +99,7 @@ class SchedulerLink:
     def opened(self, outbox: SchedulerOutbox) -> None:
         """Says who calls."""
         outbox.message.hello.router.CopyFrom(self._router)
+        outbox.message.hello.highest_epoch = self._schedulers.epoch
         _flush(outbox)
 
     def _welcomed(self, welcome: scheduler_pb2.Welcome) -> None:

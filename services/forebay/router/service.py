@@ -20,20 +20,23 @@ from forebay.killpoints import reached
 from forebay.router.access import Caller
 from forebay.router.client import Client, Finished, Started
 from forebay.router.delivery import SLOW_CLIENT_S, too_slow
-from forebay.router.domain.ask import Ask, Chat, ModelCard, Prompt
+from forebay.router.domain.ask import Ask, Chat, LongPrompt, ModelCard, Prompt
 from forebay.router.domain.decisions import Cancel, Decline, End, Report, Start, Submit, Withdraw
 from forebay.router.domain.events import Reserved, UsageOverdue
 from forebay.router.domain.life import deadline_exceeded
 from forebay.router.domain.prefix import prefix_hashes
 from forebay.router.domain.validation import check_ask, check_prompt, completion_bound
+from forebay.router.held_tokens import HeldTokens
 from forebay.router.metering import Metering
 from forebay.router.models import Model, Models
 from forebay.router.quota import Quota
 from forebay.router.request import LiveRequests, Payload, Request, client_gone, deadline_passed, no_longer_allowed
 from forebay.router.scheduler import Scheduler
+from forebay.router.tokenizer_frames import Tokens
 from forebay.router.workers import Workers
 from forebay.telemetry.logs import get_logger
 from forebay.telemetry.tracing import in_span, trace_id, tracer
+from forebay.words import instead_of
 
 _WATCH_INTERVAL_S = 0.1
 
@@ -102,6 +105,7 @@ class Router:
         self._bounds = bounds
         self._tasks: set[asyncio.Task[None]] = set()
         self._of_tenant: Counter[str] = Counter()
+        self._held = HeldTokens()
 
     async def answer(self, caller: Caller, ask: Ask, client: Client, time_left_s: float | None) -> None:
         """Answers one request; `client` has been given all of the answer when this returns.
@@ -130,7 +134,7 @@ class Router:
         task = asyncio.create_task(self._see_through(request_id, caller, ask, client, time_left_s))
         self._tasks.add(task)
         self._of_tenant[tenant_id] += 1
-        task.add_done_callback(lambda task: self._ended(task, tenant_id))
+        task.add_done_callback(lambda task: self._ended(task, request_id, tenant_id))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -154,8 +158,13 @@ class Router:
 
         # 2. The prompt is rendered and tokenised, and exactly prompt + max_tokens are held under every limit at once.
         with in_span("router.tokenize"):
-            prompt_ids = await self._models.tokenise(model, prompt, caller.tenant)
-            payload = self._payload(caller, ask, model, prompt_ids)
+            tokens = await self._models.tokenise(model, prompt, caller.tenant, model.card.context_tokens)
+            payload = self._payload(caller, ask, model, tokens)
+            self._held.hold(request_id, caller.tenant.tenant_id, tokens.count)
+        # The text is not needed any more, and may be large.
+        is_chat = prompt.is_chat if isinstance(prompt, LongPrompt) else isinstance(prompt, Chat)
+        ask = replace(ask, prompt=None)
+        del prompt
         request = Request(
             request_id,
             caller,
@@ -166,7 +175,7 @@ class Router:
             deadline_at=deadline_at,
             max_attempts=self._bounds.max_attempts,
         )
-        self._describe(request)
+        self._describe(request, is_chat)
         with in_span("router.reserve"):
             reservation = await self._quota.reserve(request)
         reached("router.after_reserve")
@@ -174,7 +183,7 @@ class Router:
         try:
             if (objection := self._objection(caller)) is not None:
                 raise objection  # it came between the key's check and the reservation
-            await self._write(client.started(Started(request_id, payload.model, len(prompt_ids), trace_id())))
+            await self._write(client.started(Started(request_id, payload.model, tokens.count, trace_id())))
             request.start_at = self._clock.monotonic() + reservation.start_after_s
 
             # 3. Its sizes are submitted. 4, 5. The scheduler grants it. 6. Payload and grant go to the worker.
@@ -267,7 +276,9 @@ class Router:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def count_tokens(self, caller: Caller, model_name: str, prompt: Prompt | None) -> tuple[int, int]:
+    async def count_tokens(
+        self, caller: Caller, model_name: str, prompt: Prompt | LongPrompt | None
+    ) -> tuple[int, int]:
         """Returns a prompt's tokens, template and system prompt included, and how many more the model's context has room for.
 
         Raises:
@@ -281,7 +292,7 @@ class Router:
             bool(caller.tenant.system_prompt),
             self._bounds.max_prompt_bytes,
         )
-        size = len(await self._models.tokenise(model, checked, caller.tenant))
+        size = (await self._models.tokenise(model, checked, caller.tenant, most_ids=0)).count
         return size, max(0, model.card.context_tokens - size)
 
     def list_models(self, caller: Caller, after: str, count: int) -> tuple[list[ModelCard], bool]:
@@ -289,7 +300,7 @@ class Router:
         cards = [model.card for model in self._models.of(caller) if model.card.name > after]
         return cards[:count], len(cards) > count
 
-    def _check(self, caller: Caller, ask: Ask, model: Model) -> Prompt:
+    def _check(self, caller: Caller, ask: Ask, model: Model) -> Prompt | LongPrompt:
         """Returns the prompt of a request that is well formed and can be served; raises as `validation` says."""
         prompt = check_ask(
             ask,
@@ -301,32 +312,34 @@ class Router:
         if (adapter := caller.adapter(ask.adapter)) and adapter not in caller.tenant.adapters:
             # The name is the client's, of any length, and an error has room for little.
             raise MeshError(
-                Code.NOT_FOUND, "ADAPTER_NOT_FOUND", "the tenant has no adapter of that name; name another, or none"
+                Code.NOT_FOUND,
+                "ADAPTER_NOT_FOUND",
+                f"the tenant has no adapter {adapter[:100]!r}; {instead_of(adapter, caller.tenant.adapters)}",
             )
         return prompt
 
-    def _payload(self, caller: Caller, ask: Ask, model: Model, prompt_ids: list[int]) -> Payload:
-        max_tokens = completion_bound(len(prompt_ids), ask.sampling, model.card, ask.least_max_tokens)
+    def _payload(self, caller: Caller, ask: Ask, model: Model, tokens: Tokens) -> Payload:
+        max_tokens = completion_bound(tokens.count, ask.sampling, model.card, ask.least_max_tokens)
         # The seed is chosen here, so that another worker can go on with the same one.
         seed = ask.sampling.seed if ask.sampling.seed is not None else secrets.randbits(63)
         block, adapter = self._bounds.prefix_block_tokens, caller.adapter(ask.adapter)
         return Payload(
             model.card.name,
-            prompt_ids,
+            tokens.ids,
             replace(ask.sampling, max_tokens=max_tokens, seed=seed),
             max_tokens,
-            prefix_hashes(prompt_ids, block, caller.tenant.isolation_key, scope=f"{model.card.name}/{adapter}"),
+            prefix_hashes(tokens.ids, block, caller.tenant.isolation_key, scope=f"{model.card.name}/{adapter}"),
             block,
             adapter,
         )
 
-    def _describe(self, request: Request) -> None:
+    def _describe(self, request: Request, is_chat: bool) -> None:
         """Puts what the request is onto the call's span, in the terms of OpenTelemetry's conventions for generative AI."""
         span = trace.get_current_span()
         if span.is_recording():
             span.set_attributes(
                 {
-                    "gen_ai.operation.name": "chat" if isinstance(request.ask.prompt, Chat) else "text_completion",
+                    "gen_ai.operation.name": "chat" if is_chat else "text_completion",
                     "gen_ai.provider.name": "forebay",
                     "gen_ai.request.model": request.payload.model,
                     "gen_ai.request.max_tokens": request.payload.max_tokens,
@@ -366,8 +379,9 @@ class Router:
         request.phase.end()
         request.phase = tracer().start_span(phase)
 
-    def _ended(self, task: asyncio.Task[None], tenant_id: str) -> None:
+    def _ended(self, task: asyncio.Task[None], request_id: str, tenant_id: str) -> None:
         self._tasks.discard(task)
+        self._held.release(request_id)
         self._of_tenant[tenant_id] -= 1
         if not self._of_tenant[tenant_id]:
             del self._of_tenant[tenant_id]

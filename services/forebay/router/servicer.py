@@ -8,12 +8,14 @@ import grpc
 
 from forebay.api.router.v1 import router_pb2, router_pb2_grpc
 from forebay.errors import Code, FieldViolation, MeshError
-from forebay.router.access import Access, Caller
+from forebay.router import bounds
+from forebay.router.access import Caller
 from forebay.router.client import Client, Finished, GatheredAnswer, Started
+from forebay.router.domain.ask import Ask
 from forebay.router.domain.stream import Piece
+from forebay.router.intake import Intake
 from forebay.router.messages import (
     from_pb_ask,
-    from_pb_prompt,
     to_pb_answer,
     to_pb_delta,
     to_pb_finished,
@@ -21,6 +23,7 @@ from forebay.router.messages import (
     to_pb_started,
 )
 from forebay.router.service import Router
+from forebay.rpc.unread import UnreadMessage
 
 FULL_NAME = "forebay.api.router.v1.RouterService"
 
@@ -31,56 +34,53 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class RouterServicer(router_pb2_grpc.RouterServiceServicer):
-    """Serves tenants."""
+    """Serves tenants; each call's message is read by the intake, once the caller is known."""
 
-    def __init__(self, router: Router, access: Access) -> None:
-        """Serves `router` to whom `access` knows."""
+    def __init__(self, router: Router, intake: Intake) -> None:
+        """Serves `router` to whom `intake` lets in."""
         self._router = router
-        self._access = access
+        self._intake = intake
 
-    async def Generate(self, request: router_pb2.GenerateRequest, context: Context) -> router_pb2.GenerateResponse:
+    async def Generate(self, unread: UnreadMessage, context: Context) -> router_pb2.GenerateResponse:  # type: ignore[override]
         """Answers in one message: a stream that is gathered here."""
+        received = await self._intake.receive(unread, context, router_pb2.GenerateRequest, bounds.GENERATE)
+        ask = from_pb_ask(received.message.options, received.prompt)
         answer = GatheredAnswer()
-        await self._answer(request.options, context, answer)
+        await self._answer(received.caller, ask, context, answer)
         return to_pb_answer(answer)
 
-    async def StreamGenerate(  # type: ignore[override]  # its tokens are written by the flushers instead of yielded here
-        self, request: router_pb2.StreamGenerateRequest, context: Context
-    ) -> None:
-        """Answers as tokens come."""
-        await self._answer(request.options, context, _StreamClient(context))
+    async def StreamGenerate(self, unread: UnreadMessage, context: Context) -> None:  # type: ignore[override]
+        """Answers as tokens come: they are written by the flushers instead of yielded here."""
+        received = await self._intake.receive(unread, context, router_pb2.StreamGenerateRequest, bounds.STREAM_GENERATE)
+        ask = from_pb_ask(received.message.options, received.prompt)
+        await self._answer(received.caller, ask, context, _StreamClient(context))
 
-    async def CountTokens(
-        self, request: router_pb2.CountTokensRequest, context: Context
-    ) -> router_pb2.CountTokensResponse:
+    async def CountTokens(self, unread: UnreadMessage, context: Context) -> router_pb2.CountTokensResponse:  # type: ignore[override]
         """Says how large a prompt is."""
-        caller = await verify(self._access, context)
-        size, room = await self._router.count_tokens(caller, request.model, from_pb_prompt(request.prompt))
+        received = await self._intake.receive(unread, context, router_pb2.CountTokensRequest, bounds.COUNT_TOKENS)
+        size, room = await self._router.count_tokens(received.caller, received.message.model, received.prompt)
         return router_pb2.CountTokensResponse(prompt_tokens=size, remaining_context=room)
 
-    async def ListModels(
-        self, request: router_pb2.ListModelsRequest, context: Context
-    ) -> router_pb2.ListModelsResponse:
+    async def ListModels(self, unread: UnreadMessage, context: Context) -> router_pb2.ListModelsResponse:  # type: ignore[override]
         """Lists the caller's models; a page's token is the name of its last model."""
-        caller = await verify(self._access, context)
+        received = await self._intake.receive(unread, context, router_pb2.ListModelsRequest, bounds.LIST_MODELS)
+        caller, request = received.caller, received.message
         if request.page_size > MAX_PAGE:
-            violation = FieldViolation("page_size", f"must be at most {MAX_PAGE}")
-            raise MeshError(
-                Code.INVALID_ARGUMENT, "BAD_REQUEST", "page_size is too large", field_violations=[violation]
-            )
+            violation = FieldViolation("page_size", f"must be at most {MAX_PAGE:,}")
+            message = f"{violation.field} {violation.description}"
+            raise MeshError(Code.INVALID_ARGUMENT, "BAD_REQUEST", message, field_violations=[violation])
         cards, more = self._router.list_models(caller, request.page_token, request.page_size or DEFAULT_PAGE)
         return router_pb2.ListModelsResponse(
             models=[to_pb_model(card) for card in cards], next_page_token=cards[-1].name if more else ""
         )
 
-    async def Embed(self, request: router_pb2.EmbedRequest, context: Context) -> router_pb2.EmbedResponse:
+    async def Embed(self, unread: UnreadMessage, context: Context) -> router_pb2.EmbedResponse:  # type: ignore[override]
         """Is still to come."""
-        await verify(self._access, context)
+        await self._intake.receive(unread, context, router_pb2.EmbedRequest, bounds.EMBED)
         raise MeshError(Code.UNIMPLEMENTED, "FEATURE_NOT_OFFERED", "no embedding model is served here yet")
 
-    async def _answer(self, options: router_pb2.GenerateOptions, context: Context, client: Client) -> None:
-        caller = await verify(self._access, context)
-        await self._router.answer(caller, from_pb_ask(options), client, context.time_remaining())
+    async def _answer(self, caller: Caller, ask: Ask, context: Context, client: Client) -> None:
+        await self._router.answer(caller, ask, client, context.time_remaining())
 
 
 class _StreamClient:
@@ -106,13 +106,3 @@ class _StreamClient:
             await self._context.write(event)
         except grpc.aio.BaseError:
             raise MeshError(Code.CANCELLED, "CLIENT_GONE", "the client went away") from None
-
-
-async def verify(access: Access, context: Context) -> Caller:
-    """Returns the caller of a call, by its key in the metadata `authorization`.
-
-    Raises:
-        MeshError: as of `Access.verify`.
-    """
-    metadata = dict(context.invocation_metadata() or ())
-    return await access.verify(str(metadata.get("authorization", "")))

@@ -10,7 +10,10 @@ from forebay.router.domain.ask import Chat, Message, Prompt, Text, TokenIds
 
 
 class Tokenizer(Protocol):
-    """One model's tokenizer. Its methods are called from several threads at once."""
+    """One model's tokenizer. Each process that tokenises has its own.
+
+    Text stays text: whatever a message or a plain text says, no part of it becomes a control token of the model.
+    """
 
     @property
     def vocabulary(self) -> int:
@@ -40,9 +43,12 @@ class ByteTokenizer:
         return list(text.encode())
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Returns role, byte 0, content, byte 0 for each message, and `assistant`, byte 0 after the last."""
-        turns = "".join(f"{message.role}\0{message.content}\0" for message in messages)
-        return list(f"{turns}assistant\0".encode())
+        """Returns role, byte 0, content, byte 0 for each message, and `assistant`, byte 0 after the last.
+
+        A NUL that a message has is C0 80, as in Java's modified UTF-8.
+        """
+        parts = [part for message in messages for part in (message.role, message.content)]
+        return list(b"".join(part.encode().replace(b"\0", b"\xc0\x80") + b"\0" for part in (*parts, "assistant")))
 
 
 def encode(tokenizer: Tokenizer, prompt: Prompt, system_prompt: str) -> list[int]:
@@ -62,17 +68,6 @@ def encode(tokenizer: Tokenizer, prompt: Prompt, system_prompt: str) -> list[int
     if not ids:
         raise unusable_prompt("prompt", "has no tokens")
     return ids
-
-
-def prompt_size(prompt: Prompt) -> int:
-    """Returns the number of characters that are to be tokenised."""
-    match prompt:
-        case Chat(messages):
-            return sum(len(message.role) + len(message.content) for message in messages)
-        case Text(text):
-            return len(text)
-        case TokenIds():
-            return 0
 
 
 def unusable_prompt(field: str, description: str) -> MeshError:

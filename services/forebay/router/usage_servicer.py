@@ -11,10 +11,13 @@ import grpc
 from forebay.api.metering.v1 import metering_pb2, metering_pb2_grpc
 from forebay.api.router.v1 import router_pb2, router_pb2_grpc
 from forebay.errors import Code, MeshError, QuotaViolation
+from forebay.router import bounds
 from forebay.router.access import Access, Caller
 from forebay.router.domain.life import deadline_exceeded
-from forebay.router.servicer import verify
+from forebay.router.intake import Intake
+from forebay.router.usage_cursor import UsageCursors
 from forebay.rpc.status import from_rpc_error
+from forebay.rpc.unread import UnreadMessage
 from forebay.telemetry.logs import get_logger
 from forebay.telemetry.tracing import to_headers
 
@@ -32,27 +35,30 @@ log = get_logger("usage")
 class UsageServicer(router_pb2_grpc.UsageServiceServicer):
     """Checks the key, fixes the tenant, and forwards."""
 
-    def __init__(self, access: Access, metering: grpc.aio.Channel) -> None:
-        """Serves whom `access` knows from the ledger behind `metering`."""
+    def __init__(self, access: Access, intake: Intake, metering: grpc.aio.Channel, cursors: UsageCursors) -> None:
+        """Serves whom `intake` lets in, and while `access` has no objection, from the ledger behind `metering`."""
         self._access = access
+        self._intake = intake
+        self._cursors = cursors
         self._metering = metering_pb2_grpc.MeteringServiceStub(metering)
         self._streams: Counter[str] = Counter()
 
-    async def StreamUsage(
-        self, request: router_pb2.StreamUsageRequest, context: Context
+    async def StreamUsage(  # type: ignore[override]
+        self, unread: UnreadMessage, context: Context
     ) -> AsyncIterator[router_pb2.StreamUsageResponse]:
         """Forwards a stream of the caller's entries; one that follows ends with the client, or with the caller's leave.
 
+        Nothing in it tells of other tenants: no position in the ledger, no worker, and a cursor that says nothing.
         RESOURCE_EXHAUSTED TOO_MANY_STREAMS beyond MAX_STREAMS of a tenant at a time.
         """
-        caller = await verify(self._access, context)
+        received = await self._intake.receive(unread, context, router_pb2.StreamUsageRequest, bounds.STREAM_USAGE)
+        caller, request = received.caller, received.message
         tenant_id = caller.tenant.tenant_id
         if self._streams[tenant_id] >= MAX_STREAMS:
             raise _too_many_streams(tenant_id)
+        cursor = self._cursors.open(tenant_id, request.cursor)
         call = self._metering.StreamUsage(
-            metering_pb2.StreamUsageRequest(
-                cursor=request.cursor, filter=_own(request.filter, caller), follow=request.follow
-            ),
+            metering_pb2.StreamUsageRequest(cursor=cursor, filter=_own(request.filter, caller), follow=request.follow),
             timeout=context.time_remaining(),
             metadata=to_headers(),
         )
@@ -61,7 +67,10 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
             async for response in call:
                 if (objection := self._access.objection(caller)) is not None:
                     raise objection
-                yield router_pb2.StreamUsageResponse(entries=response.entries, cursor=response.cursor)
+                yield router_pb2.StreamUsageResponse(
+                    entries=[to_tenant(entry) for entry in response.entries],
+                    cursor=self._cursors.seal(tenant_id, response.cursor),
+                )
         except grpc.aio.AioRpcError as error:
             raise _told(error) from None
         finally:
@@ -70,9 +79,10 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
             if not self._streams[tenant_id]:
                 del self._streams[tenant_id]
 
-    async def SumUsage(self, request: router_pb2.SumUsageRequest, context: Context) -> router_pb2.SumUsageResponse:
+    async def SumUsage(self, unread: UnreadMessage, context: Context) -> router_pb2.SumUsageResponse:  # type: ignore[override]
         """Forwards a question for the caller's totals."""
-        caller = await verify(self._access, context)
+        received = await self._intake.receive(unread, context, router_pb2.SumUsageRequest, bounds.SUM_USAGE)
+        caller, request = received.caller, received.message
         remaining = context.time_remaining()
         try:
             response = await self._metering.SumUsage(
@@ -83,6 +93,18 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
         except grpc.aio.AioRpcError as error:
             raise _told(error) from None
         return router_pb2.SumUsageResponse(totals=response.totals)
+
+
+def to_tenant(entry: metering_pb2.LedgerEntry) -> metering_pb2.LedgerEntry:
+    """Returns a row of the ledger as its tenant may see it; the chain's hash goes, too, for it can be tried for the position."""
+    shown = metering_pb2.LedgerEntry()
+    shown.CopyFrom(entry)
+    shown.correction = entry.correction or entry.corrects != 0
+    for field in ("position", "corrects", "chain_hash"):
+        shown.ClearField(field)
+    shown.event.ClearField("worker")
+    shown.event.ClearField("trace")
+    return shown
 
 
 def _own(asked: metering_pb2.UsageFilter, caller: Caller) -> metering_pb2.UsageFilter:
@@ -101,10 +123,12 @@ def _told(error: grpc.aio.AioRpcError) -> MeshError:
     if told.code is Code.DEADLINE_EXCEEDED:
         return deadline_exceeded()
     log.warning("metering does not answer", reason=told.reason, message=told.message)
-    return MeshError(Code.UNAVAILABLE, "USAGE_UNAVAILABLE", "the ledger cannot be reached; try again", retry_after=1)
+    return MeshError(
+        Code.UNAVAILABLE, "USAGE_UNAVAILABLE", "the ledger cannot be reached now; try again in 1 s", retry_after=1
+    )
 
 
 def _too_many_streams(tenant_id: str) -> MeshError:
-    message = f"this router has {MAX_STREAMS} usage streams of the tenant, as many as it takes; end one first"
+    message = f"{MAX_STREAMS} usage streams of the tenant are open on this router, as many as it takes; end one first"
     violation = QuotaViolation(f"tenant:{tenant_id}", "usage_streams_per_router", MAX_STREAMS, MAX_STREAMS, 1)
     return MeshError(Code.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS", message, retry_after=1, quota_violations=[violation])

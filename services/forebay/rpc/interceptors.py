@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -26,8 +28,10 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from forebay.errors import Code, MeshError
 from forebay.rpc.allowlist import PUBLIC, allowed
+from forebay.rpc.idle_connections import Peers
 from forebay.rpc.status import to_status
 from forebay.rpc.tls import service_of
+from forebay.rpc.unread import StrangerMessages, UnreadMessage, malformed
 from forebay.telemetry import metrics
 from forebay.telemetry.logs import get_logger
 from forebay.telemetry.tracing import from_headers, in_span
@@ -148,7 +152,19 @@ async def errors(call: Call) -> AsyncIterator[None]:
         await _abort(call, MeshError(Code.INTERNAL, "BUG", "the service failed; its log has the details"))
 
 
+def _forget_frames(error: BaseException) -> None:
+    """Frees what the frames hold through which an error came, such as a message of megabytes.
+
+    The error of an aborted call and the call itself refer to each other, so they are there until the garbage collector comes.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__context__
+
+
 async def _abort(call: Call, error: MeshError) -> None:
+    _forget_frames(error)
     # A client that reads nothing keeps the status waiting behind what it has not read; it still gets it once it reads.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(ABORT_WITHIN_S):
@@ -198,10 +214,27 @@ ORDER: tuple[Interceptor, ...] = (telemetry, errors, identity, deadline)
 class Interceptors(grpc.aio.ServerInterceptor):
     """Puts `ORDER` around every handler of a server."""
 
-    def __init__(self, *, mutual: bool, refused: Callable[[RefusedCall], None] | None = None) -> None:
-        """Prepares; with `mutual` the allowlist holds, and `refused` is told of each call that it stops."""
+    def __init__(
+        self,
+        *,
+        mutual: bool,
+        refused: Callable[[RefusedCall], None] | None = None,
+        unread: Collection[str] = (),
+        peers: Peers | None = None,
+    ) -> None:
+        """Prepares.
+
+        Args:
+            mutual: whether the allowlist holds.
+            refused: is told of each call that the allowlist stops.
+            unread: full names of the services whose handlers read their message themselves; may grow until the server starts.
+            peers: is told which connections have calls.
+        """
         self._mutual = mutual
         self._refused = refused
+        self._unread = unread
+        self._peers = peers or Peers()
+        self._strangers = StrangerMessages()
 
     async def intercept_service(
         self,
@@ -220,9 +253,21 @@ class Interceptors(grpc.aio.ServerInterceptor):
             metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
             return Call(method, self._mutual, metadata, context, self._refused)
 
-        wrapped = _wrap(getattr(handler, kind), call_of, kind)
+        behaviour, deserialize = getattr(handler, kind), _forgiving(handler.request_deserializer)
+        many = kind.startswith("stream")
+        requests: Requests = functools.partial(_read, many)
+        reads_itself = method.lstrip("/").partition("/")[0] in self._unread
+        if reads_itself:
+            requests = _unread
+        elif not self._mutual and method.startswith("/grpc."):
+            reads_itself = True
+            requests = functools.partial(_strangers, self._strangers, deserialize, many)
+        wrapped = _wrap(behaviour, call_of, kind, requests, self._peers)
+        if reads_itself:
+            # To gRPC these are streams: it then begins a call before the message is there, and reads when it is told to.
+            kind, deserialize = f"stream_{kind.partition('_')[2]}", None
         return getattr(grpc, f"{kind}_rpc_method_handler")(  # type: ignore[no-any-return]
-            wrapped, _forgiving(handler.request_deserializer), handler.response_serializer
+            wrapped, deserialize, handler.response_serializer
         )
 
 
@@ -241,10 +286,36 @@ def _forgiving(deserialize: Any) -> Any:
     return read if deserialize is not None else None
 
 
+# Makes what a handler is given: from what gRPC has read or, for a call that is a stream to gRPC alone, from the call.
+Requests = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
+
+
+async def _read(many: bool, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    """Returns the message that gRPC has read, or the messages as it reads them."""
+    return _all_well_formed(request) if many else _well_formed(request)
+
+
+async def _unread(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    """Returns the message as one that the handler reads."""
+    return UnreadMessage(context)
+
+
+async def _strangers(
+    messages: StrangerMessages,
+    deserialize: Any,
+    many: bool,
+    request: Any,
+    context: grpc.aio.ServicerContext[Any, Any],
+) -> Any:
+    """Reads the message or the messages of a caller without a key."""
+    if many:
+        return _all_well_formed(deserialize(data) async for data in messages.all(context))
+    return _well_formed(deserialize(await messages.one(context)))
+
+
 def _well_formed(request: Any) -> Any:
     if request is _MALFORMED:
-        message = "the message cannot be read as the contract's; generate the stubs anew, or see what stands in between"
-        raise MeshError(Code.INVALID_ARGUMENT, "MALFORMED_MESSAGE", message)
+        raise malformed()
     return request
 
 
@@ -253,14 +324,20 @@ async def _all_well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield _well_formed(request)
 
 
-def _wrap(behaviour: Any, call_of: Callable[[grpc.aio.ServicerContext[Any, Any]], Call], kind: str) -> Any:
+def _wrap(
+    behaviour: Any,
+    call_of: Callable[[grpc.aio.ServicerContext[Any, Any]], Call],
+    kind: str,
+    requests: Requests,
+    peers: Peers,
+) -> Any:
     """Puts the interceptors around a handler of one of gRPC's four kinds, and makes sure that it gets well-formed messages."""
-    many = kind.startswith("stream")
 
     @asynccontextmanager
     async def around(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
         call = call_of(context)
         async with AsyncExitStack() as stack:
+            stack.enter_context(peers.calling(context.peer()))
             for interceptor in ORDER:
                 await stack.enter_async_context(interceptor(call))
             yield
@@ -271,8 +348,8 @@ def _wrap(behaviour: Any, call_of: Callable[[grpc.aio.ServicerContext[Any, Any]]
             # Written here and not yielded: gRPC drops a generator whose write fails, and whatever finds it then, in a context
             # of its own, ends it as if it had ended well.
             async with around(context):
-                request = _all_well_formed(request) if many else _well_formed(request)
-                async with contextlib.aclosing(behaviour(request, context)) as responses:
+                given = await requests(request, context)
+                async with contextlib.aclosing(behaviour(given, context)) as responses:
                     async for response in responses:
                         await context.write(response)
 
@@ -280,6 +357,6 @@ def _wrap(behaviour: Any, call_of: Callable[[grpc.aio.ServicerContext[Any, Any]]
 
     async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         async with around(context):
-            return await behaviour(_all_well_formed(request) if many else _well_formed(request), context)
+            return await behaviour(await requests(request, context), context)
 
     return answer

@@ -20,7 +20,11 @@ class LeaderChannel:
 
     Every replica can be asked. One that follows names the leader, which may be one that nobody has listed; if that is not there,
     the same is asked again, and if one is not there, the next in the list. A leader of an epoch below the highest seen has been
-    replaced without knowing it, and is left.
+    replaced without knowing it, and is left. A session's first message names that epoch: a leader of a store that has forgotten
+    its epochs, or whose clock was ahead, begins a new term above it.
+
+    Attributes:
+        epoch: the highest of a leader that was met; 0 for none.
     """
 
     def __init__(self, addresses: Sequence[str], connect: Callable[[str], grpc.aio.Channel]) -> None:
@@ -35,7 +39,7 @@ class LeaderChannel:
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._asked = 0
         self._named = ""
-        self._epoch = 0
+        self.epoch = 0
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
@@ -60,7 +64,7 @@ class LeaderChannel:
         Raises:
             MeshError: FAILED_PRECONDITION NOT_LEADER; `lost` is to be told.
         """
-        if epoch == 0 or epoch < self._epoch:
+        if epoch == 0 or epoch < self.epoch:
             message = "a later leader has been met" if epoch else "it follows"
             raise MeshError(
                 Code.FAILED_PRECONDITION,
@@ -68,7 +72,7 @@ class LeaderChannel:
                 f"{self.address} does not lead: {message}",
                 metadata={"leader": leader},
             )
-        self._epoch = epoch
+        self.epoch = epoch
 
     def lost(self, error: MeshError) -> None:
         """Decides whom to try next, when a session did not come about or has ended."""

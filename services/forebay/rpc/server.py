@@ -11,7 +11,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from forebay.clock import SystemClock
 from forebay.config import ConfigError, PublicTlsConfig, TlsConfig
+from forebay.rpc.idle_connections import Peers, close_idle
 from forebay.rpc.interceptors import Interceptors, RefusedCall
 from forebay.rpc.tls import server_credentials
 
@@ -31,7 +33,15 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),
+    # Few bytes become very many when they are decompressed, before any bound of ours sees them; nothing here is compressed.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
+    # The default is two minutes. When room is needed, `idle_connections` waits for nothing like that long.
+    ("grpc.server_handshake_timeout_ms", 30_000),
 ]
+
+# For servers that read their messages themselves: at most the 64 KiB that HTTP/2 begins with are in memory of a message that
+# nobody reads. The estimate of the bandwidth would raise that to megabytes for each call.
+UNREAD_OPTIONS: list[tuple[str, Any]] = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 64 << 10)]
 
 
 class RpcServer:
@@ -50,6 +60,7 @@ class RpcServer:
         max_connections: int = 1_024,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         channelz: bool = False,
+        public: bool = False,
         refused: Callable[[RefusedCall], None] | None = None,
     ) -> None:
         """Binds `listen` (host:port, port 0 for a free one).
@@ -59,18 +70,30 @@ class RpcServer:
             tls: with a `TlsConfig` callers must show a certificate, and call what the allowlist gives them; with a
                 `PublicTlsConfig` they check the server's alone; without one the connection is in plaintext.
             max_connections: further ones are closed at once, which their clients see as UNAVAILABLE.
-            max_message_bytes: the largest request; a message of many small parts takes thirty times its size, and is read before
-                anybody knows whose it is.
+            max_message_bytes: the largest request.
             channelz: whether to offer grpc.channelz.v1.
+            public: whether anybody may connect. The handlers of the services that are added get an `UnreadMessage` for each
+                call's message and read it once they know the caller.
             refused: is told of each call that is stopped before its handler; must neither wait nor raise.
 
         Raises:
             ConfigError: the address cannot be bound; the message says what to change.
         """
+        self._serving: dict[str, bool] = {}
+        self._max_connections = max_connections
+        self._peers = Peers()
+        self._closing_idle: asyncio.Task[None] | None = None
+        interceptors = Interceptors(
+            mutual=isinstance(tls, TlsConfig),
+            refused=refused,
+            unread=self._serving if public else (),
+            peers=self._peers,
+        )
         self._server = grpc.aio.server(
-            interceptors=[Interceptors(mutual=isinstance(tls, TlsConfig), refused=refused)],
+            interceptors=[interceptors],
             options=[
                 *OPTIONS,
+                *(UNREAD_OPTIONS if public else ()),
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_allowed_incoming_connections", max_connections),
             ],
@@ -78,7 +101,6 @@ class RpcServer:
         )
         self._health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._serving: dict[str, bool] = {}
         self._before_drain: list[Callable[[], Awaitable[None]]] = []
         self._publishing: set[asyncio.Task[None]] = set()
         self.host = listen.rpartition(":")[0]
@@ -120,6 +142,8 @@ class RpcServer:
         reflection.enable_server_reflection([*self._serving, health, reflection.SERVICE_NAME], self._server)
         await self._publish()
         await self._server.start()
+        idle = close_idle(self.port, self._max_connections, self._peers, SystemClock())
+        self._closing_idle = asyncio.create_task(idle, name="idle connections")
 
     def set_serving(self, full_name: str, serving: bool) -> None:
         """Says whether a service can do its job; the server as a whole (the empty name) can when all of its services can."""
@@ -139,6 +163,8 @@ class RpcServer:
         for action in self._before_drain:
             await action()
         await self._server.stop(grace_s)
+        if self._closing_idle is not None:
+            self._closing_idle.cancel()
 
     async def _publish(self) -> None:
         for name, serving in (*self._serving.items(), ("", all(self._serving.values()))):

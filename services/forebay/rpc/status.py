@@ -6,15 +6,18 @@ protobuf itself.
 
 from __future__ import annotations
 
+import re
+
 import grpc
 from google.protobuf import any_pb2, duration_pb2, timestamp_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from forebay.api.common.v1 import common_pb2
 from forebay.errors import Code, FieldViolation, MeshError, QuotaViolation
 
 DOMAIN = "forebay"
+_VIOLATION = re.compile(r"(.*) ([^ ]+) (-?[0-9]{1,40}) (-?[0-9]{1,40}) (-?[0-9]{1,40})", re.DOTALL)
 
 
 def to_pb_duration(seconds: float) -> duration_pb2.Duration:
@@ -103,7 +106,7 @@ def to_status(error: MeshError) -> status_pb2.Status:
 
 def from_status(status: status_pb2.Status) -> MeshError:
     """Returns the error that a google.rpc.Status tells of, whoever made it."""
-    reason, retry_after = code_pb2.Code.Name(status.code), None
+    reason, retry_after = _code(status.code).name, None
     metadata: dict[str, str] = {}
     quotas: list[QuotaViolation] = []
     fields: list[FieldViolation] = []
@@ -112,9 +115,9 @@ def from_status(status: status_pb2.Status) -> MeshError:
             info = _unpack(detail, error_details_pb2.ErrorInfo())
             reason = info.reason
             metadata = dict(info.metadata)
-            while f"quota.{len(quotas)}" in metadata:
-                subject, limit, *numbers = metadata.pop(f"quota.{len(quotas)}").rsplit(" ", 4)
-                quotas.append(QuotaViolation(subject, limit, *map(int, numbers)))
+            while (found := _VIOLATION.fullmatch(metadata.get(f"quota.{len(quotas)}", ""))) is not None:
+                del metadata[f"quota.{len(quotas)}"]
+                quotas.append(QuotaViolation(found[1], found[2], *map(int, found.groups()[2:])))
         elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
             bad = _unpack(detail, error_details_pb2.BadRequest())
             fields += [FieldViolation(v.field, v.description) for v in bad.field_violations]

@@ -91,6 +91,10 @@ class Leadership:
             raise _not_leader(self.leader)
         return self.term
 
+    def heard(self, epoch: int) -> None:
+        """A peer has met a leader of an epoch; the next bid is for one that is no lower."""
+        self._lease.heard(epoch)
+
     async def run(self) -> None:
         """Bids again and again until cancelled, or until this replica has resigned."""
         while True:

@@ -24,7 +24,6 @@ from forebay.scheduler.domain.worker import WorkerInfo
 from forebay.telemetry.tracing import from_headers, record_span
 
 TICK_S = 0.05
-CLOCK_SKEW_S = 60.0
 
 RouterLink = Callable[[list[Grant], list[Rejection], float], None]
 """Tells one router, in one message, what may run and what will not; the last argument is the core's time now."""
@@ -83,11 +82,6 @@ class SchedulerService:
     def now(self) -> float:
         """The core's time."""
         return self._clock.monotonic()
-
-    @property
-    def latest_incarnation(self) -> int:
-        """The latest start, in µs since the epoch, that a peer can have had, as far as clocks differ."""
-        return int((self._clock.now() + CLOCK_SKEW_S) * 1e6)
 
     @contextmanager
     def session(self, end: Callable[[MeshError], None]) -> Iterator[None]:

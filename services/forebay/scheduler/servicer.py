@@ -57,6 +57,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             if first is None:
                 return
             life = from_pb_peer(first.hello.router)
+            self._leadership.heard(first.hello.highest_epoch)
             router = f"{life[0]}/{next(self._sessions)}"
             self._welcome(session.outbox)
             if (term := self._leadership.term) is None:
@@ -83,10 +84,11 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             first = await anext(messages, None)
             if first is None:
                 return
+            self._leadership.heard(first.register.highest_epoch)
             if (term := self._leadership.term) is None:
                 self._welcome(session.outbox)
                 return
-            info = from_pb_register(first.register, term.latest_incarnation)
+            info = from_pb_register(first.register)
             link = _WorkerLink(session.outbox)
             with term.session(session.fail):
                 term.worker_opened(info, link)

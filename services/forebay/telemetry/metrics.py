@@ -1,14 +1,11 @@
-"""Prometheus metrics: names and buckets in one place, and the endpoint that shows them.
+"""The Prometheus metrics of every service, and the endpoint that shows a process's metrics.
 
-A label set is bounded (law 8). Where tenants are labels, MAX_TENANTS of them are, and what is left goes under OTHERS.
+A service's own metrics are in its `metrics` module: a metric that is imported is exported. A label set is bounded (law 8).
 """
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
-
-MAX_TENANTS = 100
-OTHERS = "(others)"
+from prometheus_client import Counter, Histogram, start_http_server
 
 RPC_SECONDS = Histogram(
     "forebay_rpc_seconds",
@@ -20,36 +17,6 @@ RPC_SECONDS = Histogram(
 ERRORS = Counter("forebay_errors_total", "Errors that a server answered with.", ["method", "reason"])
 
 SESSION_RECONNECTS = Counter("forebay_session_reconnects_total", "Sessions that had to be opened again.", ["session"])
-
-# Of three limits: tokens_per_day, daily_budget_nano_usd, monthly_budget_nano_usd.
-BUDGETS_DIFFERING = Gauge(
-    "forebay_quota_budgets_differing",
-    "Tenants whose use of a limit, as counted, is not what the ledger has.",
-    ["limit"],
-)
-BUDGET_DIFFERENCE = Gauge(
-    "forebay_quota_budget_difference",
-    "By how much those differ from the ledger, added up over tenants, in the limit's unit.",
-    ["limit"],
-)
-
-
-# The scheduler's, of the one that leads. Service is in weighted tokens: input counts 1, cached input 0.1, output 2.
-TENANT_SERVICE = Gauge("forebay_tenant_service_tokens", "Service received since this scheduler leads.", ["tenant"])
-TENANT_OWED = Gauge("forebay_tenant_owed_tokens", "Service owed while something waited or ran.", ["tenant"])
-FAIRNESS = Gauge(
-    "forebay_pool_fairness", "Jain's index over tenants' service for what they were owed.", ["model", "pool"]
-)
-KV_USED = Gauge("forebay_worker_kv_used_ratio", "Part of the KV cache in use, as its engine says.", ["worker"])
-KV_EXPECTED = Gauge("forebay_worker_kv_expected_ratio", "Part of the KV cache at the future peak.", ["worker"])
-SLOTS_USED = Gauge("forebay_worker_slots_used_ratio", "Part of the engine's sequences in flight.", ["worker"])
-ALPHA = Gauge("forebay_worker_alpha", "Part of the KV cache that the future peak may take.", ["worker"])
-PREEMPTIONS = Gauge("forebay_worker_preemptions", "Preemptions since its engine started.", ["worker"])
-QUEUED = Gauge("forebay_queue_requests", "Requests that wait.", ["service_class"])
-OLDEST_SECONDS = Gauge("forebay_queue_oldest_seconds", "The longest wait of what waits.", ["service_class"])
-GRANTS = Counter("forebay_scheduler_grants_total", "Requests that were let run.")
-EVICTIONS = Counter("forebay_scheduler_evictions_total", "Requests that had to make room for others.")
-REJECTIONS = Counter("forebay_scheduler_rejections_total", "Requests that were turned away.", ["reason"])
 
 
 def serve_metrics(listen: str) -> int:

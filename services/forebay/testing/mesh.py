@@ -131,7 +131,10 @@ class Mesh:
             "directory": directory / "model",
             "context_tokens": self._engines[""].capacity.max_model_len,
         }
-        await start("router", await router.build(config(RouterConfig, pepper=PEPPER, models=[model]), stack))
+        await start(
+            "router",
+            await router.build(config(RouterConfig, pepper=PEPPER, models=[model], warm_tokenizers=False), stack),
+        )
         self._router = servers["router"]
         return self
 

@@ -13,6 +13,10 @@ from typing import Any
 from redis import Redis
 
 from forebay.cli.valkey import valkey_binary
+from forebay.testing.movable_clock import MovableClock
+
+# Longer than the server keeps a time.
+CLOCK_WITHIN_S = 0.15
 
 
 def free_port() -> int:
@@ -26,12 +30,20 @@ class ValkeyServer:
     """One server process; stop it with `stop`, or kill it and `start` it again on the same port and data."""
 
     def __init__(
-        self, directory: Path, binary: Path | None = None, *, durable: bool = False, cluster: bool = False
+        self,
+        directory: Path,
+        binary: Path | None = None,
+        *,
+        durable: bool = False,
+        cluster: bool = False,
+        clock: MovableClock | None = None,
     ) -> None:
+        """Prepares; with a `clock`, `set_clock` moves the server's wall clock."""
         self.directory = directory.resolve()
         self.binary = binary or valkey_binary()
         self.port = free_port()
         self.durable = durable
+        self._clock = clock
         self.bus_port = free_port() if cluster else None
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -52,7 +64,9 @@ class ValkeyServer:
         if self.bus_port is not None:
             command += ["--cluster-enabled", "yes", "--cluster-port", str(self.bus_port)]
         with (self.directory / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "LC_ALL": "C"})
+            environment = {**os.environ, "LC_ALL": "C", **(self._clock.environment if self._clock else {})}
+            group = 0 if self._clock else None
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, process_group=group)
         give_up = time.monotonic() + 60
         while time.monotonic() < give_up:
             if self.process.poll() is not None:
@@ -63,6 +77,21 @@ class ValkeyServer:
             except OSError:
                 time.sleep(0.01)
         raise RuntimeError(f"{self.binary} did not start; see {self.directory / 'server.log'}")
+
+    def set_clock(self, ahead_s: float) -> None:
+        """Sets the wall clock of the running server ahead of the real one, or behind it; a later `start` sets it right.
+
+        Returns once the server's TIME has followed: it keeps a time for up to 0.1 s.
+        """
+        assert self._clock is not None
+        assert self.process is not None
+        self._clock.set(ahead_s, self.process.pid)
+        with Redis(port=self.port) as client:
+            while True:
+                seconds, microseconds = client.time()
+                if abs(seconds + microseconds / 1e6 - time.time() - ahead_s) < CLOCK_WITHIN_S:
+                    return
+                time.sleep(0.01)
 
     def kill(self) -> None:
         """Ends the process as kill -9 does."""

@@ -8,7 +8,7 @@ from forebay.api.common.v1 import common_pb2
 from forebay.api.quota.v1 import quota_pb2
 from forebay.api.scheduler.v1 import scheduler_pb2
 from forebay.api.worker.v1 import worker_pb2_grpc
-from forebay.clock import Clock, SystemClock
+from forebay.clock import Clock, SteadyClock, SystemClock
 from forebay.lifecycle import background, run_service
 from forebay.policy.watcher import PolicyWatcher
 from forebay.rpc.client import connect
@@ -29,7 +29,7 @@ from forebay.worker.spool_event_log import open_spool
 
 async def build(config: WorkerConfig, stack: AsyncExitStack) -> RpcServer:
     """Returns the server, ready to start; what runs beside it ends with `stack`."""
-    return await build_around(make_engine(config), config, stack, SystemClock())
+    return await build_around(make_engine(config), config, stack, SteadyClock(SystemClock()))
 
 
 async def build_around(engine: Engine, config: WorkerConfig, stack: AsyncExitStack, clock: Clock) -> RpcServer:
@@ -65,7 +65,12 @@ async def build_around(engine: Engine, config: WorkerConfig, stack: AsyncExitSta
         return tenant.isolation_key if tenant else None
 
     watcher = PolicyWatcher(
-        quota, peer, quota_pb2.WATCHER_KIND_WORKER, clock, changed=lambda: service.policies_changed()
+        quota,
+        peer,
+        quota_pb2.WATCHER_KIND_WORKER,
+        clock,
+        changed=lambda: service.policies_changed(),
+        serves=[(config.model, config.pool)],
     )
     service = WorkerService(engine, event_log, Roster(peer.id, peer.incarnation), clock, isolation_key, config.pool)
     server = WorkerServer(config, service, clock)

@@ -72,6 +72,7 @@ class SchedulerLink:
         message = outbox.message
         message.register.CopyFrom(self._register)
         message.register.capacity.CopyFrom(to_pb_capacity(self._engine.capacity))
+        message.register.highest_epoch = self._service.roster.epoch
         self._flush(outbox)
 
     def _welcomed(self, welcome: scheduler_pb2.Welcome) -> None:

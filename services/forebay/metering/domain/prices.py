@@ -73,27 +73,28 @@ class PriceTable:
         raise LookupError(f"no default price for {item.value}")
 
 
-def problems(prices: list[Price]) -> Iterator[str]:
-    """Yields, a sentence each, everything that keeps `prices` from being a table."""
+def problems(prices: list[Price]) -> Iterator[tuple[int | None, str]]:
+    """Yields everything that keeps `prices` from being a table: which price, None for the table as a whole, and a sentence."""
     if len(prices) > MAX_PRICES:
-        yield f"{len(prices)} prices; at most {MAX_PRICES}"
+        yield None, f"holds {len(prices):,} prices; at most {MAX_PRICES:,} are allowed"
     for item in Item:
         if not any(p.subject == "default" and p.item is item and p.effective_from_ns == 0 for p in prices):
-            yield f"default has no price for {item.value} without effective_from; every event must have one"
+            yield None, f"default has no price for {item.value} without effective_from; every event must have one"
     seen = set()
-    for price in prices:
-        name = f"{price.subject} {price.item.value}"
+    for which, price in enumerate(prices):
+        name = f"of {price.subject[:100]}"
         if not _SUBJECT.fullmatch(price.subject) or len(price.subject.encode()) > MAX_TEXT_BYTES:
-            yield f"{name}: the subject must be default, tenant:NAME, plan:NAME or model:NAME"
+            yield which, f"{name}: the subject must be default, tenant:NAME, plan:NAME or model:NAME"
         if price.model and not price.subject.startswith(("tenant:", "plan:")):
-            yield f"{name}: only a tenant's or a plan's price can be for one model"
+            yield which, f"{name}: only a tenant's or a plan's price can be for one model"
         if len(price.model.encode()) > MAX_TEXT_BYTES:
-            yield f"{name}: the model's name has more than {MAX_TEXT_BYTES} bytes"
+            yield which, f"{name}: the model's name has more than {MAX_TEXT_BYTES} bytes"
         if not 0 <= price.nano_usd_per_million <= MAX_NANO_USD_PER_MILLION:
-            yield f"{name}: {price.nano_usd_per_million} is not in 0 to {MAX_NANO_USD_PER_MILLION} nano-USD per million"
+            most = MAX_NANO_USD_PER_MILLION
+            yield which, f"{name}: must be from 0 to {most:,} nano-USD per million, which is $1 for each"
         if not 0 <= price.effective_from_ns <= MAX_TIME_NS:
-            yield f"{name}: effective_from is not a time from 1970 to 2262"
+            yield which, f"{name}: effective_from must be a time from 1970 to 2262"
         key = (price.subject, price.model, price.item, price.effective_from_ns)
         if key in seen:
-            yield f"{name}: two prices for the same model from the same time on"
+            yield which, f"{name}: there is another price of the same subject, model and effective_from"
         seen.add(key)

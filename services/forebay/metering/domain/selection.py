@@ -61,15 +61,16 @@ def check_filter(selection: UsageFilter) -> None:
     violations = []
     for name in ("finished_from", "finished_before"):
         if not 0 <= (getattr(selection, f"{name}_ns") or 0) <= MAX_TIME_NS:
-            violations.append(FieldViolation(f"filter.{name}", "a time from 1970 to 2262"))
+            violations.append(FieldViolation(f"filter.{name}", "must be a time from 1970 to 2262"))
     for name in ("tenant_ids", "key_ids", "models", "request_ids", "except_request_ids"):
         values: frozenset[str] = getattr(selection, name)
         most = MAX_EXCEPTIONS if name == "except_request_ids" else MAX_VALUES
         if len(values) > most or any(len(value.encode()) > MAX_TEXT_BYTES for value in values):
-            right = f"at most {most}, each of at most {MAX_TEXT_BYTES} bytes"
+            right = f"must be at most {most:,}, each of at most {MAX_TEXT_BYTES:,} bytes"
             violations.append(FieldViolation(f"filter.{name}", right))
     if violations:
-        raise MeshError(Code.INVALID_ARGUMENT, "BAD_FILTER", "the filter is out of bounds", field_violations=violations)
+        message = "; ".join(f"{violation.field} {violation.description}" for violation in violations)
+        raise MeshError(Code.INVALID_ARGUMENT, "BAD_FILTER", message, field_violations=violations)
 
 
 class Dimension(enum.Enum):
@@ -110,7 +111,7 @@ def too_many_totals() -> MeshError:
     return MeshError(
         Code.OUT_OF_RANGE,
         "TOO_MANY_TOTALS",
-        f"the sum has more than {MAX_TOTALS} groups; narrow the filter or add up by fewer dimensions",
+        f"the sum has more than {MAX_TOTALS:,} groups; narrow the filter or add up by fewer dimensions",
     )
 
 
@@ -134,6 +135,6 @@ def read_cursor(cursor: str, head: int) -> int:
         raise MeshError(
             Code.INVALID_ARGUMENT,
             "BAD_CURSOR",
-            'the cursor is none of this ledger; take one from a StreamUsage message, "now", or none for the beginning',
+            'the cursor is none of this ledger; send that of an earlier response, "now", or none for the beginning',
         )
     return int(match[1])

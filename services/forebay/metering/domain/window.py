@@ -34,7 +34,7 @@ class Window:
             raise MeshError(
                 Code.INVALID_ARGUMENT,
                 "BAD_SEQUENCE",
-                f"event {seq} came after {self.taken}; numbers grow by one from 1",
+                f"event {seq} came after event {self.taken}; the numbers must grow by one from 1",
             )
         if seq - self.acknowledged > self._limit:
             raise MeshError(

@@ -82,13 +82,13 @@ def unbroken(events: Iterable[AuditEvent]) -> bool:
 def changes_between(before: object, after: object, label: str = "") -> tuple[str, ...]:
     """Returns what differs between two values of one dataclass, a line each; None stands for one that is not there.
 
-    Of a value that is new, what is empty or false is left out.
+    Of a value that is new, what is empty or false is left out, but for lists: an empty one allows nothing.
     """
     old, new = dict(_flat(before, label)), dict(_flat(after, label))
     lines = []
     for path in sorted(old.keys() | new.keys()):
         was, now = old.get(path), new.get(path)
-        if was != now and (before is not None or now):
+        if was != now and (before is not None or now or isinstance(now, tuple)):
             secret = path.rpartition(".")[2] in _SECRET
             text = f"{path}: changed" if secret else f"{path}: {_text(path, was)} -> {_text(path, now)}"
             lines.append(text[:MAX_CHANGE_CHARACTERS])

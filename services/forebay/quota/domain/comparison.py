@@ -8,8 +8,8 @@ neither; what came later is in neither. So they are equal, but for two things th
 - **The beginning of the period.** The ledger counts an attempt when it ends, the counters a request when it is admitted. So
   the ledger may have more: up to all that ended in the period's first `LONGEST_MS`.
 
-Nothing is corrected. A difference that is left has a cause that the two numbers do not tell: an event that is still to come will
-correct the ledger by itself, and a correction here would then count it a second time.
+The comparison corrects nothing. A difference that is left has a cause that the two numbers do not tell: an event that is still to
+come will correct the ledger by itself, and a correction here would then count it a second time.
 """
 
 from __future__ import annotations

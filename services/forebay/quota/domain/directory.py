@@ -19,7 +19,10 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """A tenant's own values, by the names of `TenantPolicy`; None, and a limit of None, follow the plan."""
+    """A tenant's own values, by the names of `TenantPolicy`; None, and a limit of None, follow the plan.
+
+    Every plan leaves its tenants all models and no adapter. So `models` of None allows every model, and an empty list none.
+    """
 
     limits: Limits = field(default_factory=Limits)
     display_name: str | None = None
@@ -43,15 +46,16 @@ class Overrides:
     def paths(self) -> list[str]:
         """Returns the names of what is overridden, such as limits.tokens_per_minute."""
         limits = [f"limits.{limit.name}" for limit in fields(Limits) if getattr(self.limits, limit.name) is not None]
-        return sorted([*limits, *self._given()])
+        return sorted([*limits, *self.given()])
 
     def policy(self, tenant_id: str, plan: Plan, pepper: bytes) -> TenantPolicy:
         """Returns what holds for the tenant."""
         limits = {limit.name: getattr(self.limits, limit.name) for limit in fields(Limits)}
         given = {name: value for name, value in limits.items() if value is not None}
-        return plan.tenant(tenant_id, given, self._given(), pepper)
+        return plan.tenant(tenant_id, given, self.given(), pepper)
 
-    def _given(self) -> dict[str, object]:
+    def given(self) -> dict[str, object]:
+        """Returns what is overridden besides limits, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "limits"}
         return {name: value for name, value in values.items() if value is not None}
 

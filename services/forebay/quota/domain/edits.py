@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from forebay.errors import Code, MeshError
-from forebay.policy.model import KeyPolicy
+from forebay.errors import Code, FieldViolation, MeshError
+from forebay.policy.model import KeyPolicy, allows
 from forebay.quota.domain.audit import changes_between
 from forebay.quota.domain.directory import Directory, Edit, Entry, Key, Overrides, Tenant
 from forebay.quota.domain.plans import Plan
+from forebay.words import instead_of
 
 # Of one tenant, that hold. Those that are over stay listed.
 MAX_KEYS = 1_000
@@ -21,7 +22,8 @@ V = TypeVar("V")
 def create_tenant(directory: Directory, tenant: Tenant) -> Edit:
     """Makes a tenant; ALREADY_EXISTS when the id is or was another's, NOT_FOUND when the plan is not there."""
     if tenant.tenant_id in directory.tenants or tenant.tenant_id in directory.removed:
-        raise MeshError(Code.ALREADY_EXISTS, "TENANT_ID_TAKEN", f"the id {tenant.tenant_id} is taken, or was")
+        message = f"the id {tenant.tenant_id} is another tenant's, or was a deleted one's; choose another"
+        raise MeshError(Code.ALREADY_EXISTS, "TENANT_ID_TAKEN", message)
     return _tenant(directory, tenant)
 
 
@@ -30,7 +32,8 @@ def update_tenant(
 ) -> Edit:
     """Changes a tenant: its plan unless that is None, and its overrides."""
     entry = _found(directory.tenants, tenant_id, "tenant", etag)
-    return _tenant(directory, Tenant(tenant_id, plan or entry.value.plan, override(entry.value.overrides)))
+    before = entry.value
+    return _tenant(directory, Tenant(tenant_id, plan or before.plan, override(before.overrides)), before.overrides)
 
 
 def remove_tenant(directory: Directory, tenant_id: str, etag: str) -> Edit:
@@ -61,6 +64,17 @@ def followers(directory: Directory, plan: str) -> list[str]:
     return [tenant_id for tenant_id, entry in directory.tenants.items() if entry.value.plan == plan]
 
 
+def check_scope(directory: Directory, key: KeyPolicy) -> None:
+    """Refuses a new key for models that its tenant may not use."""
+    tenant = _found(directory.tenants, key.tenant_id, "tenant").value
+    for model in key.models or ():
+        if not allows(tenant.overrides.models, model):
+            rule = (
+                f"{key.tenant_id} may not use the model {model!r}; {instead_of(model, tenant.overrides.models or ())}"
+            )
+            raise _wrong_field("MODEL_NOT_ALLOWED", "key.models", rule)
+
+
 def issue_key(directory: Directory, key: KeyPolicy, now: float) -> Edit:
     """Adds a key."""
     _found(directory.tenants, key.tenant_id, "tenant")
@@ -68,7 +82,7 @@ def issue_key(directory: Directory, key: KeyPolicy, now: float) -> Edit:
         entry.value.policy for entry in directory.keys.values() if entry.value.policy.tenant_id == key.tenant_id
     )
     if sum(not _is_over(policy, now) for policy in of_tenant) >= MAX_KEYS:
-        message = f"{key.tenant_id} has {MAX_KEYS} keys that hold; revoke one that nobody needs"
+        message = f"{key.tenant_id} has {MAX_KEYS:,} valid keys, as many as it may; revoke one that nobody needs"
         raise MeshError(Code.FAILED_PRECONDITION, "TOO_MANY_KEYS", message)
     return Edit(keys=(Key(key),))
 
@@ -79,7 +93,9 @@ def rotate_key(directory: Directory, key_id: str, new_id: str, new_hash: bytes, 
     expires_at = old.policy.expires_at
     if old.replaced_by or _is_over(old.policy, now):
         raise MeshError(
-            Code.FAILED_PRECONDITION, "KEY_IS_OVER", f"key {key_id} is revoked, expired or replaced already"
+            Code.FAILED_PRECONDITION,
+            "KEY_IS_OVER",
+            f"key {key_id} is revoked, expired or replaced already; issue a new one",
         )
     ends = now + overlap_s if expires_at is None else min(expires_at, now + overlap_s)
     edit = issue_key(directory, replace(old.policy, key_id=new_id, hash=new_hash), now)
@@ -130,7 +146,14 @@ def _value(entries: Mapping[str, Entry[V]], name: str) -> V | None:
     return entry.value if entry else None
 
 
-def _tenant(directory: Directory, tenant: Tenant) -> Edit:
+def _tenant(directory: Directory, tenant: Tenant, before: Overrides | None = None) -> Edit:
+    own = tenant.overrides
+    adapters = (own.default_adapter, own.adapters)
+    changed = before is None or adapters != (before.default_adapter, before.adapters)
+    if changed and own.default_adapter and own.default_adapter not in (own.adapters or ()):
+        there_are = instead_of(own.default_adapter, own.adapters or ())
+        rule = f"{own.default_adapter!r} is none of the tenant's adapters; {there_are}"
+        raise _wrong_field("NOT_ITS_ADAPTER", "tenant.default_adapter", rule)
     plan = _found(directory.plans, tenant.plan, "plan").value
     if tenant.overrides.priced_by_plan and plan.nano_usd_per_million_tokens is None:
         raise _no_price(plan.name, tenant.tenant_id)
@@ -140,12 +163,20 @@ def _tenant(directory: Directory, tenant: Tenant) -> Edit:
 def _found(entries: Mapping[str, Entry[V]], name: str, kind: str, etag: str = "") -> Entry[V]:
     entry = entries.get(name)
     if entry is None:
-        raise MeshError(Code.NOT_FOUND, f"{kind.upper()}_NOT_FOUND", f"there is no {kind} {name!r}")
+        advice = f"; {instead_of(name, entries)}" if kind == "plan" else ""  # tenants and keys are too many to compare
+        raise MeshError(Code.NOT_FOUND, f"{kind.upper()}_NOT_FOUND", f"there is no {kind} {name!r}{advice}")
     if etag and etag != str(entry.version):
-        raise MeshError(Code.ABORTED, "ETAG_MISMATCH", f"{kind} {name} has changed meanwhile; read it again")
+        message = f"{kind} {name} has changed since it was read; read it again and repeat the change"
+        raise MeshError(Code.ABORTED, "ETAG_MISMATCH", message)
     return entry
 
 
+def _wrong_field(reason: str, field: str, rule: str) -> MeshError:
+    return MeshError(Code.INVALID_ARGUMENT, reason, f"{field}: {rule}", field_violations=[FieldViolation(field, rule)])
+
+
 def _no_price(plan: str, tenant_id: str) -> MeshError:
-    message = f"plan {plan} has no price, and {tenant_id} is priced by plan"
+    message = (
+        f"plan {plan} has no usd_per_1000_tokens, and {tenant_id} is priced by plan; set priced_by_plan to false first"
+    )
     return MeshError(Code.FAILED_PRECONDITION, "PLAN_WITHOUT_PRICE", message)

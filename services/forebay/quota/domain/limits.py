@@ -64,8 +64,8 @@ class Row:
         return min((at for at in (self.warn_at, self.throttle_at) if at is not None), default=None)
 
     def has_room(self, used: int) -> bool:
-        """Whether the amount fits beside what is used."""
-        return self.value is None or used + self.amount <= self.value
+        """Whether the amount fits beside what is used; nothing always does."""
+        return self.value is None or self.amount == 0 or used + self.amount <= self.value
 
     def violation(self, used: int) -> QuotaViolation:
         """Returns the refusal of a row without room."""
@@ -80,9 +80,10 @@ class Row:
         """Returns for how long the request is held back, so that what is above the threshold goes at the limit's own rate.
 
         Each request is held back for as long as the limit takes for all that is above the threshold with it, so the next one
-        comes later by its own share. What is held until its end has no rate, and is not slowed down.
+        comes later by its own share. What is held until its end has no rate, and is not slowed down; nor is a request that asks
+        nothing of the limit.
         """
-        if self.throttle_at is None or self.kind is Kind.HOLD:
+        if self.throttle_at is None or self.kind is Kind.HOLD or self.amount == 0:
             return 0
         excess = used + self.amount - self.throttle_at
         per_ms = {Kind.RATE: 1_000, Kind.WINDOW: 60_000}.get(self.kind, 0)

@@ -1,4 +1,4 @@
-"""Days and months of a tenant's time zone, and what was taken in the present one."""
+"""Days and months of a tenant's time zone, and what was taken in the latest of them."""
 
 from __future__ import annotations
 
@@ -22,37 +22,51 @@ class Period:
     ends_at_ms: int
 
 
-class PeriodTotal:
-    """What was taken of one limit in the latest period that anybody named; an earlier one than that counts as that one."""
+# Of one limit, so many days or months are remembered.
+KEPT = 4
+
+
+class PeriodTotals:
+    """What was taken of one limit in each day, or each month: of the four that were named last.
+
+    A process whose clock is ahead for a while names a day that has not come. What was taken today is still known when it names
+    today again, and what it took of tomorrow counts tomorrow: no day has more than its limit. Open, of what was taken, is what
+    requests hold that still run, so that a settlement may give it back.
+    """
 
     def __init__(self) -> None:
-        self._name = ""
-        self._total = 0
+        self._totals: dict[str, int] = {}
+        self._open: dict[str, int] = {}
 
-    @property
-    def name(self) -> str:
-        """The present period; empty before the first."""
-        return self._name
+    def knows(self, name: str) -> bool:
+        """Whether anything is remembered of a period."""
+        return name in self._totals
 
     def used(self, name: str) -> int:
         """Returns what counts in a period."""
-        return self._total if name <= self._name else 0
+        return self._totals.get(name, 0)
 
-    def take(self, name: str, amount: int) -> str:
-        """Adds to a period; returns the one that it was added to."""
-        if name > self._name:
-            self._name, self._total = name, 0
-        self._total += amount
-        return self._name
+    def open(self, name: str) -> int:
+        """Returns how much of what counts in a period is open."""
+        return self._open.get(name, 0)
 
-    def add(self, name: str, amount: int) -> bool:
-        """Adds to a period, or does nothing if it is over; returns whether it was added."""
-        return name >= self._name and self.take(name, amount) == name
+    def take(self, name: str, amount: int) -> None:
+        """Adds to a period, and forgets the one that was named before all others when there are more than are kept."""
+        self._totals[name] = self._totals.pop(name, 0) + amount
+        if len(self._totals) > KEPT:
+            oldest = next(iter(self._totals))
+            del self._totals[oldest]
+            self._open.pop(oldest, None)
 
     def correct(self, name: str, difference: int) -> None:
-        """Changes what was taken in a period, if it is still the present one."""
-        if name == self._name:
-            self._total += difference
+        """Changes what was taken in a period, if it is remembered."""
+        if name in self._totals:
+            self._totals[name] += difference
+
+    def hold(self, name: str, amount: int) -> None:
+        """Makes more, or less, of a period open, if it is remembered."""
+        if name in self._totals:
+            self._open[name] = self._open.get(name, 0) + amount
 
 
 @dataclass(frozen=True, slots=True)

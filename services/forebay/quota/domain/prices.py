@@ -59,14 +59,18 @@ class PriceTable:
         return sum(_rounded(each * self._price(lists, item, now_s), per) for item, each, per in billed if each)
 
     def most(self, tenant: TenantPolicy, model: str, asked: Usage, now_s: float) -> int:
-        """Returns what a request costs at most, in nano-USD, cached or not; but for GPU time, which nobody knows before."""
+        """Returns what a request costs at most, in nano-USD, cached or not; but for GPU time, which nobody knows before.
+
+        Where GPU time has a price it is at least 1, so that a spent budget does not take the request for a free one.
+        """
         lists = self._lists(tenant, model)
         prompt = max(self._price(lists, item, now_s) for item in ("prompt_tokens", "cached_tokens"))
         completion = self._price(lists, "completion_tokens", now_s)
         request = self._price(lists, "requests", now_s)
         lines = (asked.prompt_tokens * prompt, asked.completion_tokens * completion, asked.requests * request)
         # Of a prompt in part cached, two lines are rounded.
-        return sum(-(-line // _MILLION) for line in lines) + (1 if asked.prompt_tokens * prompt else 0)
+        most = sum(-(-line // _MILLION) for line in lines) + (1 if asked.prompt_tokens * prompt else 0)
+        return most or min(1, asked.requests * self._price(lists, "gpu_seconds", now_s))
 
     def dearest(self, tenant: TenantPolicy, now_s: float) -> Dearest:
         """Returns the highest prices over all models, for whoever must decide without the table."""
@@ -77,7 +81,7 @@ class PriceTable:
         def highest(*items: str) -> int:
             return max(self._price(of_model, item, now_s) for of_model in lists for item in items)
 
-        request = -(-highest("requests") // _MILLION)
+        request = -(-highest("requests") // _MILLION) or min(1, highest("gpu_seconds"))
         return Dearest(request, highest("prompt_tokens", "cached_tokens"), highest("completion_tokens"))
 
     def _lists(self, tenant: TenantPolicy, model: str) -> list[tuple[str, str]]:

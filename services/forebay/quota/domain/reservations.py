@@ -13,9 +13,14 @@ An expired reservation has given back what it held (its place among the concurre
 counts by the minute, the day and the month: provisionally, since a late settlement still applies the difference. Only `settled`
 is final; it is remembered for a while, so that a settlement or a reserve that is repeated finds it.
 
-What the ledger says of a request is kept with its reservation and counts only once the lease has lapsed: a router that lives
-settles by itself. Then it settles the reservation: at once if the request has ended with it; after another lease if only an
-attempt has, which another one may have followed. Without any usage for an hour no attempt has started, and nothing is charged.
+What the ledger says of a request is kept with its reservation. While the lease lasts it settles nothing: a router that lives
+settles by itself. Once the lease has lapsed it settles the reservation: at once if the request has ended with it; after another
+lease if only an attempt has, which another one may have followed. Without any usage for an hour no attempt has started, and
+nothing is charged.
+
+A worker that hung may report its usage after the settlement. The ledger is corrected then, and the counters of the day and the
+month follow it for as long as the settlement is remembered. They follow only once the ledger has at least the tokens of the
+settlement: before that, some rows are still to come.
 """
 
 from __future__ import annotations
@@ -26,6 +31,9 @@ from dataclasses import dataclass
 
 from forebay.errors import QuotaViolation
 from forebay.quota.domain.limits import Row
+
+# The limit whose amount is a request's tokens.
+TOKENS = "tokens_per_day"
 
 
 class State(enum.Enum):
@@ -104,28 +112,29 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What the ledger says of a request as of one of its attempts.
+    """What the ledger says of a request as of one of its rows.
 
-    The last attempt tells of all: the prompt is the request's, and completion positions count from the request's beginning (P6).
-    So the last one is all that is kept, and neither order nor repetition of observations matters.
+    It says the whole of it, so the latest is all that is kept, and neither order nor repetition of observations matters.
 
     Attributes:
         request_id: the request.
-        attempt: which attempt, from 1.
-        position: of the row in the ledger; a later row of the same attempt knows better.
-        amounts: what the request used, by limit.
-        final: whether the request ended with this attempt.
+        position: of the row in the ledger.
+        amounts: what all the request's rows come to, by limit.
+        final: whether the request ended with its last attempt.
     """
 
     request_id: str
-    attempt: int
     position: int
     amounts: Mapping[str, int]
     final: bool
 
     def is_news_after(self, other: Observation | None) -> bool:
         """Whether this is to be kept instead of the other."""
-        return other is None or (self.attempt, self.position) > (other.attempt, other.position)
+        return other is None or self.position > other.position
+
+    def covers(self, amounts: Mapping[str, int]) -> bool:
+        """Whether the ledger has at least the tokens of a settlement: else some of its rows are still to come."""
+        return self.amounts.get(TOKENS, 0) >= amounts.get(TOKENS, 0)
 
 
 class Outcome(enum.Enum):

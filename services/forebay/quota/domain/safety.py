@@ -9,12 +9,17 @@ lease touches no more buckets than these. So no second, wherever it begins, has 
 The price is that a permit counts for up to 1.11 s: nine tenths of the limit can be had for as long as one likes. What a replica
 has not spent it gives back when it asks again, and it asks for no more than it has use for.
 
+The store's clock may step. Buckets are on a timeline (`forebay.quota.domain.timeline`): a step back changes nothing, and after a
+step forward the limit is granted once more. So it is if the store forgets what it has granted.
+
 Replicas tell times by clocks of their own and measure a lease from before they asked, so that no two clocks need agree.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from forebay.quota.domain.timeline import Timeline
 
 LEASE_MS = 100
 BUCKET_MS = 10
@@ -55,12 +60,12 @@ class Grants:
     """What was granted to all replicas in the last second: the specification that `lua/safety.lua` must equal."""
 
     def __init__(self) -> None:
-        self._now_ms = 0
+        self._timeline = Timeline()
         self._buckets: dict[int, int] = {}
 
-    def grant(self, now_ms: int, limit: int, ask: Ask) -> Chunk:
-        """Takes back what is returned, then grants what fits. Time, in ms since the epoch, never goes back."""
-        self._now_ms = now_ms = max(self._now_ms, now_ms)
+    def grant(self, clock_ms: int, limit: int, ask: Ask) -> Chunk:
+        """Takes back what is returned, then grants what fits. The clock reads in ms since the epoch, and may step."""
+        now_ms = self._timeline.advance(clock_ms)
         bucket = now_ms // BUCKET_MS
         self._buckets = {at: permits for at, permits in self._buckets.items() if at >= bucket - SPAN}
         if ask.bucket in self._buckets:

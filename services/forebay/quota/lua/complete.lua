@@ -3,13 +3,12 @@
 -- ARGV[2] when the counters began, ms   [3] number of requests that the sums leave out   then for each row: name, period, amount
 -- Returns 1; or 0 if the tenant is ready, or lost again, or other requests are in the books.
 
-local in_books = redis.call('HLEN', RESERVATIONS) + redis.call('HLEN', SETTLED)
-if READY or BEGAN ~= ARGV[2] or in_books ~= tonumber(ARGV[3]) then
+if not BEGAN or READY or BEGAN ~= ARGV[2] or in_books() ~= tonumber(ARGV[3]) then
   return 0
 end
 for at = 4, #ARGV, 3 do
-  add_to_period(unpack(ARGV, at, at + 2))
+  take_period(unpack(ARGV, at, at + 2))
 end
 redis.call('HSET', COUNTERS, 'ready', 1)
-keep(present())
+keep()
 return 1

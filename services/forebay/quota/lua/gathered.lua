@@ -2,11 +2,11 @@
 --
 -- Returns when its counters began, ms, and every request in the books since; nothing if there is nothing to be completed.
 
-if not BEGAN or READY or present() < tonumber(GATHERS) then
+if not BEGAN or READY or NOW < tonumber(GATHERS) then
   return {}
 end
-local answer = redis.call('HKEYS', RESERVATIONS)
-for _, id in ipairs(redis.call('HKEYS', SETTLED)) do
+local answer = ids_of(RESERVATIONS)
+for _, id in ipairs(ids_of(SETTLED)) do
   answer[#answer + 1] = id
 end
 table.sort(answer)

@@ -7,8 +7,7 @@
 if not BEGAN then
   return NEEDS_REBUILD
 end
-local now = present()
-local due, router, incarnation, rows = now + ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local due, router, incarnation, rows = NOW + ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local values = {}
 for at = 6, 5 + 2 * rows, 2 do
   values[ARGV[at]] = tonumber(ARGV[at + 1])
@@ -16,13 +15,11 @@ end
 
 local function revive(reservation)
   for row, taken in pairs(reservation.holds) do
-    if values[row] and held(row) + taken > values[row] then
+    if values[row] and taken ~= '0' and held(row) + taken > values[row] then
       return false
     end
   end
-  for row, taken in pairs(reservation.holds) do
-    redis.call('HINCRBY', COUNTERS, row, taken)
-  end
+  hold(reservation, 1)
   reservation.state = 'held'
   return true
 end
@@ -41,5 +38,5 @@ for at = 6 + 2 * rows, #ARGV do
     lost[#lost + 1] = id
   end
 end
-keep(now)
+keep()
 return lost

@@ -7,13 +7,12 @@
 if not BEGAN then
   return NEEDS_REBUILD
 end
-local now = present()
 local lease, id, router, incarnation, prompt, max, reserved_at = unpack(ARGV, 2, 8)
 
 local known = load_reservation(id)
 if known then
   return known.state == 'held' and known.router == router and known.incarnation == incarnation and 1 or 0
-elseif now >= tonumber(GATHERS) or redis.call('HEXISTS', SETTLED, id) == 1 then
+elseif NOW >= tonumber(GATHERS) or redis.call('HEXISTS', SETTLED, id) == 1 then
   return 0
 end
 
@@ -23,13 +22,16 @@ for at = 9, #ARGV, 3 do
   if period == '' then
     redis.call('HINCRBY', COUNTERS, row, amount)
     holds[row] = amount
-  elseif add_to_period(row, period, amount) then
+  else
+    take_period(row, period, amount)
     periods[row] = { amount, period }
   end
 end
-save_reservation(id, {
-  router = router, incarnation = incarnation, state = 'held', at = tonumber(reserved_at),
+local reservation = {
+  router = router, incarnation = incarnation, state = 'held', at = NOW + math.min(reserved_at, CLOCK) - CLOCK,
   prompt = tonumber(prompt), max = tonumber(max), windows = {}, periods = periods, holds = holds,
-}, now + lease)
-keep(now)
+}
+save_reservation(id, reservation, NOW + lease)
+open(reservation, 1)
+keep()
 return 1

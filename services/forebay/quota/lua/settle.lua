@@ -6,7 +6,6 @@
 if not BEGAN then
   return NEEDS_REBUILD
 end
-local now = present()
 local id, remembered = ARGV[2], ARGV[3]
 local amounts = {}
 for at = 4, #ARGV, 2 do
@@ -15,7 +14,10 @@ end
 
 local reservation = load_reservation(id)
 if reservation then
-  finish(id, reservation, amounts, now, remembered)
+  if reservation.state == 'held' then
+    took(NOW - reservation.at)
+  end
+  finish(id, reservation, amounts, remembered)
 end
-keep(now)
+keep()
 return reservation and 1 or 0

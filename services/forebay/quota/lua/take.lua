@@ -4,8 +4,7 @@
 -- ARGV from 2, for each row: name, kind (rate | window), value, amount, what drains of a rate in a second
 -- Returns NEEDS_REBUILD; or for each row: 1 or 0 for room or none, used, ms until there is room, or until some of what counts does so no longer.
 
-local now = present()
-if not believed(now) then
+if not believed() then
   return NEEDS_REBUILD
 end
 local FIELDS = 5
@@ -13,9 +12,9 @@ local FIELDS = 5
 -- What counts of a row; of a rate in thousandths.
 local function level_of(row)
   if row.kind == 'rate' then
-    return rate_level(row.name, now, row.drain)
+    return rate_level(row.name, row.drain)
   end
-  return window_used(row.name, second_of(now))
+  return window_used(row.name)
 end
 
 -- The same, where a row counts as used up because of a loss.
@@ -25,9 +24,9 @@ end
 
 local function take(row)
   if row.kind == 'rate' then
-    redis.call('HSET', COUNTERS, row.name, level_of(row) + row.amount * WEIGHT, row.name .. ':at', now)
+    redis.call('HSET', COUNTERS, row.name, level_of(row) + row.amount * WEIGHT, row.name .. ':at', NOW)
   else
-    redis.call('HINCRBY', COUNTERS, row.name .. ':' .. second_of(now), row.amount)
+    redis.call('HINCRBY', COUNTERS, row.name .. ':' .. second_of(NOW), row.amount)
     redis.call('HINCRBY', COUNTERS, row.name, row.amount)
   end
 end
@@ -41,7 +40,7 @@ local function freed_in(row, level, used)
   elseif row.kind == 'rate' then
     return math.ceil((row.over > 0 and math.min(row.over, level) or level - WEIGHT * (used - 1)) / row.drain)
   end
-  return window_wait(row.name, now, math.max(1, math.min(row.over, used)))
+  return window_wait(row.name, math.max(1, math.min(row.over, used)))
 end
 
 local rows, room = {}, true
@@ -49,8 +48,8 @@ for at = 2, #ARGV, FIELDS do
   local name, kind, value, amount, drain = unpack(ARGV, at, at + FIELDS - 1)
   local row = { name = name, kind = kind, value = tonumber(value), amount = tonumber(amount), drain = tonumber(drain) }
   row.weight = kind == 'rate' and WEIGHT or 1
-  row.full = full_for(now, kind, row.value, row.drain)
-  row.over = shown_of(row) + (row.amount - row.value) * row.weight
+  row.full = full_for(kind, row.value, row.drain)
+  row.over = row.amount > 0 and shown_of(row) + (row.amount - row.value) * row.weight or 0
   room = room and row.over <= 0
   rows[#rows + 1] = row
 end
@@ -65,5 +64,5 @@ for _, row in ipairs(rows) do
   answer[#answer + 1] = used
   answer[#answer + 1] = freed_in(row, level, used)
 end
-keep(now)
+keep()
 return answer

@@ -1,23 +1,21 @@
 -- Shows what is used of days and months without what reservations hold; changes nothing.
 --
 -- ARGV from 2, for each row: name, period
--- Returns nothing unless the tenant is ready; else the time in ms, for each row what is used (empty where the period is not the
--- present one), and then the requests that hold.
+-- Returns nothing unless the tenant is ready; else what the clock reads in ms, for each row what is used (empty where nothing is
+-- remembered of the period), and then the requests that hold.
 
 if not READY then
   return {}
 end
-local ids, live = redis.call('HKEYS', RESERVATIONS), {}
-table.sort(ids)
+local ids, live = ids_of(RESERVATIONS), {}
 for i, id in ipairs(ids) do
   live[i] = load_reservation(id)
 end
-local answer = { string.format('%.0f', present()) }
+local answer = { string.format('%.0f', CLOCK) }
 for at = 2, #ARGV, 2 do
   local row, period = ARGV[at], ARGV[at + 1]
-  local used, present_one = unpack(redis.call('HMGET', COUNTERS, row, row .. ':period'))
-  if present_one == period then
-    used = tonumber(used)
+  local used = period_used(row, period)
+  if used then
     for _, reservation in ipairs(live) do
       local taken = reservation.periods[row]
       used = used - (taken and taken[2] == period and taken[1] or 0)

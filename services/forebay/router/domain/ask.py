@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -32,10 +32,23 @@ class Text:
 class TokenIds:
     """A prompt that the client has tokenised itself."""
 
-    ids: tuple[int, ...]
+    ids: Sequence[int]
 
 
 Prompt = Chat | Text | TokenIds
+
+
+@dataclass(frozen=True, slots=True)
+class LongPrompt:
+    """A prompt as it came, which is read and checked where it is tokenised: in a process of its own.
+
+    Attributes:
+        data: the contract's message.
+        is_chat: whether it is a conversation.
+    """
+
+    data: bytes
+    is_chat: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +95,7 @@ class Ask:
     """
 
     model: str
-    prompt: Prompt | None
+    prompt: Prompt | LongPrompt | None
     sampling: Sampling = Sampling()
     client_request_id: str = ""
     adapter: str = ""

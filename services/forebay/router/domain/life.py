@@ -87,8 +87,8 @@ class Life:
         attempt: the present execution, from 1; 0 before the first.
         base: tokens received before the present attempt.
         grant: of the present attempt; None unless GRANTED, RUNNING or STOPPING.
-        excluded: the worker that must not run it, because the attempt before was lost there; None for none. Those before that
-            one may be back in another life by now.
+        excluded: the worker that is to run it only if no other can soon, because the attempt before was lost there; None for
+            none. Workers before that one may have come back by now.
         continued: whether an attempt before the present one may have reached an engine.
     """
 

@@ -5,23 +5,31 @@ admitted counts for just as long: for a second, for a minute, until it is settle
 quota has charged it, since what quota says is left may be as old as that. So an outage that comes and goes admits no more than
 one that stays, and this router never more than its part in any of these, whatever happens between.
 
-Times are in seconds since the epoch, so that they outlive the process, and never go back.
+A refusal says when to try again: what ended requests have used of a second or a minute comes back when that is over, and what
+running requests hold when one of them ends. A request that asks nothing of a limit is not refused for it.
+
+Times are in seconds by a clock that does not step while the process lives; where it begins is told by the wall clock, so that
+times outlive the process.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from forebay.errors import Code, MeshError, QuotaViolation
+from forebay.policy.durations import LEAST_MS, Durations
 from forebay.policy.limits import LIMITS, Kind, Limit, Usage
+from forebay.words import span
 
 WINDOW_S = 60.0
 # Admissions that are remembered at most; further requests are refused.
 MOST_REMEMBERED = 10_000
 RETRY_AFTER_S = 1.0
+# Whose requests' durations are remembered, those of the latest to end.
+MOST_TENANTS = 1_000
 
 _BY_NAME = {limit.name: limit for limit in LIMITS}
 _COUNTS_FOR_S = {Kind.RATE: 1.0, Kind.WINDOW: WINDOW_S}
@@ -75,35 +83,53 @@ class Order:
 
 
 class _Tally:
-    """What counts of one limit, by request, oldest first."""
+    """What counts of one limit, by request, oldest first; `open` is how much of it running requests hold."""
 
     def __init__(self) -> None:
-        self.total = 0
+        self.total = self.open = 0
         self._taken: dict[str, tuple[float, int]] = {}
+        self._running: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._taken)
 
-    def take(self, request_id: str, at: float, amount: int) -> None:
+    def take(self, request_id: str, at: float, amount: int, *, runs: bool) -> None:
         self._taken[request_id] = (at, amount)
         self.total += amount
+        if runs:
+            self._running.add(request_id)
+            self.open += amount
 
     def correct(self, request_id: str, amount: int) -> None:
+        self._ended(request_id)
         if request_id in self._taken:
             at, taken = self._taken[request_id]
             self._taken[request_id] = (at, amount)
             self.total += amount - taken
 
     def drop(self, request_id: str) -> None:
+        self._ended(request_id)
         _, taken = self._taken.pop(request_id, (0.0, 0))
         self.total -= taken
 
     def drop_until(self, time: float) -> None:
-        while self._taken and self.oldest() <= time:
+        while self._taken and next(iter(self._taken.values()))[0] <= time:
             self.drop(next(iter(self._taken)))
 
-    def oldest(self) -> float:
-        return next(iter(self._taken.values()))[0]
+    def freed_at(self, amount: int) -> float:
+        """Returns when the request was admitted that must go, after all older ones, for so much to be free; else the last one."""
+        latest = 0.0
+        for at, taken in self._taken.values():
+            latest = at
+            amount -= taken
+            if amount <= 0:
+                break
+        return latest
+
+    def _ended(self, request_id: str) -> None:
+        if request_id in self._running:
+            self._running.remove(request_id)
+            self.open -= self._taken[request_id][1]
 
 
 class LocalAdmissions:
@@ -121,6 +147,8 @@ class LocalAdmissions:
         self._tallies: defaultdict[str, _Tally] = defaultdict(_Tally)
         self._taken: dict[str, Mapping[str, int]] = {}
         self._priced: dict[str, Allowance] = {}
+        self._admitted_at: dict[str, tuple[str, float]] = {}
+        self._durations: OrderedDict[str, Durations] = OrderedDict()
         self._charged: deque[tuple[float, str]] = deque()
 
     def __len__(self) -> int:
@@ -144,36 +172,55 @@ class LocalAdmissions:
         subjects = {"mesh", tenant, f"{tenant}/model:{order.model}", f"key:{order.key_id}"}
         taken: dict[str, int] = {}
         full: list[QuotaViolation] = []
-        wait_s = RETRY_AFTER_S
+        wait_s = 0.0
         for each in allowance.limits:
             if each.subject not in subjects:
                 continue
             limit, name = _BY_NAME[each.limit], f"{each.subject}/{each.limit}"
             taken[name] = amount = limit.amount(asked)
             tally = self._tally(name, now)
-            if tally.total + amount > each.value:
+            over = tally.total + amount - each.value
+            if amount and over > 0:
                 full.append(QuotaViolation(each.subject, each.limit, each.value, tally.total, amount))
-                if limit.kind is Kind.WINDOW and tally:
-                    wait_s = max(wait_s, tally.oldest() + WINDOW_S - now)
+                wait_s = max(wait_s, self._wait_s(order.tenant_id, limit, tally, over, now))
         if full:
             raise _refused(full, wait_s)
-        self._count(order.request_id, taken, now)
+        self._count(order.request_id, taken, now, runs=True)
         self._priced[order.request_id] = allowance
+        self._admitted_at[order.request_id] = (order.tenant_id, now)
         return taken
+
+    def _wait_s(self, tenant_id: str, limit: Limit, tally: _Tally, over: int, now: float) -> float:
+        """Returns in how long a limit without room has room again, or may have."""
+        durations = self._durations.get(tenant_id)
+        ends_s = (durations or Durations()).median_ms / 1000
+        counts_for_s = _COUNTS_FOR_S.get(limit.kind)
+        if limit.kind is Kind.HOLD:
+            return ends_s
+        own_s = (
+            RETRY_AFTER_S if counts_for_s is None else max(LEAST_MS / 1000, tally.freed_at(over) + counts_for_s - now)
+        )
+        return min(own_s, ends_s) if limit.kind is not Kind.RATE and over <= tally.open else own_s
 
     def restore(self, request_id: str, taken: Mapping[str, int], at: float) -> None:
         """Counts an admission of an earlier life, with which what ran has ended."""
         lasting = {name: amount for name, amount in taken.items() if _limit(name).kind is not Kind.HOLD}
-        self._count(request_id, lasting, at)
+        self._count(request_id, lasting, at, runs=False)
 
-    def _count(self, request_id: str, taken: Mapping[str, int], at: float) -> None:
+    def _count(self, request_id: str, taken: Mapping[str, int], at: float, *, runs: bool) -> None:
         self.last_at = max(self.last_at, at)
         self._taken[request_id] = taken
         for name, amount in taken.items():
-            self._tallies[name].take(request_id, at, amount)
+            self._tallies[name].take(request_id, at, amount, runs=runs)
 
-    def settle(self, request_id: str, used: Usage) -> None:
+    def settle(self, request_id: str, used: Usage, now: float) -> None:
         """Counts what was used instead of the most that it could be; the place is free. Unknown requests are passed over."""
+        if request_id in self._admitted_at:
+            tenant_id, admitted_at = self._admitted_at.pop(request_id)
+            self._durations.setdefault(tenant_id, Durations()).ended(round((self._tick(now) - admitted_at) * 1000))
+            self._durations.move_to_end(tenant_id)
+            if len(self._durations) > MOST_TENANTS:
+                self._durations.popitem(last=False)
         allowance = self._priced.pop(request_id, None)
         used = allowance.priced(used) if allowance else used
         for name in self._taken.get(request_id, ()):
@@ -230,7 +277,7 @@ def _refused(violations: Iterable[QuotaViolation], wait_s: float) -> MeshError:
     return MeshError(
         Code.RESOURCE_EXHAUSTED,
         full[0].limit.upper(),
-        f"quota does not answer, and this router's part of the limits is used: {sentences}; try again in {wait_s:g} s",
+        f"quota does not answer, and this router's part of the limits is used: {sentences}; try again in {span(wait_s)}",
         retry_after=wait_s,
         quota_violations=full,
     )

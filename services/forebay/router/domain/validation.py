@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 
 from forebay.errors import Code, FieldViolation, MeshError
-from forebay.router.domain.ask import Ask, Chat, ModelCard, Prompt, Sampling, Text, TokenIds
+from forebay.router.domain.ask import Ask, Chat, LongPrompt, ModelCard, Prompt, Sampling, Text, TokenIds
+from forebay.words import size
 
 ROLES = ("system", "user", "assistant", "tool")
 MAX_MESSAGES = 1024
@@ -21,10 +22,20 @@ MAX_N = 16
 MAX_SEED = 2**64 - 1
 # An error travels in the trailers of its call, whose clients take 8 KiB of them and no more.
 MAX_VIOLATIONS = 16
+_NO_WAY_ROUND = (
+    "cannot be used by this tenant, because it has a system prompt, which only a chat begins with; send a chat"
+)
+# What a conversation of 1,024 messages takes beside their content: roles, and the sizes of fields.
+MAX_FRAMING_BYTES = 64 << 10
+_LONGEST_ID_BYTES = 5
 
 
-def check_ask(ask: Ask, model: ModelCard, vocabulary: int, system_prompt: bool, max_prompt_bytes: int) -> Prompt:
+def check_ask(
+    ask: Ask, model: ModelCard, vocabulary: int, system_prompt: bool, max_prompt_bytes: int
+) -> Prompt | LongPrompt:
     """Returns the prompt of a request that is well formed and that this build can answer.
+
+    Of a long prompt the size alone is checked; the rest is where it is read, by `check_prompt`.
 
     Args:
         ask: the request.
@@ -51,8 +62,8 @@ def check_ask(ask: Ask, model: ModelCard, vocabulary: int, system_prompt: bool, 
 
 
 def check_prompt(
-    prompt: Prompt | None, model: ModelCard, vocabulary: int, system_prompt: bool, max_prompt_bytes: int
-) -> Prompt:
+    prompt: Prompt | LongPrompt | None, model: ModelCard, vocabulary: int, system_prompt: bool, max_prompt_bytes: int
+) -> Prompt | LongPrompt:
     """Returns a prompt that is well formed; arguments and errors as of `check_ask`."""
     _raise_if_any(list(_prompt(prompt, model, vocabulary, system_prompt, max_prompt_bytes)))
     assert prompt is not None
@@ -69,54 +80,69 @@ def completion_bound(prompt_tokens: int, sampling: Sampling, model: ModelCard, l
     if room < 1:
         raise _invalid(
             FieldViolation(
-                "prompt", f"has {prompt_tokens} tokens; the model's context of {model.context_tokens} has no room"
+                "prompt",
+                f"has {prompt_tokens:,} tokens, and the model's context {model.context_tokens:,} for prompt and answer; "
+                "shorten it",
             )
         )
     bound = sampling.max_tokens if sampling.max_tokens is not None else min(model.default_max_tokens, room)
     if bound > room:
         raise _invalid(
-            FieldViolation("sampling.max_tokens", f"is {bound}; {prompt_tokens} prompt tokens leave room for {room}")
+            FieldViolation(
+                "sampling.max_tokens",
+                f"is {bound:,}, and a prompt of {prompt_tokens:,} tokens leaves room for {room:,}; lower one of them",
+            )
         )
     if sampling.min_tokens > bound:
-        raise _invalid(FieldViolation("sampling.min_tokens", f"is {sampling.min_tokens}, above max_tokens of {bound}"))
+        raise _invalid(
+            FieldViolation(
+                "sampling.min_tokens", f"is {sampling.min_tokens:,}; it must be at most max_tokens, {bound:,}"
+            )
+        )
     if least_max_tokens and not max(1, sampling.min_tokens) <= least_max_tokens <= bound:
         raise _invalid(
             FieldViolation(
                 "least_max_tokens",
-                f"is {least_max_tokens}; it must be 0, or from min_tokens up to max_tokens of {bound}",
+                f"is {least_max_tokens:,}; it must be 0, or from min_tokens up to max_tokens, {bound:,}",
             )
         )
     return bound
 
 
 def _prompt(
-    prompt: Prompt | None, model: ModelCard, vocabulary: int, system_prompt: bool, max_bytes: int
+    prompt: Prompt | LongPrompt | None, model: ModelCard, vocabulary: int, system_prompt: bool, max_bytes: int
 ) -> Iterator[FieldViolation]:
     match prompt:
+        case LongPrompt(data):
+            most = max(max_bytes, _LONGEST_ID_BYTES * model.context_tokens) + MAX_FRAMING_BYTES
+            if len(data) > most:
+                yield FieldViolation("prompt", f"must have at most {size(max_bytes)} of text")
         case None:
-            yield FieldViolation("prompt", "is required: chat, text or tokens")
+            yield FieldViolation("prompt", "is missing; give a chat, a text or tokens")
         case Chat(messages):
             if not 1 <= len(messages) <= MAX_MESSAGES:
-                yield FieldViolation("prompt.chat.messages", f"must hold 1 to {MAX_MESSAGES} messages")
+                yield FieldViolation("prompt.chat.messages", f"must hold 1 to {MAX_MESSAGES:,} messages")
             for number, message in enumerate(messages[:MAX_MESSAGES]):
                 if message.role not in ROLES:
                     yield FieldViolation(f"prompt.chat.messages[{number}].role", f"must be one of {', '.join(ROLES)}")
             if sum(len(message.content.encode()) for message in messages) > max_bytes:
-                yield FieldViolation("prompt.chat.messages", f"must have at most {max_bytes} bytes of content together")
+                yield FieldViolation("prompt.chat.messages", f"must have at most {size(max_bytes)} of content together")
         case Text(text):
             if system_prompt:
-                yield FieldViolation("prompt.text", "is refused for a tenant with a system prompt; send a chat")
+                yield FieldViolation("prompt.text", _NO_WAY_ROUND)
             if not text:
                 yield FieldViolation("prompt.text", "must not be empty")
             if len(text.encode()) > max_bytes:
-                yield FieldViolation("prompt.text", f"must have at most {max_bytes} bytes")
+                yield FieldViolation("prompt.text", f"must have at most {size(max_bytes)}")
         case TokenIds(ids):
             if system_prompt:
-                yield FieldViolation("prompt.tokens", "is refused for a tenant with a system prompt; send a chat")
+                yield FieldViolation("prompt.tokens", _NO_WAY_ROUND)
             if not 1 <= len(ids) <= model.context_tokens:
-                yield FieldViolation("prompt.tokens.ids", f"must hold 1 to {model.context_tokens} ids")
+                yield FieldViolation("prompt.tokens.ids", f"must hold 1 to {model.context_tokens:,} ids")
             elif max(ids) >= vocabulary:
-                yield FieldViolation("prompt.tokens.ids", f"must each be below {vocabulary}")
+                yield FieldViolation(
+                    "prompt.tokens.ids", f"must each be at most {vocabulary - 1:,}, the model's last token id"
+                )
 
 
 def _sampling(sampling: Sampling, model: ModelCard, vocabulary: int) -> Iterator[FieldViolation]:
@@ -140,14 +166,16 @@ def _sampling(sampling: Sampling, model: ModelCard, vocabulary: int) -> Iterator
     if len(sampling.stop_token_ids) > MAX_STOP_TOKEN_IDS:
         yield FieldViolation("sampling.stop_token_ids", f"must hold at most {MAX_STOP_TOKEN_IDS} ids")
     if any(token >= vocabulary for token in sampling.stop_token_ids):
-        yield FieldViolation("sampling.stop_token_ids", f"must each be below {vocabulary}")
+        yield FieldViolation(
+            "sampling.stop_token_ids", f"must each be at most {vocabulary - 1:,}, the model's last token id"
+        )
 
 
 def _labels(ask: Ask) -> Iterator[FieldViolation]:
     if len(ask.client_request_id.encode()) > MAX_CLIENT_REQUEST_ID_BYTES:
         yield FieldViolation("client_request_id", f"must have at most {MAX_CLIENT_REQUEST_ID_BYTES} bytes")
     if len(ask.labels) > MAX_LABELS:
-        yield FieldViolation("labels", f"must hold at most {MAX_LABELS}")
+        yield FieldViolation("labels", f"must be at most {MAX_LABELS} labels")
     if any(len(part.encode()) > MAX_LABEL_BYTES for label in ask.labels.items() for part in label):
         yield FieldViolation("labels", f"must have names and values of at most {MAX_LABEL_BYTES} bytes")
     if ask.queue_timeout_s is not None and ask.queue_timeout_s <= 0:
@@ -160,7 +188,8 @@ def _within(
     """Yields a violation unless `value` is unset or within [least, most], or (least, most] when `above`."""
     if value is None or (math.isfinite(value) and (least < value if above else least <= value) and value <= most):
         return
-    yield FieldViolation(f"sampling.{name}", f"must be {'above' if above else 'at least'} {least} and at most {most}")
+    bounds = f"above {least:,} and at most {most:,}" if above else f"from {least:,} to {most:,}"
+    yield FieldViolation(f"sampling.{name}", f"must be {bounds}, not {value:,}")
 
 
 def _unsupported(sampling: Sampling) -> str | None:

@@ -121,6 +121,14 @@ class FlowTree(Generic[Item]):
             for item, place in items.items():
                 self.enqueue(flow, item, place)
 
+    def unpark_one(self, flow: Flow[Item], item: Item) -> None:
+        """Lets one item stand in its place again, if it is parked."""
+        if (place := flow.parked.pop(item, None)) is None:
+            return
+        if not flow.parked:
+            del self.parked[flow]
+        self.enqueue(flow, item, place)
+
     def neediest(self) -> Flow[Item] | None:
         """Returns the waiting flow that is owed most, of those not set aside."""
         return _neediest_below(self.root)

@@ -32,6 +32,9 @@ RETRY_S = 0.25
 ANY_TIME_US = 1 << 53
 """Later than any time, and exact as a float, which numbers are in the store's script."""
 
+MOST_EPOCH = 1 << 52
+"""Higher than the time in µs until the year 2112."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bid:
@@ -147,6 +150,15 @@ class Lease:
         if self._away or now < self._waits_until:
             return 0
         return ANY_TIME_US if self._store_ahead is None else round((now + self._store_ahead + TTL_S) * 1e6)
+
+    def heard(self, epoch: int) -> None:
+        """Takes note of the epoch of a leader that a router or a worker has met.
+
+        It may be higher than the store knows, which has forgotten it or fell back to an earlier state, while its clock is behind
+        what it was. Epochs that no clock of this century reads are passed over: the next one above must exist.
+        """
+        if epoch < MOST_EPOCH:
+            self.latest = max(self.latest, epoch)
 
     def answered(self, answer: Answer, asked_at: float, now: float) -> float:
         """Takes the store's answer to a bid; returns after how many seconds to ask again."""

@@ -19,9 +19,14 @@ MIN_SAMPLES = 16
 
 
 class LengthModel:
-    """Residual lengths, learnt from completions."""
+    """Residual lengths, learnt from completions.
+
+    Attributes:
+        version: grows whenever what is expected changes.
+    """
 
     def __init__(self) -> None:
+        self.version = 0
         self._lengths: deque[int] = deque(maxlen=WINDOW)
         self._residual: list[int] = []
         self._new = 0
@@ -32,6 +37,7 @@ class LengthModel:
         self._new += 1
         if self._new >= REFRESH and len(self._lengths) >= MIN_SAMPLES:
             self._new = 0
+            self.version += 1
             self._residual = _table(sorted(self._lengths))
 
     def remaining(self, generated_tokens: int, max_tokens: int) -> int:

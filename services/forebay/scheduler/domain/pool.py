@@ -69,6 +69,7 @@ class Pool:
         self.workers: dict[str, Worker] = {}
         self.lenders: list[Pool] = []
         self._borrowed: list[Pool] = []
+        self._borrowed_by = 0  # the version of `lengths`
         self.lengths = LengthModel()
         self.queued = 0
         self.kv_tokens = 0
@@ -107,6 +108,10 @@ class Pool:
     def dequeue(self, queued: Queued) -> None:
         """Takes a request out of its flow, whether it is to run or not."""
         self.flows.dequeue(queued.flow, queued)
+
+    def unpark(self, queued: Queued) -> None:
+        """Gives a waiting request another chance, if no worker could run it."""
+        self.flows.unpark_one(queued.flow, queued)
 
     def worker_came(self) -> None:
         """Gives every waiting request another chance; a worker may be present that can run what no other could."""
@@ -168,12 +173,19 @@ class Pool:
         return evictions
 
     def _borrow(self) -> None:
-        """Looks which lenders have nobody waiting; what is parked may run on the workers of one that had."""
+        """Looks which lenders have nobody waiting.
+
+        A parked request may run on the workers of a lender that had somebody waiting before. It may also fit into what is lent
+        now that shorter answers are expected.
+        """
         if not self.lenders and not self._borrowed:
             return
-        before = self._borrowed
+        before, expected_before = self._borrowed, self._borrowed_by
+        self._borrowed_by = self.lengths.version
         self._borrowed = [lender for lender in self.lenders if lender.flows.neediest() is None]
-        if any(lender not in before for lender in self._borrowed):
+        if any(lender not in before for lender in self._borrowed) or (
+            self._borrowed and self._borrowed_by != expected_before
+        ):
             self.flows.unpark()
 
     def _serving(self) -> Iterator[Worker]:

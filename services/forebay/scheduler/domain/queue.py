@@ -5,6 +5,12 @@ limits) or paced (pressure.py) it does not count as waiting. Within a flow the o
 that among requests which say nothing it is the one that came first; a continuation, whose client reads already, goes before
 all others.
 
+A continuation may exclude the worker on which the attempt before broke. That is a preference with an end: the router knows only
+that its own session broke, and the worker may have been paused, or be the only one. So the exclusion ends when the worker has
+come back, in another life or on another session with the scheduler, and after EXCLUDED_S at the latest. It lasts twice as long
+for each further attempt, up to MAX_EXCLUDED_S, so that a worker that its router cannot reach does not use up all attempts of a
+request at once.
+
 Who cannot be served is told so at once: when the queue or the tenant's part of it is full, when its class is shed, and
 when at the pace at which its flow was served lately it would start too late.
 """
@@ -17,10 +23,17 @@ from forebay.scheduler.domain import refusals
 from forebay.scheduler.domain.flow import Flow
 from forebay.scheduler.domain.limits import Limits
 from forebay.scheduler.domain.pool import Pool
-from forebay.scheduler.domain.request import AttemptKey, Measure, Queued, Request
+from forebay.scheduler.domain.request import AttemptKey, Measure, Queued, Request, Spell
 
 PACE_SMOOTHING = 0.2
 """How much the latest time between two services of a flow counts for its pace."""
+
+
+EXCLUDED_S = 1.0
+"""How long the second attempt of a request keeps away from the worker of the first. A worker that has died is missed sooner."""
+
+MAX_EXCLUDED_S = 8.0
+"""How long a later attempt does at most."""
 
 
 class Queue:
@@ -52,7 +65,7 @@ class Queue:
         router: str,
         pool: Pool,
         flow: Flow[Queued],
-        excluded: frozenset[tuple[str, int]],
+        excluded: frozenset[Spell],
         now: float,
     ) -> Queued:
         """Takes a request in.
@@ -77,6 +90,7 @@ class Queue:
             start_at=now + start_after_s,
             deadline=None if request.remaining_s is None else now + request.remaining_s,
             excluded=excluded,
+            excluded_until=now + _excluded_s(request.key.attempt),
             measures=measures,
         )
         self._by_tenant[request.tenant_id] = self._by_tenant.get(request.tenant_id, 0) + 1
@@ -89,6 +103,11 @@ class Queue:
         """Lets a request that was held back count as waiting."""
         queued.held_back = False
         queued.pool.enqueue(queued)
+
+    def readmit(self, queued: Queued) -> None:
+        """Lets a request run on the workers that it excluded, too."""
+        queued.excluded = frozenset()
+        queued.pool.unpark(queued)
 
     def leave(self, queued: Queued) -> None:
         """Takes out a request that is not to run."""
@@ -156,6 +175,11 @@ class Queue:
         spans = [span for span in (request.remaining_s, request.queue_timeout_s) if span is not None]
         wait = min(spans, default=limit)
         return wait if pool.workers else min(wait, limit)
+
+
+def _excluded_s(attempt: int) -> float:
+    """Returns for how long an attempt keeps away from where the one before broke."""
+    return min(MAX_EXCLUDED_S, EXCLUDED_S * 2.0 ** min(max(0, attempt - 2), 16))
 
 
 def _predicted_wait(flow: Flow[Queued], patience: float, now: float) -> float:

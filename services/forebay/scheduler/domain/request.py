@@ -37,6 +37,20 @@ class AttemptKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Spell:
+    """One stay of a worker: from the registration of a session to its end.
+
+    Attributes:
+        worker_id, incarnation: the life of the worker.
+        session: counts the sessions of that life, from 1.
+    """
+
+    worker_id: str
+    incarnation: int
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
 class Trace:
     """The values of the W3C trace headers; empty when the request is not traced."""
 
@@ -63,7 +77,7 @@ class Request:
         remaining_s: until the client's deadline; None for none.
         queue_timeout_s: the longest further wait; None for up to `remaining_s`.
         start_after_s: it starts no earlier than this from now; its tenant is being slowed down.
-        excluded_workers: where an earlier attempt broke.
+        excluded_workers: where an earlier attempt broke; other workers are preferred for a while.
     """
 
     key: AttemptKey
@@ -105,7 +119,8 @@ class Queued:
         ends_at: when it is refused if it still waits.
         start_at, held_back: it starts no earlier, and until then does not count as waiting.
         deadline: the client's; None for none.
-        excluded: (worker id, incarnation) pairs that must not run it. A worker that has restarted since is another one.
+        excluded: spells of workers that do not run it until `excluded_until`.
+        excluded_until: when the exclusion ends. An excluded worker that serves then is better than a wait without end.
         measures: what was done to it because the pool is under pressure.
         blocked_since: when it was first found not to fit although its flow was owed most.
     """
@@ -119,7 +134,15 @@ class Queued:
     ends_at: float
     start_at: float
     deadline: float | None
-    excluded: frozenset[tuple[str, int]]
+    excluded: frozenset[Spell]
+    excluded_until: float
     held_back: bool = True
     measures: tuple[Measure, ...] = ()
     blocked_since: float | None = None
+
+    @property
+    def due_at(self) -> float:
+        """When time changes something for it next: it may start, its exclusions end, or its wait does."""
+        if self.held_back:
+            return min(self.start_at, self.ends_at)
+        return min(self.excluded_until, self.ends_at) if self.excluded else self.ends_at

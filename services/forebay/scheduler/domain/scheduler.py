@@ -35,7 +35,7 @@ from forebay.scheduler.domain.pool import Pool
 from forebay.scheduler.domain.pools import Pools
 from forebay.scheduler.domain.promises import Promises
 from forebay.scheduler.domain.queue import Queue
-from forebay.scheduler.domain.request import AttemptKey, Queued, Request
+from forebay.scheduler.domain.request import AttemptKey, Queued, Request, Spell
 from forebay.scheduler.domain.takeover import Path
 from forebay.scheduler.domain.worker import EngineState, InFlight, RunningAttempt, Worker, WorkerInfo
 
@@ -64,8 +64,8 @@ class Scheduler:
         self._queue = Queue(limits)
         self._promises = Promises()
         self._claims = Claims()
-        # Three things end by time: a wait (or its being held back), a promise that its worker does not know of, and the
-        # memory of a worker that is away.
+        # Three things end by time: a wait (or a part of it), a promise that its worker does not know of, and the memory of a
+        # worker that is away.
         self._timers: IndexedHeap[Queued | InFlight | Worker, float] = IndexedHeap()
         # Pools in which something changed since they were last drawn from; a dict, for its order.
         self._changed: dict[Pool, None] = {}
@@ -111,13 +111,13 @@ class Scheduler:
             self._withdraw(entry)
         self._claims.discard(request.key)
         pool = self._pool(request.model, request.pool)
-        flow, excluded = self._flow(pool, request), self._lives(request.excluded_workers)
+        flow, excluded = self._flow(pool, request), self._spells(request.excluded_workers)
         try:
             queued = self._queue.join(request, router, pool, flow, excluded, now)
         except MeshError as error:
             self.refuse(request.key, router, error)
         else:
-            self._timers.put(queued, min(queued.ends_at, queued.start_at) if queued.held_back else queued.ends_at)
+            self._timers.put(queued, queued.due_at)
 
     def refuse(self, key: AttemptKey, router: str, error: MeshError) -> None:
         """Answers a submission that could not even be understood."""
@@ -161,15 +161,16 @@ class Scheduler:
         """Makes a worker known, or lets it return. It is granted nothing until `worker_reported`.
 
         Raises:
-            MeshError: FAILED_PRECONDITION STALE_INCARNATION, a later life of the worker has registered.
+            MeshError: FAILED_PRECONDITION STALE_INCARNATION, a later life of the worker has a session.
         """
         worker = self._workers.get(info.id)
-        if worker is not None and info.incarnation < worker.info.incarnation:
+        # Of a later life without a session an earlier number may be the successor: its machine's clock was put back.
+        if worker is not None and worker.attached and info.incarnation < worker.info.incarnation:
             raise MeshError(
                 Code.FAILED_PRECONDITION, "STALE_INCARNATION", f"a later life of {info.id} has registered; end this one"
             )
         pool = self._pool(info.model, info.pool)
-        if worker is None or info.incarnation > worker.info.incarnation or worker.pool is not pool:
+        if worker is None or info.incarnation != worker.info.incarnation or worker.pool is not pool:
             if worker is not None:
                 self._forget(worker)
             worker = self._workers[info.id] = pool.workers[info.id] = Worker(info, pool, pool.rules.room)
@@ -331,7 +332,11 @@ class Scheduler:
             case Queued() if ended.held_back and ended.start_at < ended.ends_at:
                 self._queue.release(ended)
                 self._changed[ended.pool] = None
-                self._timers.put(ended, ended.ends_at)
+                self._timers.put(ended, ended.due_at)
+            case Queued() if ended.excluded and ended.excluded_until < ended.ends_at:
+                self._queue.readmit(ended)
+                self._changed[ended.pool] = None
+                self._timers.put(ended, ended.due_at)
             case Queued():
                 self._reject(ended, refusals.waited(ended, self._limits.retry_after_s, now))
             case InFlight():
@@ -340,9 +345,9 @@ class Scheduler:
             case Worker():
                 self._forget(ended)
 
-    def _lives(self, worker_ids: frozenset[str]) -> frozenset[tuple[str, int]]:
+    def _spells(self, worker_ids: frozenset[str]) -> frozenset[Spell]:
         workers = (self._workers.get(worker_id) for worker_id in worker_ids)
-        return frozenset((worker.info.id, worker.info.incarnation) for worker in workers if worker is not None)
+        return frozenset(worker.spell for worker in workers if worker is not None)
 
     def _pool(self, model: str, name: str) -> Pool:
         pool = self._pools.open(model, name)

@@ -7,7 +7,7 @@ from forebay.scheduler.domain.decisions import Grant
 from forebay.scheduler.domain.flow import Flow
 from forebay.scheduler.domain.peak import Peak, Row
 from forebay.scheduler.domain.prefixes import Prefixes
-from forebay.scheduler.domain.request import AttemptKey, Queued, Request
+from forebay.scheduler.domain.request import AttemptKey, Queued, Request, Spell
 from forebay.scheduler.domain.room import RoomRules, Strain
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ class Worker:
 
     Attributes:
         attached: whether it has a session.
+        session: counts the sessions of this life, from 1.
         reported: what it said it holds, until it has said all of it; None from then on.
         engine, heard: its load, and whether it has ever told it; taken for healthy until it says otherwise.
         draining: whether it takes no more.
@@ -150,6 +151,7 @@ class Worker:
     pool: "Pool"
     rules: RoomRules
     attached: bool = True
+    session: int = 1
     reported: dict[AttemptKey, RunningAttempt] | None = field(default_factory=dict)
     engine: EngineState = EngineState()
     heard: bool = False
@@ -168,6 +170,11 @@ class Worker:
     def __post_init__(self) -> None:
         self.strain = Strain(self.rules)
         self.prefixes = Prefixes(self.info.capacity.kv_tokens // self.info.capacity.block_tokens)
+
+    @property
+    def spell(self) -> Spell:
+        """Its present stay; another one when it has come back."""
+        return Spell(self.info.id, self.info.incarnation, self.session)
 
     @property
     def healthy(self) -> bool:
@@ -202,7 +209,7 @@ class Worker:
         """Whether it could take a request if it were present and empty."""
         return (
             self.info.capacity.can_ever_hold(queued.request)
-            and not (queued.excluded and (self.info.id, self.info.incarnation) in queued.excluded)
+            and not (queued.excluded and self.spell in queued.excluded)
             and (not queued.request.adapter or self.info.capacity.max_adapters > 0)
             and self.lends(queued)
         )
@@ -272,6 +279,7 @@ class Worker:
     def returned(self, info: WorkerInfo) -> None:
         """Begins another session of the same life; what it holds is to be reported again."""
         self.info, self.attached, self.reported = info, True, {}
+        self.session += 1
         for entry in self.in_flight.values():
             entry.evicted = False  # the word of it may have been lost with the session
         self.moved()

@@ -56,7 +56,7 @@ class Standing:
 
     Attributes:
         worker_id, incarnation: who it is.
-        epoch: the highest that it has seen.
+        epoch: the highest of a leader that it has met; 0 for none.
         lapsed: the batch entry of this very draw expired or was withdrawn.
         ran: the attempt has run here, or runs.
         draining: the worker takes no more.
@@ -84,6 +84,11 @@ def refusal(grant: Grant, payload: Payload, standing: Standing) -> MeshError | N
         )
     if grant.epoch < standing.epoch:
         return MeshError(Code.ABORTED, "STALE_EPOCH", "a later leader has taken over; ask it for a grant")
+    if 0 < standing.epoch < grant.epoch:
+        # Leaders grant after the worker has met them. Believed, an epoch that nobody leads in would shut out every leader.
+        return MeshError(
+            Code.ABORTED, "UNKNOWN_EPOCH", "the worker has not met the grant's leader; ask for another grant"
+        )
     if grant.expires_in <= 0 or standing.lapsed:
         return MeshError(Code.ABORTED, "STALE_GRANT", "the grant expired before its payload came; ask for another")
     if standing.draining:

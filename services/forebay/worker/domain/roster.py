@@ -125,7 +125,6 @@ class Roster:
             )
         if error is not None:
             raise error
-        self.saw_epoch(grant.epoch)
         self._pending.pop(grant.id, None)
         self._running[grant.id] = (grant.epoch, grant.batch_id)
 

@@ -220,7 +220,7 @@ class UsageEvent(_message.Message):
     """The client's own name for the request."""
     @_builtins.property
     def worker(self) -> _common_pb2.Peer:
-        """The worker it ran on."""
+        """The worker it ran on. A tenant is sent none."""
 
     @_builtins.property
     def gpu_time(self) -> _duration_pb2.Duration:
@@ -473,10 +473,11 @@ class LedgerEntry(_message.Message):
     BILLED_COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     BILLED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     CHAIN_HASH_FIELD_NUMBER: _builtins.int
+    CORRECTION_FIELD_NUMBER: _builtins.int
     position: _builtins.int
-    """Dense and global: the next row has the next number. From 1."""
+    """Dense and global: the next row has the next number. From 1. A tenant is sent 0: numbers tell of other tenants' rows."""
     corrects: _builtins.int
-    """The position of the row that this one corrects; 0 for an original."""
+    """The position of the row that this one corrects; 0 for an original, and in what a tenant is sent."""
     cost_nano_usd: _builtins.int
     """The sum of the lines."""
     billed_completion_tokens: _builtins.int
@@ -484,7 +485,9 @@ class LedgerEntry(_message.Message):
     billed_prompt_tokens: _builtins.int
     """Prompt tokens that this row bills."""
     chain_hash: _builtins.bytes
-    """SHA-256 over the tenant's row before and this one, 32 bytes."""
+    """SHA-256 over the tenant's row before and this one, 32 bytes. A tenant is sent none: the row holds the position."""
+    correction: _builtins.bool
+    """Whether this row corrects an earlier one of the same request and attempt."""
     @_builtins.property
     def event(self) -> Global___UsageEvent:
         """What was used. In a correction, the difference to the row it corrects is in the billed fields below."""
@@ -509,10 +512,11 @@ class LedgerEntry(_message.Message):
         billed_completion_tokens: _builtins.int = ...,
         billed_prompt_tokens: _builtins.int = ...,
         chain_hash: _builtins.bytes = ...,
+        correction: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "recorded_at", b"recorded_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["billed_completion_tokens", b"billed_completion_tokens", "billed_prompt_tokens", b"billed_prompt_tokens", "chain_hash", b"chain_hash", "corrects", b"corrects", "cost_nano_usd", b"cost_nano_usd", "event", b"event", "lines", b"lines", "position", b"position", "recorded_at", b"recorded_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["billed_completion_tokens", b"billed_completion_tokens", "billed_prompt_tokens", b"billed_prompt_tokens", "chain_hash", b"chain_hash", "correction", b"correction", "corrects", b"corrects", "cost_nano_usd", b"cost_nano_usd", "event", b"event", "lines", b"lines", "position", b"position", "recorded_at", b"recorded_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -198,7 +198,7 @@ Global___Limits: _TypeAlias = Limits  # noqa: Y015
 
 @_typing.final
 class Thresholds(_message.Message):
-    """Thresholds says at which share of a limit what happens, in percent."""
+    """Thresholds says at which share of a limit what happens, in percent; each from 1 to 1,000, none below the one before."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -214,17 +214,52 @@ class Thresholds(_message.Message):
     def __init__(
         self,
         *,
-        warn_percent: _builtins.int = ...,
-        throttle_percent: _builtins.int = ...,
-        hard_percent: _builtins.int = ...,
+        warn_percent: _builtins.int | None = ...,
+        throttle_percent: _builtins.int | None = ...,
+        hard_percent: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_hard_percent", b"_hard_percent", "_throttle_percent", b"_throttle_percent", "_warn_percent", b"_warn_percent", "hard_percent", b"hard_percent", "throttle_percent", b"throttle_percent", "warn_percent", b"warn_percent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hard_percent", b"_hard_percent", "_throttle_percent", b"_throttle_percent", "_warn_percent", b"_warn_percent", "hard_percent", b"hard_percent", "throttle_percent", b"throttle_percent", "warn_percent", b"warn_percent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__hard_percent: _TypeAlias = _typing.Literal["hard_percent"]  # noqa: Y015
+    _WhichOneofArgType__hard_percent: _TypeAlias = _typing.Literal["_hard_percent", b"_hard_percent"]  # noqa: Y015
+    _WhichOneofReturnType__throttle_percent: _TypeAlias = _typing.Literal["throttle_percent"]  # noqa: Y015
+    _WhichOneofArgType__throttle_percent: _TypeAlias = _typing.Literal["_throttle_percent", b"_throttle_percent"]  # noqa: Y015
+    _WhichOneofReturnType__warn_percent: _TypeAlias = _typing.Literal["warn_percent"]  # noqa: Y015
+    _WhichOneofArgType__warn_percent: _TypeAlias = _typing.Literal["_warn_percent", b"_warn_percent"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hard_percent) -> _WhichOneofReturnType__hard_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__throttle_percent) -> _WhichOneofReturnType__throttle_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__warn_percent) -> _WhichOneofReturnType__warn_percent | None: ...
+
+Global___Thresholds: _TypeAlias = Thresholds  # noqa: Y015
+
+@_typing.final
+class ModelScope(_message.Message):
+    """ModelScope is a list of models that may be used. An empty list allows no model. An absent ModelScope restricts nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The models' names, at most 256; or "*" alone for every model."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hard_percent", b"hard_percent", "throttle_percent", b"throttle_percent", "warn_percent", b"warn_percent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Thresholds: _TypeAlias = Thresholds  # noqa: Y015
+Global___ModelScope: _TypeAlias = ModelScope  # noqa: Y015
 
 @_typing.final
 class TenantPolicy(_message.Message):
@@ -274,6 +309,7 @@ class TenantPolicy(_message.Message):
     ALERT_PERCENT_FIELD_NUMBER: _builtins.int
     PRICED_BY_PLAN_FIELD_NUMBER: _builtins.int
     CANARY_FIELD_NUMBER: _builtins.int
+    MODEL_SCOPE_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """[a-z0-9-], 1 to 63 characters."""
     display_name: _builtins.str
@@ -303,7 +339,7 @@ class TenantPolicy(_message.Message):
     stop_on_budget: _builtins.bool
     """Ends a stream when the budget runs out in the middle of it."""
     alert_percent: _builtins.int
-    """Alerts at this share of the budgets, in percent. Default 90."""
+    """Alerts at this share of the budgets, in percent, from 1 to 100. Default 90."""
     priced_by_plan: _builtins.bool
     """Whether tokens are priced by the plan and not by the model."""
     @_builtins.property
@@ -316,7 +352,9 @@ class TenantPolicy(_message.Message):
 
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The models that the tenant may use; empty for all."""
+        """The names in `model_scope`, for peers of releases that do not know it. Taken from a sender that sets no `model_scope`, where
+        it is not empty; an empty list that a mask names is refused, because it could mean every model or none.
+        """
 
     @_builtins.property
     def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -330,6 +368,10 @@ class TenantPolicy(_message.Message):
     def canary(self) -> Global___Canary:
         """Limits that rise to the tenant's own on a schedule; unset for a tenant past its onboarding."""
 
+    @_builtins.property
+    def model_scope(self) -> Global___ModelScope:
+        """The models that the tenant may use; absent for every model, empty for none."""
+
     def __init__(
         self,
         *,
@@ -337,7 +379,7 @@ class TenantPolicy(_message.Message):
         display_name: _builtins.str = ...,
         plan: _builtins.str = ...,
         service_class: Global___ServiceClass.ValueType = ...,
-        weight_milli: _builtins.int = ...,
+        weight_milli: _builtins.int | None = ...,
         limits: Global___Limits | None = ...,
         model_limits: _abc.Mapping[_builtins.str, Global___Limits] | None = ...,
         models: _abc.Iterable[_builtins.str] | None = ...,
@@ -351,15 +393,23 @@ class TenantPolicy(_message.Message):
         isolation_key: _builtins.bytes = ...,
         time_zone: _builtins.str = ...,
         stop_on_budget: _builtins.bool = ...,
-        alert_percent: _builtins.int = ...,
+        alert_percent: _builtins.int | None = ...,
         priced_by_plan: _builtins.bool = ...,
         canary: Global___Canary | None = ...,
+        model_scope: Global___ModelScope | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "limits", b"limits", "thresholds", b"thresholds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alert_percent", b"_alert_percent", "_weight_milli", b"_weight_milli", "alert_percent", b"alert_percent", "canary", b"canary", "limits", b"limits", "model_scope", b"model_scope", "thresholds", b"thresholds", "weight_milli", b"weight_milli"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "alert_percent", b"alert_percent", "canary", b"canary", "default_adapter", b"default_adapter", "display_name", b"display_name", "isolation_key", b"isolation_key", "limits", b"limits", "loss_policy", b"loss_policy", "model_limits", b"model_limits", "models", b"models", "plan", b"plan", "pool", b"pool", "priced_by_plan", b"priced_by_plan", "service_class", b"service_class", "stop_on_budget", b"stop_on_budget", "suspended", b"suspended", "system_prompt", b"system_prompt", "tenant_id", b"tenant_id", "thresholds", b"thresholds", "time_zone", b"time_zone", "weight_milli", b"weight_milli"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alert_percent", b"_alert_percent", "_weight_milli", b"_weight_milli", "adapters", b"adapters", "alert_percent", b"alert_percent", "canary", b"canary", "default_adapter", b"default_adapter", "display_name", b"display_name", "isolation_key", b"isolation_key", "limits", b"limits", "loss_policy", b"loss_policy", "model_limits", b"model_limits", "model_scope", b"model_scope", "models", b"models", "plan", b"plan", "pool", b"pool", "priced_by_plan", b"priced_by_plan", "service_class", b"service_class", "stop_on_budget", b"stop_on_budget", "suspended", b"suspended", "system_prompt", b"system_prompt", "tenant_id", b"tenant_id", "thresholds", b"thresholds", "time_zone", b"time_zone", "weight_milli", b"weight_milli"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__alert_percent: _TypeAlias = _typing.Literal["alert_percent"]  # noqa: Y015
+    _WhichOneofArgType__alert_percent: _TypeAlias = _typing.Literal["_alert_percent", b"_alert_percent"]  # noqa: Y015
+    _WhichOneofReturnType__weight_milli: _TypeAlias = _typing.Literal["weight_milli"]  # noqa: Y015
+    _WhichOneofArgType__weight_milli: _TypeAlias = _typing.Literal["_weight_milli", b"_weight_milli"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alert_percent) -> _WhichOneofReturnType__alert_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_milli) -> _WhichOneofReturnType__weight_milli | None: ...
 
 Global___TenantPolicy: _TypeAlias = TenantPolicy  # noqa: Y015
 
@@ -381,7 +431,7 @@ class Canary(_message.Message):
         """The share of every limit, in percent; 1 to 99."""
         @_builtins.property
         def holds_for(self) -> _duration_pb2.Duration:
-            """How long it holds."""
+            """How long it holds, in whole seconds."""
 
         def __init__(
             self,
@@ -433,6 +483,7 @@ class KeyPolicy(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    MODEL_SCOPE_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """The public part of the key."""
     tenant_id: _builtins.str
@@ -449,11 +500,15 @@ class KeyPolicy(_message.Message):
 
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Models that this key may use; empty for the tenant's."""
+        """The names in `model_scope`, as in TenantPolicy."""
 
     @_builtins.property
     def limits(self) -> Global___Limits:
         """Limits of this key alone, within the tenant's."""
+
+    @_builtins.property
+    def model_scope(self) -> Global___ModelScope:
+        """Models that this key may use, of those of its tenant; absent for all of those, empty for none."""
 
     def __init__(
         self,
@@ -466,10 +521,11 @@ class KeyPolicy(_message.Message):
         models: _abc.Iterable[_builtins.str] | None = ...,
         limits: Global___Limits | None = ...,
         display_name: _builtins.str = ...,
+        model_scope: Global___ModelScope | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "limits", b"limits", "model_scope", b"model_scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "expires_at", b"expires_at", "hash", b"hash", "key_id", b"key_id", "limits", b"limits", "models", b"models", "revoked", b"revoked", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "expires_at", b"expires_at", "hash", b"hash", "key_id", b"key_id", "limits", b"limits", "model_scope", b"model_scope", "models", b"models", "revoked", b"revoked", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -493,11 +549,11 @@ class Plan(_message.Message):
     service_class: Global___ServiceClass.ValueType
     """The class of its tenants."""
     weight_milli: _builtins.int
-    """The weight of its tenants within the class, in thousandths."""
+    """The weight of its tenants within the class, in thousandths; 1 to 1,000,000."""
     nano_usd_per_million_tokens: _builtins.int
-    """The price per million tokens for tenants priced by plan, in nano-USD."""
+    """The price per million tokens for tenants priced by plan, in nano-USD; absent for a plan without a price."""
     alert_percent: _builtins.int
-    """Alerts at this share of the budgets, in percent."""
+    """Alerts at this share of the budgets, in percent, from 1 to 100. Default 90."""
     etag: _builtins.str
     """Changes with every change."""
     @_builtins.property
@@ -509,17 +565,28 @@ class Plan(_message.Message):
         *,
         name: _builtins.str = ...,
         service_class: Global___ServiceClass.ValueType = ...,
-        weight_milli: _builtins.int = ...,
+        weight_milli: _builtins.int | None = ...,
         limits: Global___Limits | None = ...,
-        nano_usd_per_million_tokens: _builtins.int = ...,
-        alert_percent: _builtins.int = ...,
+        nano_usd_per_million_tokens: _builtins.int | None = ...,
+        alert_percent: _builtins.int | None = ...,
         etag: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alert_percent", b"_alert_percent", "_nano_usd_per_million_tokens", b"_nano_usd_per_million_tokens", "_weight_milli", b"_weight_milli", "alert_percent", b"alert_percent", "limits", b"limits", "nano_usd_per_million_tokens", b"nano_usd_per_million_tokens", "weight_milli", b"weight_milli"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_percent", b"alert_percent", "etag", b"etag", "limits", b"limits", "name", b"name", "nano_usd_per_million_tokens", b"nano_usd_per_million_tokens", "service_class", b"service_class", "weight_milli", b"weight_milli"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alert_percent", b"_alert_percent", "_nano_usd_per_million_tokens", b"_nano_usd_per_million_tokens", "_weight_milli", b"_weight_milli", "alert_percent", b"alert_percent", "etag", b"etag", "limits", b"limits", "name", b"name", "nano_usd_per_million_tokens", b"nano_usd_per_million_tokens", "service_class", b"service_class", "weight_milli", b"weight_milli"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__alert_percent: _TypeAlias = _typing.Literal["alert_percent"]  # noqa: Y015
+    _WhichOneofArgType__alert_percent: _TypeAlias = _typing.Literal["_alert_percent", b"_alert_percent"]  # noqa: Y015
+    _WhichOneofReturnType__nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["nano_usd_per_million_tokens"]  # noqa: Y015
+    _WhichOneofArgType__nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["_nano_usd_per_million_tokens", b"_nano_usd_per_million_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__weight_milli: _TypeAlias = _typing.Literal["weight_milli"]  # noqa: Y015
+    _WhichOneofArgType__weight_milli: _TypeAlias = _typing.Literal["_weight_milli", b"_weight_milli"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alert_percent) -> _WhichOneofReturnType__alert_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__nano_usd_per_million_tokens) -> _WhichOneofReturnType__nano_usd_per_million_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_milli) -> _WhichOneofReturnType__weight_milli | None: ...
 
 Global___Plan: _TypeAlias = Plan  # noqa: Y015
 
@@ -1546,9 +1613,34 @@ class WatchPoliciesRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class Served(_message.Message):
+        """Served is a model, and the pool in which it is served."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        MODEL_FIELD_NUMBER: _builtins.int
+        POOL_FIELD_NUMBER: _builtins.int
+        model: _builtins.str
+        """The model's name."""
+        pool: _builtins.str
+        """The pool's name; empty for the model's shared pool, and from a router."""
+        def __init__(
+            self,
+            *,
+            model: _builtins.str = ...,
+            pool: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "pool", b"pool"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     WATCHER_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     KNOWN_VERSION_FIELD_NUMBER: _builtins.int
+    SERVES_FIELD_NUMBER: _builtins.int
     kind: Global___WatcherKind.ValueType
     """What kind of service it is; decides which secrets it is sent."""
     known_version: _builtins.int
@@ -1557,16 +1649,21 @@ class WatchPoliciesRequest(_message.Message):
     def watcher(self) -> _common_pb2.Peer:
         """The watching replica."""
 
+    @_builtins.property
+    def serves(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchPoliciesRequest.Served]:
+        """What it serves, as long as the watch is open: a router's models, a worker's model and pool. At most 1,000."""
+
     def __init__(
         self,
         *,
         watcher: _common_pb2.Peer | None = ...,
         kind: Global___WatcherKind.ValueType = ...,
         known_version: _builtins.int = ...,
+        serves: _abc.Iterable[Global___WatchPoliciesRequest.Served] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["watcher", b"watcher"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "known_version", b"known_version", "watcher", b"watcher"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "known_version", b"known_version", "serves", b"serves", "watcher", b"watcher"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1911,18 +2008,24 @@ class CreateTenantResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TENANT_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tenant(self) -> Global___Tenant:
         """As made."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.FieldViolation]:
+        """What was taken although quota cannot tell that it exists, such as a model that no connected router serves."""
 
     def __init__(
         self,
         *,
         tenant: Global___Tenant | None = ...,
+        warnings: _abc.Iterable[_common_pb2.FieldViolation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1973,18 +2076,24 @@ class UpdateTenantResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TENANT_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tenant(self) -> Global___Tenant:
         """As changed."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.FieldViolation]:
+        """What was taken although quota cannot tell that it exists, such as a model that no connected router serves."""
 
     def __init__(
         self,
         *,
         tenant: Global___Tenant | None = ...,
+        warnings: _abc.Iterable[_common_pb2.FieldViolation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2180,6 +2289,7 @@ class ImportTenantsResponse(_message.Message):
     CREATED_FIELD_NUMBER: _builtins.int
     UPDATED_FIELD_NUMBER: _builtins.int
     UNCHANGED_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def created(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tenants that are new."""
@@ -2192,16 +2302,21 @@ class ImportTenantsResponse(_message.Message):
     def unchanged(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tenants that were so already."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.FieldViolation]:
+        """What was taken although quota cannot tell that it exists, such as a model that no connected router serves."""
+
     def __init__(
         self,
         *,
         created: _abc.Iterable[_builtins.str] | None = ...,
         updated: _abc.Iterable[_builtins.str] | None = ...,
         unchanged: _abc.Iterable[_builtins.str] | None = ...,
+        warnings: _abc.Iterable[_common_pb2.FieldViolation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "unchanged", b"unchanged", "updated", b"updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "unchanged", b"unchanged", "updated", b"updated", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2253,21 +2368,27 @@ class UpdatePlanResponse(_message.Message):
 
     PLAN_FIELD_NUMBER: _builtins.int
     TENANTS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     tenants: _builtins.int
     """How many tenants follow it."""
     @_builtins.property
     def plan(self) -> Global___Plan:
         """As changed."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.FieldViolation]:
+        """What was taken although quota cannot tell that it exists, such as its price, of which metering has none."""
+
     def __init__(
         self,
         *,
         plan: Global___Plan | None = ...,
         tenants: _builtins.int = ...,
+        warnings: _abc.Iterable[_common_pb2.FieldViolation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "tenants", b"tenants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "tenants", b"tenants", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2343,7 +2464,7 @@ class IssueKeyRequest(_message.Message):
     """Makes a repeat harmless."""
     @_builtins.property
     def key(self) -> Global___KeyPolicy:
-        """tenant_id is needed; expires_at, models, limits and display_name may be given."""
+        """tenant_id is needed; expires_at, model_scope, limits and display_name may be given."""
 
     def __init__(
         self,
@@ -2367,21 +2488,27 @@ class IssueKeyResponse(_message.Message):
 
     KEY_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     secret: _builtins.str
     """The key itself, shown this once; empty in the answer to a repeat."""
     @_builtins.property
     def key(self) -> Global___Key:
         """As issued."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.FieldViolation]:
+        """What was taken although quota cannot tell that it exists, such as a model that no connected router serves."""
+
     def __init__(
         self,
         *,
         key: Global___Key | None = ...,
         secret: _builtins.str = ...,
+        warnings: _abc.Iterable[_common_pb2.FieldViolation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "secret", b"secret", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

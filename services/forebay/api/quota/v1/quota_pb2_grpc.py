@@ -554,7 +554,8 @@ class TenantServiceServicer:
 
     def ImportTenants(self, request, context):
         """ImportTenants takes a tenants file, in forebay's own shape or in the common one: whole, or not at all with every problem
-        named by line. Tenants that it does not name stay, and so do settings that its shape has no word for.
+        named by line. Tenants that it does not name stay, and so do the settings of a tenant that it
+        does not name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

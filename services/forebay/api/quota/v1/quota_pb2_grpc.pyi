@@ -203,7 +203,8 @@ class TenantServiceStub:
     """ResumeTenant ends a suspension."""
     ImportTenants: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ImportTenantsRequest, _quota_pb2.ImportTenantsResponse]
     """ImportTenants takes a tenants file, in forebay's own shape or in the common one: whole, or not at all with every problem
-    named by line. Tenants that it does not name stay, and so do settings that its shape has no word for.
+    named by line. Tenants that it does not name stay, and so do the settings of a tenant that it
+    does not name.
     """
     ListPlans: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ListPlansRequest, _quota_pb2.ListPlansResponse]
     """ListPlans lists the plans in order of their name."""
@@ -246,7 +247,8 @@ class TenantServiceAsyncStub(TenantServiceStub):
     """ResumeTenant ends a suspension."""
     ImportTenants: _aio.UnaryUnaryMultiCallable[_quota_pb2.ImportTenantsRequest, _quota_pb2.ImportTenantsResponse]  # type: ignore[assignment]
     """ImportTenants takes a tenants file, in forebay's own shape or in the common one: whole, or not at all with every problem
-    named by line. Tenants that it does not name stay, and so do settings that its shape has no word for.
+    named by line. Tenants that it does not name stay, and so do the settings of a tenant that it
+    does not name.
     """
     ListPlans: _aio.UnaryUnaryMultiCallable[_quota_pb2.ListPlansRequest, _quota_pb2.ListPlansResponse]  # type: ignore[assignment]
     """ListPlans lists the plans in order of their name."""
@@ -334,7 +336,8 @@ class TenantServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_quota_pb2.ImportTenantsResponse, _abc.Awaitable[_quota_pb2.ImportTenantsResponse]]:
         """ImportTenants takes a tenants file, in forebay's own shape or in the common one: whole, or not at all with every problem
-        named by line. Tenants that it does not name stay, and so do settings that its shape has no word for.
+        named by line. Tenants that it does not name stay, and so do the settings of a tenant that it
+        does not name.
         """
 
     @_abc_1.abstractmethod

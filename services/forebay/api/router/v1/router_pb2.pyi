@@ -40,7 +40,7 @@ class Chat(_message.Message):
         role: _builtins.str
         """system, user, assistant or tool."""
         content: _builtins.str
-        """Its text."""
+        """Its text, which stays text: the literal of a control token in it, such as `<|im_end|>`, makes no control token."""
         def __init__(
             self,
             *,
@@ -105,7 +105,9 @@ class Prompt(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Plain text, given to the model as it is; refused for a tenant with a system prompt, which it would go round."""
+    """Plain text, given to the model without a template, and which stays text: who wants control tokens sends token ids. Refused for
+    a tenant with a system prompt, which it would go round.
+    """
     @_builtins.property
     def chat(self) -> Global___Chat:
         """A conversation. The tenant's system prompt, if any, goes before it."""
@@ -741,12 +743,16 @@ class StreamUsageRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
-    """The cursor of the last entry already seen; empty for the beginning, "now" for what comes."""
+    """The cursor of the last entry already seen; empty for the beginning, "now" for what comes. INVALID_ARGUMENT BAD_CURSOR for
+    anything else than a cursor that this tenant was sent.
+    """
     follow: _builtins.bool
     """Goes on with what is yet to come; otherwise the stream ends at the present end of the ledger."""
     @_builtins.property
     def filter(self) -> _metering_pb2.UsageFilter:
-        """Only what fits this filter; its tenant is replaced by the caller's."""
+        """Only what fits this filter; its tenant is replaced by the caller's. At most 1,000 request ids to have or to leave out, and 100
+        values of each other kind.
+        """
 
     def __init__(
         self,
@@ -772,10 +778,10 @@ class StreamUsageResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
-    """Resumes after these entries."""
+    """Resumes after these entries, on any router of the mesh. Encrypted: it says nothing, and no two are alike."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_metering_pb2.LedgerEntry]:
-        """In ledger order; empty when only the cursor moved."""
+        """In ledger order, without positions, chain hashes and workers; empty when only the cursor moved."""
 
     def __init__(
         self,
@@ -801,11 +807,13 @@ class SumUsageRequest(_message.Message):
     GROUP_BY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def filter(self) -> _metering_pb2.UsageFilter:
-        """Only what fits this filter; its tenant is replaced by the caller's."""
+        """Only what fits this filter; its tenant is replaced by the caller's. At most 1,000 request ids to have or to leave out, and 100
+        values of each other kind.
+        """
 
     @_builtins.property
     def group_by(self) -> _containers.RepeatedScalarFieldContainer[_metering_pb2.UsageDimension.ValueType]:
-        """One row for each combination of these; none for one grand total."""
+        """One row for each combination of these, at most 16; none for one grand total."""
 
     def __init__(
         self,

@@ -61,6 +61,9 @@ class ScheduleRequest(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         ROUTER_FIELD_NUMBER: _builtins.int
+        HIGHEST_EPOCH_FIELD_NUMBER: _builtins.int
+        highest_epoch: _builtins.int
+        """The highest epoch of a leader that it has met; 0 for none. A leader below it begins a new term above it."""
         @_builtins.property
         def router(self) -> _common_pb2.Peer:
             """The router."""
@@ -69,10 +72,11 @@ class ScheduleRequest(_message.Message):
             self,
             *,
             router: _common_pb2.Peer | None = ...,
+            highest_epoch: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["router", b"router"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["router", b"router"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["highest_epoch", b"highest_epoch", "router", b"router"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -229,7 +233,9 @@ class Submission(_message.Message):
 
     @_builtins.property
     def excluded_workers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Workers that must not run it: an earlier attempt broke there."""
+        """Workers on which an earlier attempt broke. Others are preferred, for 1 s after the first attempt and 8 s at most; a worker that
+        has come back since, in another life or on another session, is not excluded.
+        """
 
     @_builtins.property
     def trace(self) -> _common_pb2.TraceContext:
@@ -543,6 +549,7 @@ class AttachRequest(_message.Message):
         CAPACITY_FIELD_NUMBER: _builtins.int
         ADAPTERS_FIELD_NUMBER: _builtins.int
         ENGINE_FIELD_NUMBER: _builtins.int
+        HIGHEST_EPOCH_FIELD_NUMBER: _builtins.int
         address: _builtins.str
         """Where its Execute session is reached, host:port."""
         pool: _builtins.str
@@ -551,6 +558,8 @@ class AttachRequest(_message.Message):
         """The model it serves."""
         engine: _builtins.str
         """vllm, remote or simulated."""
+        highest_epoch: _builtins.int
+        """The highest epoch of a leader that it has met; 0 for none. A leader below it begins a new term above it."""
         @_builtins.property
         def worker(self) -> _common_pb2.Peer:
             """The worker."""
@@ -573,10 +582,11 @@ class AttachRequest(_message.Message):
             capacity: Global___Capacity | None = ...,
             adapters: _abc.Iterable[_builtins.str] | None = ...,
             engine: _builtins.str = ...,
+            highest_epoch: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "worker", b"worker"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "address", b"address", "capacity", b"capacity", "engine", b"engine", "model", b"model", "pool", b"pool", "worker", b"worker"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "address", b"address", "capacity", b"capacity", "engine", b"engine", "highest_epoch", b"highest_epoch", "model", b"model", "pool", b"pool", "worker", b"worker"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -335,7 +335,7 @@ class ExecuteResponse(_message.Message):
         """Which stream of this session."""
         @_builtins.property
         def error(self) -> _common_pb2.Error:
-            """Why. The grant does not hold: STALE_GRANT, WRONG_INCARNATION, STALE_EPOCH, BAD_EPOCH, LARGER_THAN_GRANT,
+            """Why. The grant does not hold: STALE_GRANT, WRONG_INCARNATION, STALE_EPOCH, UNKNOWN_EPOCH, LARGER_THAN_GRANT,
             TENANT_MISMATCH or ALREADY_RUN. The worker takes none just now: DRAINING, WORKER_FULL, ENGINE_NOT_READY, ENGINE_DEAD,
             POLICY_UNKNOWN, METERING_BEHIND, SPOOL_FULL or SPOOL_UNAVAILABLE. The payload cannot be run: BAD_PAYLOAD,
             BAD_REQUEST, NOT_OFFERED or CONTINUATION_UNSUPPORTED.
