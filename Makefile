@@ -82,7 +82,7 @@ bench-quota: tools ## Measure reservations, and try to overrun every limit while
 bench-fairness: tools ## Compare the scheduler's fairness with others' in the simulator; TRACE=file for a trace of yours
 	@$(venv)/python tests/bench/fairness.py $(if $(strip $(TRACE)),--trace $(strip $(TRACE))) $(ARGS)
 
-chaos: tools ## Kill every kind of process under load, again and again; nothing may be lost, billed twice or left open
+chaos: tools ## Kill, pause and starve every kind of process under load; nothing may be lost, billed twice, hang or be left open
 	@$(venv)/python -m tests.chaos.run $(ARGS)
 
 clean: ## Remove everything that was made, except .venv and downloaded models

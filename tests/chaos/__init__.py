@@ -1,5 +1,6 @@
-"""`make chaos`: a mesh under load whose processes are killed all the time, and a referee who counts what went wrong.
+"""`make chaos`: a mesh under load that is struck all the time, and a referee who counts what went wrong.
 
-`plan` decides everything by a seed, `killer` and `clients` carry it out, `records` holds what they saw, `books` reads what the
-mesh wrote down, and `referee` compares both with the answers of an engine that nobody disturbs (`undisturbed`).
+`plan` decides everything by a seed, `killer` and `clients` carry it out, `lives` and `pools` watch, `records` holds what they all
+saw, `books` reads what the mesh wrote down, and `referee` compares it with the answers of an engine that nobody disturbs
+(`undisturbed`). The strikes are kill -9, pauses, steps of the clock, a full disk (`disk`), and keys that Redis loses.
 """

@@ -11,6 +11,8 @@ from forebay.testing.processes import MeshProcesses
 from .records import Books, Row
 
 DEADLINE_S = 20.0
+# What the ledger says, too; a month goes on at midnight.
+BUDGETS = ("tokens_per_day", "monthly_budget_nano_usd")
 
 
 async def read_books(mesh: MeshProcesses, tenants: Collection[str]) -> Books:
@@ -22,6 +24,7 @@ async def read_books(mesh: MeshProcesses, tenants: Collection[str]) -> Books:
     rows: list[Row] = []
     open_reservations: list[str] = []
     slots = 0
+    budgets: dict[str, dict[str, int]] = {}
     async with mesh.channel("metering") as metering, mesh.channel("quota") as quota:
         pages = metering_pb2_grpc.MeteringServiceStub(metering).StreamUsage(
             metering_pb2.StreamUsageRequest(filter=metering_pb2.UsageFilter(tenant_ids=list(tenants))),
@@ -34,7 +37,8 @@ async def read_books(mesh: MeshProcesses, tenants: Collection[str]) -> Books:
             open_reservations += await _open_reservations(stub, tenant)
             peek = await stub.Peek(quota_pb2.PeekRequest(tenant_id=tenant), timeout=DEADLINE_S)
             slots += sum(limit.used for limit in peek.limits if limit.limit == "concurrent_requests")
-    return Books(tuple(rows), tuple(open_reservations), slots)
+            budgets[tenant] = {limit.limit: limit.used for limit in peek.limits if limit.limit in BUDGETS}
+    return Books(tuple(rows), tuple(open_reservations), slots, budgets)
 
 
 async def _open_reservations(stub: quota_pb2_grpc.QuotaServiceAsyncStub, tenant: str) -> list[str]:
@@ -67,4 +71,5 @@ def _row(entry: metering_pb2.LedgerEntry) -> Row:
         completion_from=event.completion_from,
         prompt_tokens=entry.billed_prompt_tokens,
         completion_tokens=entry.billed_completion_tokens,
+        cost_nano_usd=entry.cost_nano_usd,
     )

@@ -11,6 +11,7 @@ from grpc_status import rpc_status
 
 from forebay.api.common.v1 import common_pb2
 from forebay.api.router.v1 import router_pb2, router_pb2_grpc
+from forebay.errors import Code
 from forebay.rpc.client import connect
 from forebay.rpc.status import from_rpc_error
 from forebay.testing.processes import MeshProcesses
@@ -19,7 +20,6 @@ from .lives import LOOK_EVERY_S, Lives
 from .plan import ROUTERS, Ask, Plan
 from .records import Answer, End, Try
 
-CALL_DEADLINE_S = 150.0
 MOST_TRIES = 40
 PAUSE_S = 0.5
 
@@ -58,7 +58,8 @@ class Load:
     async def _see_through(self, ask: Ask) -> None:
         for number in range(MOST_TRIES):
             router = self._choose(ask, number)
-            call = Try(ask.number, f"{ask.number}.{number}", ask.tenant, len(ask.prompt), router, time.monotonic())
+            label, now = f"{ask.number}.{number}", time.monotonic()
+            call = Try(ask.number, label, ask.tenant, len(ask.prompt), router, now, ask.deadline_s)
             self.tries.append(call)
             try:
                 await self._call(call, ask)
@@ -81,7 +82,7 @@ class Load:
             stream = router_pb2_grpc.RouterServiceStub(channel).StreamGenerate(
                 router_pb2.StreamGenerateRequest(options=_options(ask, call.label)),
                 metadata=(("authorization", f"Bearer {self._keys[ask.tenant]}"),),
-                timeout=CALL_DEADLINE_S,
+                timeout=ask.deadline_s,
             )
             try:
                 async for event in stream:
@@ -93,9 +94,9 @@ class Load:
                 if call.end is not End.FINISHED:
                     call.error = "the stream ended without an end"
             except grpc.aio.AioRpcError as error:
-                call.end = End.FAILED
-                call.typed = rpc_status.from_call(error) is not None
                 mesh_error = from_rpc_error(error)
+                call.end = End.LATE if mesh_error.code is Code.DEADLINE_EXCEEDED else End.FAILED
+                call.typed = rpc_status.from_call(error) is not None
                 call.error = f"{mesh_error.code.name} {mesh_error.reason}: {mesh_error.message}"
 
 

@@ -1,9 +1,16 @@
-"""What was seen of a run, as plain values: by its clients, of its processes, in its books."""
+"""What was seen of a run, as plain values: by its clients, of its strikes, of its processes, in its books."""
 
 from __future__ import annotations
 
 import enum
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from .plan import PATIENT_S, Disruption
+
+# From when to when, in monotonic seconds.
+Span = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +26,8 @@ class End(enum.Enum):
 
     FINISHED = "finished"  # by `finished`, as the last message
     LEFT = "left"  # the client cancelled it, as planned
-    FAILED = "failed"  # by an error, or without `finished`
+    LATE = "late"  # by DEADLINE_EXCEEDED
+    FAILED = "failed"  # by another error, or without `finished`
 
 
 @dataclass(slots=True)
@@ -42,6 +50,7 @@ class Try:
     prompt_tokens: int
     router: str
     began: float
+    deadline_s: float = PATIENT_S
     ended: float = 0.0
     request_id: str = ""
     deltas: list[tuple[int, int]] = field(default_factory=list)
@@ -61,6 +70,7 @@ class Life:
         ready: when it was found healthy; None until then.
         died: None while it lives.
         killed: whether kill -9 ended it, as far as the launcher tells.
+        pauses: from when to when it was stopped by SIGSTOP; infinity for a pause that lasts.
     """
 
     name: str
@@ -69,10 +79,53 @@ class Life:
     ready: float | None = None
     died: float | None = None
     killed: bool = True
+    pauses: list[tuple[float, float]] = field(default_factory=list)
 
-    def serves(self, since: float, until: float) -> bool:
-        """Returns whether it was healthy from `since` on, and lived to `until`."""
+    def lives(self, since: float, until: float) -> bool:
+        """Returns whether it was healthy from `since` on, and lived to `until`, be it paused meanwhile."""
         return self.ready is not None and self.ready <= since and (self.died is None or until < self.died)
+
+    def paused(self, since: float, until: float) -> float:
+        """Returns for how long it was paused between two times."""
+        return sum(max(0.0, min(end, until) - max(start, since)) for start, end in self.pauses)
+
+    @property
+    def serves(self) -> list[Span]:
+        """The spans in which it was healthy and ran."""
+        if self.ready is None:
+            return []
+        spans, since = [], self.ready
+        for start, end in sorted(self.pauses):
+            spans.append((since, start))
+            since = max(since, end)
+        return [
+            (start, end)
+            for start, end in (*spans, (since, math.inf if self.died is None else self.died))
+            if start < end
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Struck:
+    """A disruption that was carried out; it was over at `ended`."""
+
+    disruption: Disruption
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSample:
+    """What the leading scheduler said of its pool at one moment.
+
+    Attributes:
+        queued: requests that waited.
+        idle: workers that took requests and had none.
+    """
+
+    at: float
+    queued: int
+    idle: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +135,7 @@ class Row:
     Attributes:
         corrects: the position that it corrects; 0 for an attempt's first row.
         source: WORKER, WORKER_RECOVERY or ROUTER.
-        prompt_tokens, completion_tokens: what it bills; negative where it takes back.
+        prompt_tokens, completion_tokens, cost_nano_usd: what it bills; negative where it takes back.
     """
 
     position: int
@@ -95,6 +148,7 @@ class Row:
     completion_from: int
     prompt_tokens: int
     completion_tokens: int
+    cost_nano_usd: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +159,10 @@ class Books:
         rows: of all tenants; a row that was sent twice is here twice.
         open_reservations: ids of those that are not settled.
         slots: concurrent requests that count against the tenants' limits.
+        budgets: by tenant, what its counters have of the present day and month, by limit.
     """
 
     rows: tuple[Row, ...] = ()
     open_reservations: tuple[str, ...] = ()
     slots: int = 0
+    budgets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

@@ -1,8 +1,9 @@
-"""`make chaos`: kills every kind of process of a mesh under load, again and again, and counts what went wrong.
+"""`make chaos`: strikes every kind of process of a mesh under load, again and again, and counts what went wrong.
 
-Two routers, two schedulers, two workers with the simulated engine, six tenants. Clients stream, some leave early, and processes
-die by kill -9 at random and at the kill points of the code. The last line is one JSON object; the exit status says whether all
-of it is as it should be, and what was not is told above it.
+Two routers, two schedulers, two workers with the simulated engine, six tenants. Clients stream, some leave early, some are in a
+hurry. Processes die by kill -9 at random and at the kill points of the code, and are paused; clocks step forward and back; the
+disk is full for a time; Redis loses keys. The last line is one JSON object; the exit status says whether all of it is as it
+should be, and what was not is told above it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import argparse
 import asyncio
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
@@ -23,22 +26,24 @@ import uvloop
 import yaml
 
 from forebay.killpoints import POINTS, VARIABLE
+from forebay.testing.movable_clock import MovableClock
 from forebay.testing.processes import MeshProcesses
 
 from .books import read_books
 from .clients import Load
-from .killer import Killer
+from .disk import SmallDisk
+from .killer import Killer, Tools
 from .lives import Lives
-from .plan import KINDS, ROUTERS, SCHEDULERS, TENANTS, WORKERS, Plan, make_plan
+from .plan import KINDS, LEASE_S, ROUTERS, SCHEDULERS, TENANTS, WORKERS, Plan, Strike, make_plan, other_strikes
+from .pools import PoolWatch
 from .records import Books
-from .referee import FAULTS, Verdict, judge
+from .referee import FAULTS, Seen, Verdict, judge
 from .undisturbed import undisturbed_answers
 
 PROVISIONAL_S = 2.0
-# So that what dead routers held is settled while one waits for it.
-LEASE_S = 3.0
 ENVIRONMENT = {
-    "FOREBAY_QUOTA_GLOBAL_REQUESTS_PER_SECOND": "0",
+    # More than there are, so that permits are asked for and nobody is refused.
+    "FOREBAY_QUOTA_GLOBAL_REQUESTS_PER_SECOND": "100000",
     # All schedulers and the store of their lease may be dead at a time, on a machine that is busy with nothing but restarts.
     "FOREBAY_ROUTER_SCHEDULER_WAIT_S": "60",
     "FOREBAY_QUOTA_LEASE_SECONDS": str(LEASE_S),
@@ -46,8 +51,16 @@ ENVIRONMENT = {
     "FOREBAY_QUOTA_PROVISIONAL_SECONDS": "10",
     "FOREBAY_METERING_PROVISIONAL_SECONDS": str(PROVISIONAL_S),
 }
-UNLIMITED = {"requests_per_minute": 1_000_000, "tokens_per_minute": 1_000_000_000, "concurrent_requests": 1_000}
-LOAD_WITHIN_S = 270.0
+UNLIMITED = {
+    "requests_per_minute": 1_000_000,
+    "tokens_per_minute": 1_000_000_000,
+    "concurrent_requests": 1_000,
+    "tokens_per_day": 1_000_000_000_000,
+    "monthly_budget_usd": 1_000_000,
+}
+# Clocks of the mesh may be off by so much, and a day be over early or late.
+CLOCKS_OFF = timedelta(hours=1)
+LOAD_WITHIN_S = 600.0
 QUIET_WITHIN_S = 150.0
 NOTES_SHOWN = 5
 
@@ -79,28 +92,38 @@ def run_chaos(
     tenants.write_text(
         yaml.safe_dump({"tenants": {tenant: {"plan": p, "limits": UNLIMITED} for tenant, p in TENANTS.items()}})
     )
-    environment = {**ENVIRONMENT, VARIABLE: str(points)}
-    with MeshProcesses(
-        directory / "data",
-        routers=len(ROUTERS),
-        schedulers=len(SCHEDULERS),
-        workers=len(WORKERS),
-        tenants=tenants,
-        environment=environment,
-    ) as mesh:
-        verdict: Verdict = uvloop.run(_disturb(mesh, plan, points, concurrency, load_within_s, say))
-    return verdict
+    clock = MovableClock(directory / "clock")
+    with SmallDisk(directory / "data") as disk:
+        if not disk.mounted:
+            say("this is not root: instead of a full disk there is a bound on the files of every process")
+        try:
+            with MeshProcesses(
+                directory / "data",
+                routers=len(ROUTERS),
+                schedulers=len(SCHEDULERS),
+                workers=len(WORKERS),
+                tenants=tenants,
+                environment={**ENVIRONMENT, VARIABLE: str(points), **clock.environment},
+                log=directory / "up.log",
+            ) as mesh:
+                tools = Tools(points, clock, disk, mesh.state()["processes"]["valkey"]["address"])
+                verdict: Verdict = uvloop.run(_disturb(mesh, plan, tools, concurrency, load_within_s, say))
+                return verdict
+        finally:
+            if (logs := directory / "data" / "logs").exists():
+                shutil.copytree(logs, directory / "logs")
 
 
 async def _disturb(
-    mesh: MeshProcesses, plan: Plan, points: Path, concurrency: int, load_within_s: float, say: Callable[[str], None]
+    mesh: MeshProcesses, plan: Plan, tools: Tools, concurrency: int, load_within_s: float, say: Callable[[str], None]
 ) -> Verdict:
+    began = datetime.now(UTC)
     answers = await undisturbed_answers(plan.asks)
-    lives = Lives(mesh)
+    lives, pools = Lives(mesh), PoolWatch(mesh)
     load = Load(plan, answers, mesh, lives)
-    killer = Killer(plan, lives, points, lambda: load.begun)
+    killer = Killer(plan, lives, tools, lambda: load.begun, say)
     async with asyncio.TaskGroup() as group:
-        beside = [group.create_task(lives.watch()), group.create_task(_report(load, lives, say))]
+        beside = [group.create_task(each) for each in (lives.watch(), pools.watch(), _report(load, lives, say))]
         try:
             async with asyncio.timeout(load_within_s):
                 await asyncio.gather(load.run(concurrency, lambda: killer.horizon), killer.run())
@@ -109,7 +132,8 @@ async def _disturb(
         say("all asked; waiting until the books are closed")
 
         async def verdict() -> Verdict:
-            return judge(load.tries, answers, lives.all, await _read(mesh), killer.missed)
+            seen = Seen(lives.all, killer.struck, pools.samples, killer.missed, plan.disruptions)
+            return judge(load.tries, answers, seen, await _read(mesh, began))
 
         end = time.monotonic() + QUIET_WITHIN_S
         while not (await verdict()).books_closed and time.monotonic() < end:
@@ -122,10 +146,15 @@ async def _disturb(
     return last
 
 
-async def _read(mesh: MeshProcesses) -> Books:
-    """Returns the books, and while the mesh is not whole, those of a mesh that has written nothing."""
+async def _read(mesh: MeshProcesses, began: datetime) -> Books:
+    """Returns the books, and while the mesh is not whole, those of a mesh that has written nothing.
+
+    Without budgets, when for some process or other the day may not be the one that it was when the run began.
+    """
     try:
-        return await read_books(mesh, TENANTS)
+        books = await read_books(mesh, TENANTS)
+        one_day = (began - CLOCKS_OFF).date() == (datetime.now(UTC) + CLOCKS_OFF).date()
+        return books if one_day else replace(books, budgets={})
     except grpc.aio.AioRpcError as error:
         return Books(open_reservations=(f"the books cannot be read: {error.code().name} {error.details()}",))
 
@@ -147,6 +176,9 @@ def table(verdict: Verdict) -> str:
         notes = verdict.notes[name] if name in FAULTS else []
         lines += [f"    {note}" for note in notes[:NOTES_SHOWN]]
         lines += [f"    and {len(notes) - NOTES_SHOWN} more"] * (len(notes) > NOTES_SHOWN)
+    lines += ["", "calls that ended with an error:"] + [
+        f"{count:>11}  {name}" for name, count in verdict.errors.most_common()
+    ]
     return "\n".join(lines)
 
 
@@ -163,14 +195,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__.split("\n")[0])
     parser.add_argument("--requests", type=int, default=1_000, help="streaming requests (default 1000)")
     parser.add_argument("--kills", type=int, default=4, help="random kills of each kind of process (default 4)")
+    parser.add_argument("--kills-only", action="store_true", help="no pauses, clocks, disks and lost keys")
+    parser.add_argument("--only", choices=[strike.value for strike in Strike], help="of the strikes, these alone")
     parser.add_argument("--seed", type=int, default=1, help="decides everything (default 1)")
     parser.add_argument("--concurrency", type=int, default=28, help="requests at a time (default 28)")
     parser.add_argument(
         "--keep", type=Path, help="a new directory to run in and to keep; otherwise kept only if something is wrong"
     )
     given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the mesh is stopped and its disk unmounted
     directory = given.keep or Path(tempfile.mkdtemp(prefix="forebay-chaos-"))
-    plan = make_plan(given.seed, given.requests, given.kills, sorted(POINTS))
+    others = [] if given.kills_only else other_strikes(given.seed)
+    plan = make_plan(given.seed, given.requests, given.kills, sorted(POINTS), others)
+    if given.only is not None:
+        chosen = tuple(disruption for disruption in plan.disruptions if disruption.strike.value == given.only)
+        plan = replace(plan, disruptions=chosen)
     print(f"seed {given.seed}: {len(plan.asks)} requests, {len(plan.disruptions)} disruptions", flush=True)
     verdict = run_chaos(directory, plan, given.concurrency, LOAD_WITHIN_S, lambda line: print(line, flush=True))
     targets = Targets(completed=given.requests * 6 // 10, continued=given.requests // 20, kills_min=min(3, given.kills))
@@ -179,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in short:
         print(line)
     if short:
-        print(f"the logs are in {directory / 'data' / 'logs'}")
+        print(f"the logs are in {directory / 'logs'}, the launcher's is {directory / 'up.log'}")
     elif given.keep is None:
         shutil.rmtree(directory)
     print(json.dumps(verdict.figures()))

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from .plan import KINDS, PROCESSES
-from .records import Answer, Books, End, Life, Row, Try
-from .referee import FAULTS, Verdict, judge
+from .plan import KINDS, PROCESSES, SCHEDULERS, Disruption, Strike
+from .records import Answer, Books, End, Life, PoolSample, Row, Struck, Try
+from .referee import FAULTS, HANGS_S, REFUSED_S, SETTLES_S, Seen, Verdict, judge
 
 WHOLE = Answer((11, 12, 13, 14, 15), "one two three four five")
 FINISHED, LEFT, SILENT, BROKEN, CONTINUED, ORPHAN = range(6)
@@ -81,10 +81,17 @@ class Story:
     )
     books: Books = field(default_factory=Books)
     missed_points: set[str] = field(default_factory=set)
+    struck: list[Struck] = field(default_factory=list)
+    samples: list[PoolSample] = field(default_factory=list)
 
     def judged(self) -> Verdict:
         books = replace(self.books, rows=tuple(self.rows))
-        return judge(self.tries, [WHOLE] * len(self.tries), self.lives, books, self.missed_points)
+        seen = Seen(self.lives, self.struck, self.samples, self.missed_points)
+        return judge(self.tries, [WHOLE] * len(self.tries), seen, books)
+
+    def living(self, name: str) -> Life:
+        """Returns the present life of a process."""
+        return next(life for life in self.lives if life.name == name and life.died is None)
 
 
 def test_a_good_run_is_found_good() -> None:
@@ -198,6 +205,21 @@ def a_free_prompt(story: Story) -> None:
     story.rows[0] = replace(story.rows[0], prompt_tokens=0)
 
 
+def a_budget_that_lacks_a_correction(story: Story) -> None:
+    rows = story.rows
+    tokens = sum(row.prompt_tokens + row.completion_tokens for row in rows)
+    story.books = Books(budgets={"acme": {"tokens_per_day": tokens - 2, "monthly_budget_nano_usd": 5 * len(rows) + 1}})
+
+
+def past_its_deadline(story: Story) -> None:
+    story.tries[LEFT].deadline_s, story.tries[LEFT].ended = 1.0, 30.0
+
+
+def before_its_deadline(story: Story) -> None:
+    story.tries[BROKEN].end, story.tries[BROKEN].typed = End.LATE, True
+    story.tries[BROKEN].error = "DEADLINE_EXCEEDED DEADLINE_EXCEEDED: allow more time"
+
+
 def recovered_though_the_router_lived(story: Story) -> None:
     """Only when the router has died with the worker may tokens that were received go unbilled."""
     story.tries[ORPHAN].end, story.tries[ORPHAN].router = End.LEFT, "router-1"
@@ -230,6 +252,9 @@ def recovered_though_the_router_lived(story: Story) -> None:
         (less_than_the_whole_of_a_finished_one, {"underbilled_tokens": 1}),
         (a_free_prompt, {"underbilled_tokens": 7}),
         (recovered_though_the_router_lived, {"underbilled_tokens": 2}),
+        (a_budget_that_lacks_a_correction, {"budgets_differing": 2}),
+        (past_its_deadline, {"hung": 1}),
+        (before_its_deadline, {"broken_streams": 1}),
         (lambda story: setattr(story, "books", Books(open_reservations=("a", "b"))), {"unsettled": 2}),
         (lambda story: setattr(story, "books", Books(slots=3)), {"leaked_slots": 3}),
         (lambda story: story.missed_points.add("quota.after_settle"), {"kill_points_missed": 1}),
@@ -248,15 +273,14 @@ def test_what_was_recovered_is_billed_if_the_router_died_before_it_could_tell(wh
     story = Story()
     story.rows[which] = row(which + 1, label, 1, 7, 1, source="WORKER_RECOVERY")
     assert set(story.judged().faults) == {"underbilled_tokens"}
-    router = next(life for life in story.lives if life.name == "router-1" and life.died is None)
-    router.died = 22.5
+    story.living("router-1").died = 22.5
     assert story.judged().clean
 
 
 def test_a_stream_may_break_when_no_worker_is_left() -> None:
     story = Story()
     a_typed_end_while_a_worker_serves(story)
-    worker = next(life for life in story.lives if life.name == "worker-1" and life.died is None)
+    worker = story.living("worker-1")
     worker.died = 21.0
     assert story.judged().clean
     worker.died = 23.0  # after the stream's end
@@ -270,3 +294,127 @@ def test_a_stream_that_two_workers_in_turn_could_have_served_is_broken() -> None
     story.lives.append(Life("worker-1", 1, born=0.0, ready=1.0, died=21.0))
     story.lives.append(Life("worker-2", 2, born=20.0, ready=20.9))
     assert set(story.judged().faults) == {"broken_streams"}
+
+
+def test_a_stream_may_break_when_every_worker_left_is_paused() -> None:
+    story = Story()
+    a_typed_end_while_a_worker_serves(story)
+    story.living("worker-1").pauses.append((20.6, 25.0))
+    assert story.judged().clean
+
+
+def test_a_router_that_was_paused_may_have_lost_leases_and_connections_and_says_so() -> None:
+    story = Story()
+    call = story.tries[BROKEN]
+    call.router, call.typed, call.error = "router-1", True, "ABORTED LEASE_LOST: it was away"
+    assert set(story.judged().faults) == {"broken_streams"}
+    call.ended = 33.0
+    story.living("router-1").pauses.append((21.0, 25.0))
+    assert story.judged().clean
+    call.typed, call.error = False, "UNAVAILABLE GRPC_UNAVAILABLE: Stream removed (ping timeout)"
+    assert set(story.judged().faults) == {"broken_streams", "untyped_errors"}
+    story.living("router-1").pauses.append((25.0, 32.0))
+    assert story.judged().clean
+
+
+def test_a_call_hangs_when_it_goes_on_though_all_that_it_needs_is_there() -> None:
+    story = Story()
+    call = story.tries[FINISHED]
+    call.ended = call.began + HANGS_S + 5.0
+    assert set(story.judged().faults) == {"hung"}
+    story.living("quota").pauses += [(30.0, 33.0), (40.0, 43.0)]
+    assert story.judged().clean
+    story.living("quota").pauses.pop()
+    assert not story.judged().clean
+    disk = Disruption(0, PROCESSES, strike=Strike.FULL_DISK, seconds=14.0)
+    story.struck.append(Struck(disk, 32.0, 46.0))
+    assert story.judged().clean
+
+
+def test_a_client_that_gives_up_though_all_was_there_was_refused_for_too_long() -> None:
+    story = Story()
+    call = story.tries[BROKEN]
+    call.request_id, call.typed, call.error, call.tokens = "", True, "RESOURCE_EXHAUSTED GLOBAL_LIMIT: wait", []
+    call.deltas, call.text = [], ""
+    story.rows.pop()
+    call.ended = call.began + REFUSED_S
+    assert story.judged().clean
+    call.ended += 1.0
+    assert set(story.judged().faults) == {"given_up"}
+    lost = Disruption(0, ("valkey",), strike=Strike.LOST_KEY, key="forebay:{acme}:due")
+    story.struck.append(Struck(lost, 21.0, 21.0))
+    assert story.judged().clean, "its minutes count as used up until a minute after"
+    story.struck[0] = replace(story.struck[0], disruption=replace(lost, key="forebay:{globex}:due"))
+    assert not story.judged().clean
+    story.struck.clear()
+    story.tries.append(call_again := replace(call, label="3.1", began=call.ended, ended=call.ended + 1.0))
+    call_again.end, call_again.error = End.LEFT, ""
+    assert story.judged().clean
+
+
+def beside_idle(story: Story, *when: float, queued: int = 1, idle: str = "worker-1") -> int:
+    """Returns how often something waited beside an idle worker if the pool was so all the time at these moments."""
+    story.samples = [PoolSample(at, queued, frozenset({idle})) for at in when]
+    verdict = story.judged()
+    assert set(verdict.faults) <= {"waiting_beside_idle"}
+    return verdict.faults["waiting_beside_idle"]
+
+
+def test_what_waits_beside_an_idle_worker_long_after_the_last_strike_is_found() -> None:
+    story = Story()
+    long = [40.0, 40.8, 41.6, 42.4, 43.2]
+    assert beside_idle(story, *long) == 1
+    assert beside_idle(story, *long, queued=0) == 0
+    assert beside_idle(story, *long[:2]) == 0
+    assert beside_idle(story, 40.0, 43.0, 46.0) == 0, "nobody looked between them"
+    assert beside_idle(story, *long, *(50.0 + at for at in long)) == 2
+    assert story.judged().quiet_samples == 10
+
+
+@pytest.mark.parametrize("name", [*SCHEDULERS, "valkey"])
+def test_what_redis_or_a_scheduler_has_just_suffered_explains_waiting(name: str) -> None:
+    story = Story()
+    story.living(name).pauses.append((38.0, 39.0))
+    long = [40.0, 40.8, 41.6, 42.4, 43.2]
+    assert beside_idle(story, *long) == 0
+    assert beside_idle(story, *(SETTLES_S + at for at in long)) == 1
+    story = Story()
+    story.struck.append(Struck(Disruption(0, (name,), strike=Strike.CLOCK, ahead_s=30.0), 38.0, 39.0))
+    assert beside_idle(story, *long) == 0
+    assert beside_idle(story, *(SETTLES_S + at for at in long)) == 1
+
+
+def test_a_worker_that_has_just_come_back_is_not_idle_yet() -> None:
+    story = Story()
+    story.living("worker-1").pauses.append((30.0, 39.0))
+    long = [40.0, 40.8, 41.6, 42.4, 43.2]
+    assert beside_idle(story, *long) == 0
+    assert beside_idle(story, *(5.0 + at for at in long)) == 1
+
+
+def test_a_scheduler_that_was_paused_for_long_may_end_itself() -> None:
+    story = Story()
+    life = next(life for life in story.lives if life.name == "scheduler-1" and life.died == 10.0)
+    life.pauses.append((0.0, 9.9))
+    life.killed = False
+    assert set(story.judged().faults) == {"crashes"}
+    life.pauses = [(-1.0, 9.9)]
+    assert story.judged().clean
+
+
+def test_a_strike_that_was_planned_and_not_made_is_found() -> None:
+    story = Story()
+    planned = [Disruption(at, ("quota",), strike=Strike.PAUSE, seconds=1.0) for at in (5, 5, 6)]
+    seen = Seen(story.lives, [Struck(planned[0], 5.0, 6.0)], planned=planned)
+    assert judge([], [], seen, Books()).faults == {"strikes_missed": 2}
+
+
+def test_strikes_are_counted_by_kind() -> None:
+    story = Story()
+    story.struck += [
+        Struck(Disruption(0, ("quota",), strike=strike), 25.0, 26.0) for strike in Strike for _ in range(2)
+    ]
+    figures = story.judged().figures()
+    assert {strike.value: figures[strike.value] for strike in Strike if strike is not Strike.KILL} == dict.fromkeys(
+        ("pauses", "clock_steps", "full_disks", "file_size_limits", "keys_lost"), 2
+    )

@@ -125,3 +125,29 @@ async def test_in_any_order_the_budget_comes_to_what_the_ledger_has(
     if settled_at >= len(order):
         await settle(bare_store, 9)
     assert await used(bare_store, clock) == (19, 19, 15)
+
+
+@pytest.mark.parametrize("settled_at", range(3))
+async def test_a_ledger_that_clips_an_attempt_later_takes_back_what_it_billed_before(
+    bare_store: CounterStore, clock: FakeClock, settled_at: int
+) -> None:
+    """The first worker was two tokens ahead of its router, which is billed until the row of the attempt after it comes."""
+    await bare_store.begin("acme", lost=False)
+    await reserve(bare_store, clock)
+    for number, each in enumerate((row(1, 11), row(2, 9))):
+        if number == settled_at:
+            await settle(bare_store, 9)
+        await bare_store.observe("acme", [each])
+    if settled_at == 2:
+        await settle(bare_store, 9)
+    assert await used(bare_store, clock) == (19, 19, 19)
+
+
+async def test_what_nobody_settled_follows_the_ledger_down_too(store: CounterStore, clock: FakeClock) -> None:
+    await reserve(store, clock)
+    await store.observe("acme", [row(1, 11)])
+    clock.advance(30)
+    while (await store.sweep("acme", 10)).total:
+        pass
+    await store.observe("acme", [row(2, 9)])
+    assert (await used(store, clock))[1:] == (19, 19)

@@ -98,7 +98,7 @@ def print_tenant(tenant: quota_pb2.Tenant, as_json: bool) -> None:
     if as_json:
         return print_json(tenant)
     own = set(tenant.overrides.paths)
-    rows = Rows("field", "value", "", texts=("value",))
+    rows = Rows("field", "value", "set", texts=("value",))
     for path, name, value in described(tenant.policy):
         rows.add(name, value, "own" if path in own or path.partition(".")[0] in own else "")
     if tenant.etag:

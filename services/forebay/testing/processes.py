@@ -28,6 +28,7 @@ class MeshProcesses:
 
     Attributes:
         data: the launcher's data directory.
+        log: where the launcher's own output goes; `up.log` there, unless told otherwise.
     """
 
     def __init__(
@@ -40,9 +41,11 @@ class MeshProcesses:
         workers: int = 1,
         tenants: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        log: Path | None = None,
         ready_s: float = 180.0,
     ) -> None:
         self.data = data
+        self.log = log or data / "up.log"
         self._command = [sys.executable, "-m", "forebay.cli", "up", "--data", str(data), "--engine", engine]
         self._command += ["--routers", str(routers), "--schedulers", str(schedulers), "--workers", str(workers)]
         if tenants is not None:
@@ -53,7 +56,7 @@ class MeshProcesses:
 
     def __enter__(self) -> Self:
         self.data.mkdir(parents=True, exist_ok=True)
-        with (self.data / "up.log").open("ab") as log:
+        with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
@@ -74,13 +77,22 @@ class MeshProcesses:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            raise RuntimeError(f"`forebay up` did not end within 60 s of SIGINT; see {self.data / 'up.log'}") from None
+            raise RuntimeError(f"`forebay up` did not end within 60 s of SIGINT; see {self.log}") from None
 
     @property
     def launcher_pid(self) -> int:
         """The process id of `forebay up`."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def guardian_pid(self) -> int:
+        """The process id of the launcher's guardian."""
+        children = Path(f"/proc/{self.launcher_pid}/task/{self.launcher_pid}/children").read_text().split()
+        for pid in children:
+            if b"forebay.cli.guardian" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                return int(pid)
+        raise RuntimeError("the launcher has no guardian")
 
     def state(self) -> dict[str, Any]:
         """Returns the launcher's state file: addresses, process ids, restarts."""
@@ -140,5 +152,5 @@ class MeshProcesses:
             if (self.data / "mesh.json").exists() and self.state()["ready"]:
                 return
             time.sleep(0.05)
-        tail = (self.data / "up.log").read_text(errors="replace")[-2_000:]
+        tail = self.log.read_text(errors="replace")[-2_000:]
         raise RuntimeError(f"the mesh is not ready:\n{tail}")

@@ -26,6 +26,7 @@ from forebay.quota.domain.limits import Kind, Row
 from forebay.quota.domain.meters import Meters
 from forebay.quota.domain.rebuild import Gathered, NeedsRebuildError, Standing, Totals
 from forebay.quota.domain.reservations import (
+    TOKENS,
     Decision,
     LimitState,
     Observation,
@@ -58,6 +59,7 @@ class _Settled:
     Attributes:
         periods: by counter name, the period and what it was charged.
         amounts: what was charged, by limit.
+        least: the tokens that the router said; with fewer, the ledger lacks rows. 0 if no router said anything.
         position: of the ledger's row that it was charged by; 0 for what the router said.
     """
 
@@ -65,6 +67,7 @@ class _Settled:
     forget_at_ms: int
     periods: Mapping[str, str]
     amounts: Mapping[str, int]
+    least: int
     position: int
 
 
@@ -213,7 +216,7 @@ class TenantCounters:
             return False
         if entry.reservation.state is State.HELD:
             self._durations.ended(now_ms - entry.reservation.reserved_at_ms)
-        self._finish(now_ms, entry, amounts)
+        self._finish(now_ms, entry, amounts, least=amounts.get(TOKENS, 0))
         return True
 
     def observe(self, clock_ms: int, observations: Sequence[Observation]) -> int:
@@ -297,7 +300,7 @@ class TenantCounters:
                 self._live[request_id] = replace(entry, reservation=reservation)
                 expired += 1
             else:
-                self._finish(now_ms, entry, entry.observed.amounts if entry.observed else {})
+                self._finish(now_ms, entry, entry.observed.amounts if entry.observed else {}, least=0)
                 settled += 1
         return Swept(expired, settled, forgotten)
 
@@ -369,12 +372,12 @@ class TenantCounters:
         for name, (taken, period) in entry.periods.items():
             self._meters.open_period(name, period, sign * taken)
 
-    def _finish(self, now_ms: int, entry: _Entry, amounts: Mapping[str, int]) -> None:
+    def _finish(self, now_ms: int, entry: _Entry, amounts: Mapping[str, int], *, least: int) -> None:
         for name, taken in entry.windows.items():
             difference = amounts.get(name.rpartition("/")[2], 0) - taken
             self._meters.correct_window(name, now_ms, entry.reservation.reserved_at_ms, difference)
         observed = entry.observed
-        known = observed is not None and observed.covers(amounts)
+        known = observed is not None and observed.tokens >= least
         charged, position = (observed.amounts, observed.position) if observed and known else (amounts, 0)
         for name, (taken, period) in entry.periods.items():
             self._meters.correct_period(name, period, charged.get(name.rpartition("/")[2], 0) - taken)
@@ -384,12 +387,12 @@ class TenantCounters:
         del self._live[order.request_id]
         forget_at_ms = now_ms + self._terms.remembered_ms
         periods = {name: period for name, (_, period) in entry.periods.items()}
-        self._settled[order.request_id] = _Settled(order.router, forget_at_ms, periods, charged, position)
+        self._settled[order.request_id] = _Settled(order.router, forget_at_ms, periods, charged, least, position)
 
     def _correct(self, observation: Observation) -> bool:
         """Has days and months be charged with what the ledger says of a settled request; returns whether that is news."""
         settled = self._settled[observation.request_id]
-        if observation.position <= settled.position or not settled.periods or not observation.covers(settled.amounts):
+        if observation.position <= settled.position or not settled.periods or observation.tokens < settled.least:
             return False
         for name, period in settled.periods.items():
             limit = name.rpartition("/")[2]

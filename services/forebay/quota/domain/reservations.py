@@ -19,8 +19,8 @@ lease if only an attempt has, which another one may have followed. Without any u
 nothing is charged.
 
 A worker that hung may report its usage after the settlement. The ledger is corrected then, and the counters of the day and the
-month follow it for as long as the settlement is remembered. They follow only once the ledger has at least the tokens of the
-settlement: before that, some rows are still to come.
+month follow it for as long as the settlement is remembered. They follow only while the ledger has at least the tokens that the
+router settled with: with fewer, some rows are still to come.
 """
 
 from __future__ import annotations
@@ -132,9 +132,10 @@ class Observation:
         """Whether this is to be kept instead of the other."""
         return other is None or self.position > other.position
 
-    def covers(self, amounts: Mapping[str, int]) -> bool:
-        """Whether the ledger has at least the tokens of a settlement: else some of its rows are still to come."""
-        return self.amounts.get(TOKENS, 0) >= amounts.get(TOKENS, 0)
+    @property
+    def tokens(self) -> int:
+        """What the ledger has of the request's tokens."""
+        return self.amounts.get(TOKENS, 0)
 
 
 class Outcome(enum.Enum):

@@ -22,7 +22,8 @@ for at = 3, #ARGV, 2 do
   local id, observed = ARGV[at], cjson.decode(ARGV[at + 1])
   local reservation = load_reservation(id)
   local settled = not reservation and load_settled(id)
-  if settled and next(settled.periods) and observed.position > settled.position and covers(observed, settled.amounts) then
+  if settled and next(settled.periods) and observed.position > settled.position
+    and tokens_of(observed.amounts) >= settled.least then
     correct(id, settled, observed)
     news = news + 1
   elseif reservation and (not reservation.observed or observed.position > reservation.observed.position) then

@@ -17,7 +17,7 @@ if reservation then
   if reservation.state == 'held' then
     took(NOW - reservation.at)
   end
-  finish(id, reservation, amounts, remembered)
+  finish(id, reservation, amounts, tokens_of(amounts), remembered)
 end
 keep()
 return reservation and 1 or 0

@@ -26,7 +26,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', DUE, '-inf', NOW, 'LIMIT', 0, mo
     expired = expired + 1
   else
     local observed = reservation.observed
-    finish(id, reservation, observed and observed.amounts or {}, remembered)
+    finish(id, reservation, observed and observed.amounts or {}, 0, remembered)
     settled = settled + 1
   end
 end

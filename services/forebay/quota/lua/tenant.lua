@@ -25,7 +25,7 @@
 --                                                  periods: {<row>: {amount, period}},
 --                                                  observed: {position, amounts: {<limit>: amount}, final}}
 --   KEYS[3] settled       hash  ""                 "", likewise
---                               <request id>       JSON {owner: "<router>/<incarnation>", position, periods: {<row>: period},
+--                               <request id>       JSON {owner: "<router>/<incarnation>", position, least, periods: {<row>: period},
 --                                                  amounts: {<limit>: amount}}, remembered for repeats and for corrections
 --   KEYS[4] due           zset  <request id> by ms at which its state ends by itself; the key is there if there is any request
 --
@@ -300,16 +300,15 @@ local function limit_of(row)
   return row:match('[^/]*$')
 end
 
--- Whether the ledger has at least the tokens of a settlement: else some of its rows are still to come.
-local function covers(observed, amounts)
-  return (tonumber(observed.amounts.tokens_per_day) or 0) >= (tonumber(amounts.tokens_per_day) or 0)
+local function tokens_of(amounts)
+  return tonumber(amounts.tokens_per_day) or 0
 end
 
 -- Nothing unless it is settled and remembered. An earlier release wrote the owner alone.
 local function load_settled(id)
   local text = redis.call('HGET', SETTLED, id)
   if text and text:sub(1, 1) ~= '{' then
-    return { owner = text, position = 0, periods = {}, amounts = {} }
+    return { owner = text, position = 0, least = 0, periods = {}, amounts = {} }
   end
   return text and cjson.decode(text)
 end
@@ -323,10 +322,10 @@ local function correct_period(row, period, difference)
 end
 
 -- Replaces what a reservation took by what was used, by limit; a limit that is not named was not used.
--- Of days and months the ledger knows better, if it knows all.
-local function finish(id, reservation, amounts, remembered)
+-- Of days and months the ledger knows better, if it has at least so many tokens: with fewer, some of its rows are still to come.
+local function finish(id, reservation, amounts, least, remembered)
   local observed = reservation.observed
-  local known = observed and covers(observed, amounts)
+  local known = observed and tokens_of(observed.amounts) >= least
   local charged = known and observed.amounts or amounts
   local function difference(row, taken)
     return (tonumber(amounts[limit_of(row)]) or 0) - taken
@@ -342,14 +341,13 @@ local function finish(id, reservation, amounts, remembered)
     end
   end
   local settled = {
-    owner = reservation.router .. '/' .. reservation.incarnation, position = known and observed.position or 0,
+    owner = reservation.router .. '/' .. reservation.incarnation, position = known and observed.position or 0, least = least,
     periods = {}, amounts = {},
   }
   for row, taken in pairs(reservation.periods) do
     local limit = limit_of(row)
     correct_period(row, taken[2], (tonumber(charged[limit]) or 0) - taken[1])
     settled.periods[row], settled.amounts[limit] = taken[2], charged[limit]
-    settled.amounts.tokens_per_day = charged.tokens_per_day
   end
   if reservation.state == 'held' then
     hold(reservation, -1)
