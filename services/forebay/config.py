@@ -14,6 +14,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FilePath, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from forebay.field_problems import problems_of
+
 _NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 
 
@@ -154,8 +156,8 @@ def _read(file: Path) -> dict[str, Any]:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a 13th month, a thousand brackets
-        raise ConfigError(f"{file}: is not YAML: {error}") from None
+    except _NOT_YAML as error:
+        raise ConfigError(_explain_yaml(file, error)) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -163,10 +165,22 @@ def _read(file: Path) -> dict[str, Any]:
     return values
 
 
+# What PyYAML raises besides its own errors: for a 13th month, a thousand brackets, a date or truth value by its tag that is none.
+_NOT_YAML = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+def _explain_yaml(source: object, error: Exception) -> str:
+    """Returns what to say of a text that cannot be read as YAML: the line where that is known, and what to look for."""
+    mark = getattr(error, "problem_mark", None)
+    line = f":{mark.line + 1}" if mark is not None else ""
+    return (
+        f"{source}{line}: is not YAML; look for a wrong indent, colon, quote or bracket, or a date that does not exist"
+    )
+
+
 def _explain(service: str, file: Path | None, error: ValidationError) -> str:
-    problems = error.errors(include_url=False, include_input=False)
+    problems = list(problems_of(error))
     lines = [f"{file or 'environment'}: {len(problems)} problem(s) in the configuration of {service}:"]
-    for problem in problems:
-        field = ".".join(str(part) for part in problem["loc"]) or "(whole)"
-        lines.append(f"  {field}: {problem['msg']}")
+    for place, problem in problems:
+        lines.append(f"  {'.'.join(map(str, place)) or '(whole)'}: {problem}")
     return "\n".join(lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Iterator
 
@@ -36,7 +38,7 @@ def test_nobody_else_gets_a_taken_port(ports: Ports) -> None:
     other = Ports("a test")
     assert other.take("router-1") != port
     other.release()
-    with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
+    with socket.socket() as stranger, pytest.raises(OSError, match=os.strerror(errno.EADDRINUSE)):
         stranger.bind(("127.0.0.1", port))
 
 

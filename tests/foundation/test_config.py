@@ -43,7 +43,16 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["- a list", "a: b: c", "a: 2026-13-45", pytest.param("a: " + "[" * 1_000, id="deep"), None]
+    "text",
+    [
+        "- a list",
+        "a: b: c",
+        "a: 2026-13-45",
+        "a: !!bool x",
+        "a: !!timestamp x",
+        pytest.param("a: " + "[" * 1_000, id="deep"),
+        None,
+    ],
 )
 def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str | None) -> None:
     file = tmp_path / "example.yaml"
