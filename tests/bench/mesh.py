@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import neighbour
 import uvloop
 import yaml
 from load import Count, Load
@@ -134,23 +135,31 @@ def row(streams: int, mesh: Count, bare: Count) -> None:
 
 
 def tenants_file(directory: Path) -> Path:
-    """Writes a tenants file with one tenant that no limit holds back."""
+    """Writes a tenants file with one tenant that no limit holds back, and one of the smallest plan."""
     names = ("requests_per_second", "requests_per_minute", "tokens_per_minute", "concurrent_requests")
     limits = dict.fromkeys(names, UNLIMITED)
     file = directory / "tenants.yaml"
-    file.write_text(yaml.safe_dump({"tenants": {"bench": {"plan": "enterprise", "limits": limits}}}))
+    tenants = {"bench": {"plan": "enterprise", "limits": limits}, "hostile": {"plan": "free"}}
+    file.write_text(yaml.safe_dump({"tenants": tenants}))
     return file
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=4.0, help="how long each level is measured (default 4)")
+    parser.add_argument("--only", choices=("throughput", "neighbour"), help="one part alone")
     arguments = parser.parse_args()
+    result: dict[str, object] = {}
     with tempfile.TemporaryDirectory(prefix="forebay-bench-") as directory:
         tenants = tenants_file(Path(directory))
         with MeshProcesses(Path(directory) / "data", tenants=tenants, environment=ZERO_COST) as mesh:
             print("five services, one worker, one router, zero-cost engine; client and all on this machine\n")
-            result = uvloop.run(measure(mesh, arguments.seconds))
+            if arguments.only != "neighbour":
+                result |= uvloop.run(measure(mesh, arguments.seconds))
+            if arguments.only != "throughput":
+                print("\na small request of one tenant beside another's largest\n")
+                address, keys = mesh.router_address(), (mesh.key("hostile"), mesh.key("bench"))
+                result |= neighbour.measure(address, *keys, arguments.seconds)
     print(json.dumps(result))
 
 

@@ -16,7 +16,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("benches")]
 @pytest.mark.parametrize(
     ("bench", "arguments", "figures"),
     [
-        ("mesh", "--seconds 0.5", {"tokens_per_s", "raw_tokens_per_s", "requests_per_s", "added_ttft_ms_p99"}),
+        ("mesh", "--seconds 0.5 --only neighbour", {"neighbour_p99_ms", "neighbour_p99_ms_added"}),
+        (
+            "mesh",
+            "--seconds 0.5 --only throughput",
+            {"tokens_per_s", "raw_tokens_per_s", "requests_per_s", "added_ttft_ms_p99"},
+        ),
         ("quota", "--only pairs --rounds 1", {"pairs_per_s", "unary_pairs_per_s", "raw_pairs_per_s", "ratio"}),
         ("quota", "--only changes", {"revoke_ms", "lower_ms", "suspend_ms"}),
         ("fairness", "--only adversary --seeds 1 --jobs 1", {"adversary_gap_over_bound"}),

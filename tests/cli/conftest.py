@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,12 @@ import pytest
 from forebay.api.common.v1 import common_pb2
 from forebay.api.metering.v1 import metering_pb2
 from forebay.api.router.v1 import router_pb2, router_pb2_grpc
+from forebay.cli.certificates import certify
+from forebay.cli.data_dir import DataDir
+from forebay.cli.mesh_state import MeshState, ModelState, ProcessState
 from forebay.errors import Code, MeshError
+from forebay.quota.config import QuotaConfig
+from forebay.quota.main import build
 from forebay.rpc.server import RpcServer
 
 KEY = "fb_abcdefgh2345_" + "x" * 43
@@ -138,10 +146,73 @@ def entry(
 @pytest.fixture
 async def router() -> AsyncIterator[ScriptedRouter]:
     scripted = ScriptedRouter()
-    server = RpcServer("127.0.0.1:0")
-    server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, scripted, "forebay.api.router.v1.RouterService")
-    server.add(router_pb2_grpc.add_UsageServiceServicer_to_server, scripted, "forebay.api.router.v1.UsageService")
+    server = _served(scripted)
     await server.start()
     scripted.address = server.address
     yield scripted
     await server.drain(0)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The data directory of a mesh of which quota alone runs, on a loop of its own."""
+    root = tmp_path_factory.mktemp("data")
+    folder = DataDir(root)
+    config = QuotaConfig(
+        id="quota-1",
+        policy_url=f"sqlite:///{root}/policies.sqlite",
+        redis_url="redis://127.0.0.1:1/0",  # nobody counts here
+        pepper="0123456789abcdef",
+        tls=certify(folder.folder("certificates"), "quota", "quota-1"),
+    )
+    started, ended = threading.Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+
+    async def serve() -> None:
+        async with AsyncExitStack() as stack:
+            server = await build(config, stack)
+            await server.start()
+            quota = ProcessState(pid=1, address=server.address, restarts=0)
+            MeshState(True, ModelState("simulated", "/"), {"quota": quota}).save(folder.mesh_file)
+            started.set()
+            await ended.wait()
+            await server.drain(0)
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert started.wait(60)
+    yield root
+    loop.call_soon_threadsafe(ended.set)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def serving() -> Iterator[str]:
+    """The address of a scripted router on a loop of its own, for commands that run one themselves."""
+    started, ended = threading.Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+    addresses: list[str] = []
+
+    async def serve() -> None:
+        server = _served(ScriptedRouter())
+        await server.start()
+        addresses.append(server.address)
+        started.set()
+        await ended.wait()
+        await server.drain(0)
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert started.wait(60)
+    yield addresses[0]
+    loop.call_soon_threadsafe(ended.set)
+    thread.join()
+    loop.close()
+
+
+def _served(scripted: ScriptedRouter) -> RpcServer:
+    server = RpcServer("127.0.0.1:0")
+    server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, scripted, "forebay.api.router.v1.RouterService")
+    server.add(router_pb2_grpc.add_UsageServiceServicer_to_server, scripted, "forebay.api.router.v1.UsageService")
+    return server

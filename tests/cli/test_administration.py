@@ -2,62 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from forebay.api.quota.v1 import quota_pb2
 from forebay.cli.administration import print_limits
-from forebay.cli.certificates import certify
-from forebay.cli.data_dir import DataDir
 from forebay.cli.main import main
-from forebay.cli.mesh_state import MeshState, ModelState, ProcessState
 from forebay.cli.settings import assign, described
 from forebay.policy.keys import parse_key_id
-from forebay.quota.config import QuotaConfig
-from forebay.quota.main import build
 
 TENANTS = "tenants:\n  acme: {tier: enterprise, priority: low}\n  globex: {tier: basic}\n"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The data directory of a mesh of which quota alone runs, on a loop of its own."""
-    root = tmp_path_factory.mktemp("data")
-    folder = DataDir(root)
-    config = QuotaConfig(
-        id="quota-1",
-        policy_url=f"sqlite:///{root}/policies.sqlite",
-        redis_url="redis://127.0.0.1:1/0",  # nobody counts here
-        pepper="0123456789abcdef",
-        tls=certify(folder.folder("certificates"), "quota", "quota-1"),
-    )
-    started, ended = threading.Event(), asyncio.Event()
-    loop = asyncio.new_event_loop()
-
-    async def serve() -> None:
-        async with AsyncExitStack() as stack:
-            server = await build(config, stack)
-            await server.start()
-            quota = ProcessState(pid=1, address=server.address, restarts=0)
-            MeshState(True, ModelState("simulated", "/"), {"quota": quota}).save(folder.mesh_file)
-            started.set()
-            await ended.wait()
-            await server.drain(0)
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
-    assert started.wait(60)
-    yield root
-    loop.call_soon_threadsafe(ended.set)
-    thread.join()
-    loop.close()
 
 
 @pytest.fixture
@@ -145,11 +103,11 @@ def test_settings_are_fields_and_values() -> None:
         ("models=a", "models must be a list such as [a, b], not 'a'"),
         ("models=[1]", "models must be a list such as [a, b], not '[1]'"),
         ("models=[&a x, *a]", "models must be a list such as [a, b]"),
-        pytest.param(f"canary={'[' * 5000}", "canary must be such as {steps: ", id="deep"),
-        ("canary={step: 1}", "canary must be such as {steps: [{percent: 10, holds_for: 1h}]}, not '{step: 1}'"),
-        ("canary={steps: [{holds_for: soon}]}", "canary must be such as {steps: [{percent: 10, holds_for: 1h}]}, not "),
-        ("canary=1h", "canary must be such as {steps: [{percent: 10, holds_for: 1h}]}, not '1h'"),
-        ("thresholds={warn: 1}", "thresholds must be such as {warn_percent: 80, "),
+        pytest.param(f"canary={'[' * 5000}", "canary must be like {steps: ", id="deep"),
+        ("canary={step: 1}", "canary must be like {steps: [{percent: 10, holds_for: 1h}]}, not '{step: 1}'"),
+        ("canary={steps: [{holds_for: soon}]}", "canary must be like {steps: [{percent: 10, holds_for: 1h}]}, not "),
+        ("canary=1h", "canary must be like {steps: [{percent: 10, holds_for: 1h}]}, not '1h'"),
+        ("thresholds={warn: 1}", "thresholds must be like {warn_percent: 80, "),
         ("model_limits={m: {daily_budget_usd: x}}", "model_limits...daily_budget_usd must be USD"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -54,6 +56,74 @@ async def test_a_stream_that_is_cut_is_no_answer(router: ScriptedRouter) -> None
     assert caught.value.reason == "STREAM_CUT"
 
 
+@asynccontextmanager
+async def wire_to(address: str) -> AsyncIterator[tuple[str, Callable[[], None]]]:
+    """A wire to an address: gives its own address, and what cuts every connection through it."""
+    host, _, port = address.rpartition(":")
+    writers: list[asyncio.StreamWriter] = []
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        writers.extend((writer, far_writer))
+        await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
+
+    def cut() -> None:
+        for writer in writers:
+            writer.transport.abort()
+
+    server = await asyncio.start_server(join, "127.0.0.1", 0)
+    yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", cut
+    cut()
+    server.close()
+
+
+async def test_a_router_that_dies_in_the_middle_of_an_answer_is_told_as_that(router: ScriptedRouter) -> None:
+    router.hang = True
+    async with wire_to(router.address) as (address, cut), ForebayClient(address, KEY) as client:
+
+        async def read() -> None:
+            async for delta in client.stream("Hello"):
+                if delta.position == 2:
+                    cut()
+
+        with pytest.raises(MeshError) as caught:
+            await read()
+    assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "STREAM_CUT")
+    assert caught.value.message.startswith(
+        f"the connection to the router at {address} broke off after 3 tokens of the answer."
+    )
+    assert caught.value.metadata["request_id"] == REQUEST_ID
+
+
+async def test_a_router_that_dies_before_it_answers_is_told_as_that(router: ScriptedRouter) -> None:
+    router.hang, router.endless = True, True
+    async with wire_to(router.address) as (address, cut), ForebayClient(address, KEY) as client:
+
+        async def read() -> None:
+            async for _ in client.usage(follow=True):
+                cut()
+
+        with pytest.raises(MeshError) as caught:
+            await read()
+    assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "CONNECTION_LOST")
+    assert f"the connection to the router at {address} broke off" in caught.value.message
+
+
+async def test_a_deadline_says_whose_it_is(router: ScriptedRouter) -> None:
+    router.hang = True
+    async with ForebayClient(router.address, KEY, timeout=0.1) as client:
+        with pytest.raises(MeshError, match=r"no whole answer came within the client's timeout of 0\.1 s") as caught:
+            [delta async for delta in client.stream("Hello")]
+    assert (caught.value.code, caught.value.reason) == (Code.DEADLINE_EXCEEDED, "TIMEOUT")
+
+
 async def test_refusals_arrive_whole(router: ScriptedRouter) -> None:
     violation = QuotaViolation("tenant:acme", "tokens_per_minute", 100, 90, 20)
     router.refuse = MeshError(
@@ -92,6 +162,7 @@ async def test_models_come_from_all_pages(router: ScriptedRouter) -> None:
 async def test_usage_is_what_was_billed(router: ScriptedRouter) -> None:
     async with ForebayClient(router.address, KEY) as client:
         pages = [page async for page in client.usage()]
+        assert [page async for page in client.usage(request_ids=[])] == []
         totals = await client.sum_usage(["model", "day"])
     assert [page.cursor for page in pages] == ["0", "1"]
     ((entry,), ()) = pages[1].entries, pages[0].entries

@@ -114,7 +114,11 @@ def test_what_is_given_is_what_is_sent() -> None:
         (("127.0.0.1:70000", KEY), {}, "address must be HOST:PORT"),
         (("", KEY), {}, "address must be HOST:PORT"),
         (("unix:", KEY), {}, "address must be HOST:PORT"),
-        (("https://mesh:443", KEY), {}, "address must be HOST:PORT, such as 127.0.0.1:20001, without https://; TLS is"),
+        (
+            ("https://mesh:443", KEY),
+            {},
+            "address must be HOST:PORT, such as 127.0.0.1:20001, without https://; TLS is asked for apart",
+        ),
         (("http://mesh:80", KEY), {}, "address must be HOST:PORT, such as 127.0.0.1:20001, without http://"),
         ((None, KEY), {}, "address must be a string, not None"),
         (("127.0.0.1:1", None), {}, "key must be a string, not None"),

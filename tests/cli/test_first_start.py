@@ -35,6 +35,18 @@ def test_quota_reads_what_the_first_start_writes(data: DataDir) -> None:
         assert policies.keys[key_id].hash == hash_key(pepper, key)
 
 
+def test_tenants_with_names_that_readers_of_yaml_mistake(data: DataDir, tmp_path: Path) -> None:
+    file = tmp_path / "tenants.yaml"
+    file.write_text('tenants: {"1e3": {plan: basic}, "y": {plan: basic}, "010": {plan: basic}, "no": {plan: basic}}')
+    assert list(prepare_tenants(data, file)) == ["1e3", "y", "010", "no"]
+    pepper = data.pepper_file.read_bytes().strip()
+    policies = PolicyFiles(data.tenants_file, data.keys_file, pepper).load()
+    assert {key.tenant_id for key in policies.keys.values()} == {"1e3", "y", "010", "no"}
+    file.write_text("tenants:\n  no: {plan: basic}\n")
+    with pytest.raises(DataDirError, match=r":2: tenants\.no: no is a truth value for some readers"):
+        prepare_tenants(DataDir(tmp_path / "another"), file)
+
+
 def test_secrets_are_for_the_owner_alone(data: DataDir) -> None:
     keys = prepare_tenants(data, None)
     for file in (data.pepper_file, data.keys_file, data.development_keys_file):

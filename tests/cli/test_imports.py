@@ -29,7 +29,7 @@ def loaded_by(program: str) -> set[str]:
 def test_the_client_loads_contracts_errors_and_nothing_of_a_service() -> None:
     loaded = loaded_by("import forebay.client")
     parts = {name.split(".")[1] for name in loaded if name.startswith("forebay.")}
-    assert parts == {"api", "client", "errors", "rpc"}
+    assert parts == {"api", "client", "errors", "rpc", "words"}
     assert {name for name in loaded if name.startswith("forebay.rpc.")} == {"forebay.rpc.status"}
     packages = {name.split(".")[0] for name in loaded}
     assert not packages & (HEAVY - {"asyncio", "google", "grpc"})

@@ -43,11 +43,21 @@ KINDS: Mapping[str, float] = {
     "unknown_fields": 4,
     "nested": 4,
     "many": 0.6,
+    "parts": 0.6,
     "oversized": 0.3,
 }
-HEAVY = ("many", "many", "many", "oversized")
+HEAVY = ("many", "many", "many", "parts", "parts", "oversized")
 METADATA: Mapping[str, float] = {"usual": 80, "stranger": 8, "large": 3, "too_large": 2, "many": 3, "binary": 4}
 
+
+# What a connection says that then says no more: nothing, half of HTTP/2's first words, all of them, the beginning of a handshake.
+SILENT = (
+    b"",
+    b"PRI * HTTP",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+    b"\x16\x03\x01\x02\x00\x01",
+)
+SILENT_CONNECTIONS = 20
 
 # How many messages a session brings.
 LENGTHS: Mapping[int, float] = {1: 20, 2: 20, 4: 40, 8: 15, 100: 5}
@@ -120,6 +130,11 @@ class Fuzzer:
                 self._channels[process, caller] = await self._stack.enter_async_context(channel)
             found = await methods(self._channels[process, ADMIN])
             self._targets += [Target(process, method) for method in found]
+            host, _, port = self._mesh.state()["processes"][process]["address"].rpartition(":")
+            for number in range(SILENT_CONNECTIONS):
+                _, writer = await asyncio.open_connection(host, int(port))
+                writer.write(SILENT[number % len(SILENT)])
+                self._stack.callback(writer.close)
         # Every rpc has its turn, whatever the seed. What takes most memory comes first: what a process needs for it at
         # its peak, and then keeps for the next time, is so no growth.
         self._turns = itertools.cycle(self._random.sample(self._targets, len(self._targets)))
@@ -246,6 +261,8 @@ class Fuzzer:
         if kind in ("noise", "nested", "oversized"):
             make: Callable[[], bytes] = getattr(generator, kind)
             return Request(kind, make())
+        if kind == "parts":
+            return Request(kind, generator.parts(method.request))
         if kind == "many":
             return Request(kind, generator.many(method.request).SerializeToString())
         data = generator.spoil(generator.message(method.request, opening=opening).SerializeToString())

@@ -161,6 +161,23 @@ class Generator:
             getattr(message, field.name).extend(first * MANY)
         return message
 
+    def parts(self, kind: Descriptor) -> bytes:
+        """Returns one field of a message 100,000 times, as protobuf's encoding allows even for one that comes once."""
+        fields = [field for field in kind.fields if field.message_type or field.type == FieldDescriptor.TYPE_STRING]
+        if not fields:
+            return b""
+        field = self._random.choice(fields)
+        if field.message_type and not field.message_type.GetOptions().map_entry and self._random.random() < 0.5:
+            inner = self.parts(field.message_type)
+            return _varint(field.number << 3 | 2) + _varint(len(inner)) + inner
+        element = b""
+        if field.message_type:
+            part: Message = message_factory.GetMessageClass(field.message_type)()
+            self._fill(part, 0.5, 0.5)
+            element = part.SerializeToString()
+        element = element if len(element) <= 100 else b""
+        return (_varint(field.number << 3 | 2) + _varint(len(element)) + element) * MANY
+
     def spoil(self, data: bytes) -> bytes:
         """Returns the bytes with the texts that are marked for it no longer UTF-8."""
         return data.replace(_MARK.encode(), _NO_UTF8)

@@ -9,6 +9,7 @@ import pytest
 from google.protobuf.message import DecodeError
 
 from forebay.api.common.v1 import common_pb2
+from forebay.api.router.v1 import router_pb2
 from forebay.api.scheduler.v1 import scheduler_pb2
 
 from .messages import MANY, MAX_MESSAGE_BYTES, Generator
@@ -40,6 +41,15 @@ def test_many_elements_stay_within_the_bound_of_a_message() -> None:
         message = generator.many(scheduler_pb2.ScheduleRequest.DESCRIPTOR)
         assert max(len(value) for field, value in message.ListFields() if field.is_repeated) == MANY
         assert message.ByteSize() <= MAX_MESSAGE_BYTES
+
+
+def test_parts_are_messages_of_very_many_fields() -> None:
+    generator = Generator(random.Random(7), {})
+    kind = router_pb2.GenerateRequest.DESCRIPTOR
+    made = [generator.parts(kind) for _ in range(20)]
+    assert all(router_pb2.GenerateRequest.FromString(data) for data in made)
+    assert any(len(data) > MANY for data in made)
+    assert max(map(len, made)) <= MAX_MESSAGE_BYTES
 
 
 def test_spoiled_texts_are_no_utf_8() -> None:

@@ -116,9 +116,36 @@ async def test_a_viewer_may_look_and_not_change(mesh: MeshProcesses, tenant_id: 
     async with mesh.channel("quota", "viewer") as channel:
         stub = quota_pb2_grpc.TenantServiceStub(channel)
         await stub.GetTenant(quota_pb2.GetTenantRequest(tenant_id=tenant_id))
-        with pytest.raises(Exception, match="not for the role viewer"):
+        with pytest.raises(Exception, match="the role viewer may not call SuspendTenant"):
             await stub.SuspendTenant(
                 quota_pb2.SuspendTenantRequest(request_id=secrets.token_hex(16), tenant_id=tenant_id)
             )
         events = await stub.ListAuditEvents(quota_pb2.ListAuditEventsRequest(tenant_id=tenant_id, refused_only=True))
         assert [event.action for event in events.events] == ["SuspendTenant"]
+
+
+async def test_an_empty_list_of_models_shuts_a_tenant_out_and_unknown_names_are_warned_of(
+    client: ForebayClient, admin: Any, tenant_id: str
+) -> None:
+    (model,) = [model.name for model in await client.list_models()]
+
+    async def use(names: list[str] | None, pool: str = "") -> dict[str, str]:
+        """Gives the tenant a list of models, or none; returns what quota warns of."""
+        scope = None if names is None else quota_pb2.ModelScope(models=names)
+        request = quota_pb2.UpdateTenantRequest(
+            request_id=secrets.token_hex(16),
+            tenant=quota_pb2.TenantPolicy(tenant_id=tenant_id, model_scope=scope, pool=pool),
+            update_mask=FieldMask(paths=["model_scope", "pool"]),
+        )
+        return {warning.field: warning.description for warning in (await admin.UpdateTenant(request)).warnings}
+
+    assert await use([]) == {}
+    await until(client, lambda error: error is not None and error.reason == "MODEL_NOT_FOUND")
+    assert await client.list_models() == []
+    assert await use([model]) == {}
+    await until(client, lambda error: error is None)
+    warnings = await use([model, "gpt-4"], pool="gold")
+    assert warnings["tenant.models"].startswith("no connected router serves the model 'gpt-4'")
+    assert warnings["tenant.pool"].startswith("no connected worker serves the pool 'gold'")
+    assert await use(None) == {}
+    await until(client, lambda error: error is None)

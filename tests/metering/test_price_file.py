@@ -80,6 +80,40 @@ def test_every_problem_is_named(tmp_path: Path, text: str, named: list[str]) -> 
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        (
+            "{subject: default, model: '', nano_usd_per_million: {requests: 1}}",
+            [":2: prices.0.model: must not be empty"],
+        ),
+        (
+            "{subject: default, nano_usd_per_million: {requests: 010}}",
+            [":2: prices.0.nano_usd_per_million.requests: 010"],
+        ),
+        (
+            "{subject: no, nano_usd_per_million: {requests: 1:30}}",
+            [":2: prices.0.subject: no is", "1:30 counts in sixties"],
+        ),
+        (
+            "{subject: default, effective_from: 20270101, nano_usd_per_million: {requests: 1}}",
+            [":2: prices.0.effective_from: must be a date and time with its zone"],
+        ),
+        (
+            "{subject: default, subject: default, nano_usd_per_million: {requests: 1}}",
+            ["subject: is given a second time"],
+        ),
+    ],
+)
+def test_what_readers_of_yaml_disagree_on_is_refused(tmp_path: Path, entry: str, named: list[str]) -> None:
+    file = tmp_path / "prices.yaml"
+    file.write_text(f"prices:\n- {entry}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_prices(file)
+    for part in named:
+        assert part in str(caught.value)
+
+
 def test_a_missing_file_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_prices(tmp_path / "none.yaml")

@@ -26,6 +26,7 @@ from forebay.lifecycle import background
 from forebay.policy.model import KeyPolicy, Limits, ServiceClass, TenantPolicy, Thresholds
 from forebay.policy.watcher import PolicyCache, PolicyWatcher
 from forebay.quota.counters import InMemoryCounters
+from forebay.quota.domain.directory import Overrides
 from forebay.quota.domain.plans import Plan
 from forebay.quota.domain.policies import Policies
 from forebay.quota.domain.reservations import Terms
@@ -36,6 +37,7 @@ from forebay.quota.policy_servicer import PolicyServicer
 from forebay.quota.prices import Prices
 from forebay.quota.safety import InMemorySafety
 from forebay.quota.safety_gate import SafetyGate
+from forebay.quota.served import Served
 from forebay.quota.service import Quota
 from forebay.quota.servicer import QuotaServicer
 from forebay.quota.tenant_servicer import TenantServicer
@@ -554,6 +556,35 @@ async def test_the_number_of_watchers_is_bounded(policy: Any, monkeypatch: pytes
     assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "TOO_MANY_WATCHES")
     assert error.retry_after
     first.cancel()
+
+
+async def test_what_a_watcher_serves_is_known_while_it_watches(clock: FakeClock, feed: PolicyFeed) -> None:
+    served, server = Served(), RpcServer("127.0.0.1:0")
+    server.add(quota_pb2_grpc.add_PolicyServiceServicer_to_server, PolicyServicer(feed, served), "policy")
+    await server.start()
+    own = Overrides(models=("small", "gpt-4"), pool="gold")
+    async with connect(server.address, caller="test") as channel:
+        policy = quota_pb2_grpc.PolicyServiceStub(channel)
+        serves = pb.WatchPoliciesRequest.Served
+        kinds = (
+            (pb.WATCHER_KIND_ROUTER, serves(model="small")),
+            (pb.WATCHER_KIND_WORKER, serves(model="small", pool="gold")),
+        )
+        calls = []
+        for kind, what in kinds:
+            calls.append(
+                policy.WatchPolicies(pb.WatchPoliciesRequest(watcher=ROUTER, kind=kind, serves=[what]), timeout=60)
+            )
+            await calls[-1].read()
+        assert [it.description for it in served.warnings("tenant", own)] == [
+            "no connected router serves the model 'gpt-4'; there is small"
+        ]
+        too_many = pb.WatchPoliciesRequest(watcher=ROUTER, kind=pb.WATCHER_KIND_ROUTER, serves=[serves()] * 1_001)
+        assert (await error_of(policy.WatchPolicies(too_many, timeout=60).read())).code is Code.INVALID_ARGUMENT
+        for call in calls:
+            call.cancel()
+    await server.drain(0)
+    assert ["could not be checked" in it.description for it in served.warnings("tenant", own)] == [True, True]
 
 
 async def test_a_kind_has_to_be_named(policy: Any) -> None:

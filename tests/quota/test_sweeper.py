@@ -25,6 +25,7 @@ class Counters(InMemoryCounters):
 
     away = False
     life = "first"
+    evicts = ""
     unknown = ""
 
     def __init__(self, clock: FakeClock) -> None:
@@ -34,7 +35,7 @@ class Counters(InMemoryCounters):
     async def ping(self) -> Pulse:
         if self.away:
             raise MeshError(Code.UNAVAILABLE, "QUOTA_STORE_UNAVAILABLE", "away")
-        return Pulse(self.life, self._now())
+        return Pulse(self.life, self._now(), self.evicts)
 
     async def sweep(self, tenant_id: str, most: int, not_after_ms: int | None = None) -> Swept:
         if tenant_id == self.unknown:
@@ -159,6 +160,20 @@ async def test_a_clock_that_steps_back_keeps_no_lease(
     counters.ahead_ms = -seconds * 1000
     await pass_time(clock, 41)  # a round until the step is known
     assert await states(counters) == {State.EXPIRED}
+
+
+async def test_a_server_that_may_evict_keys_is_warned_of_once(
+    counters: Counters, clock: FakeClock, reachable: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr("forebay.quota.sweeper.log.warning", lambda _, **values: warnings.append(values["policy"]))
+    counters.evicts = "allkeys-lru"
+    await pass_time(clock, 5)
+    counters.evicts = ""
+    await pass_time(clock, 2)
+    counters.evicts = "volatile-lru"
+    await pass_time(clock, 2)
+    assert warnings == ["allkeys-lru", "volatile-lru"]
 
 
 async def test_after_a_start_nothing_expires_for_one_lease(counters: Counters, clock: FakeClock) -> None:

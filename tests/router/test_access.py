@@ -127,3 +127,37 @@ async def test_who_was_let_in_may_go_on_until_tenant_or_key_lose_their_leave(
     objection = door.access.objection(CALLER)
     assert (objection and objection.reason) == reason
     assert objection is None or objection.code is Code.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    ["Bearer {}", "bearer {}", "BEARER {}", "bEaReR    {}", "  Bearer {}  ", "Bearer\t{}", "{}", " {} "],
+)
+async def test_the_scheme_of_a_key_is_read_in_any_case(clock: FakeClock, authorization: str) -> None:
+    door = Door(clock)
+    door.hear()
+    assert await door.access.verify(authorization.format(KEY)) == CALLER
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        "",
+        " ",
+        "Bearer",
+        "Bearer ",
+        "Basic {}",
+        "Bearer Bearer {}",
+        "Bearer{}",
+        "Bearer {} x",
+        "{} x",
+        "Bearer {},{}",
+        "Token: {}",
+    ],
+)
+async def test_anything_else_is_refused_with_what_to_send(clock: FakeClock, authorization: str) -> None:
+    door = Door(clock)
+    door.hear()
+    error = await door.refusal(authorization.format(KEY, KEY))
+    assert (error.code, error.reason) == (Code.UNAUTHENTICATED, "UNKNOWN_KEY")
+    assert "authorization: Bearer fb_" in error.message

@@ -323,11 +323,11 @@ def test_the_configuration_names_every_problem(tmp_path: Path) -> None:
     file = tmp_path / "router.yaml"
     file.write_text(
         "id: router-1\nquota_address: nowhere\nscheduler_address: 127.0.0.1:1\nmetering_address: 127.0.0.1:1\n"
-        "pepper: short\nmodels: []\nmax_requests: 0\n"
+        "pepper: short\nmodels: []\nmax_requests: 0\nchannelz: true\n"
     )
     with pytest.raises(ConfigError) as caught:
         RouterConfig.load(file)
-    for field in ("quota_address", "models", "max_requests"):
+    for field in ("quota_address", "models", "max_requests", "channelz"):
         assert field in str(caught.value)
     pepper = tmp_path / "pepper"
     pepper.write_text("0123456789abcdef\n")

@@ -22,7 +22,7 @@ from forebay.router.usage_servicer import MAX_STREAMS
 
 from .conftest import METADATA, RouterWorld, options_for
 from .peers import soon
-from .samples import ACME, ACME_KEY, PEPPER
+from .samples import ACME, ACME_KEY, KEY, PEPPER
 from .streams import failure, rest, started
 
 
@@ -311,6 +311,39 @@ async def test_a_throttled_request_says_when_it_may_start(world: RouterWorld) ->
     call.cancel()
 
 
+async def test_no_trace_header_refuses_a_request(world: RouterWorld) -> None:
+    await world.start()
+    parent = f"00-{'1' * 32}-{'2' * 16}-01"
+    long = ",".join(f"vendor{n}={'v' * 40}" for n in range(30))
+    for headers in (
+        (("traceparent", parent), ("tracestate", long)),
+        (("traceparent", parent), ("tracestate", "a=" + "v" * 600)),
+        (("traceparent", parent), ("tracestate", "=,;"), ("baggage", "=;=," * 500)),
+        (("traceparent", "00-" + "f" * 2_000),),
+        (("tracestate", long),),
+    ):
+        call = world.client.StreamGenerate(
+            router_pb2.StreamGenerateRequest(options=options_for()), metadata=(*METADATA, *headers)
+        )
+        submission = await soon(world.scheduler.submissions.get())
+        assert len(submission.trace.tracestate) <= 512
+        world.worker.finish(await soon(world.worker.starts.get()), 0)
+        while await soon(call.read()):
+            pass
+
+
+async def test_a_key_comes_once_and_in_any_case_of_its_scheme(world: RouterWorld) -> None:
+    await world.start()
+    for scheme in ("bearer", "BEARER ", "Bearer"):
+        await world.client.ListModels(router_pb2.ListModelsRequest(), metadata=(("authorization", f"{scheme} {KEY}"),))
+    for metadata in ((*METADATA, *METADATA), (*METADATA, ("authorization", "Basic x"))):
+        error = await failure(world.client.ListModels(router_pb2.ListModelsRequest(), metadata=metadata))
+        assert (error.code, error.reason) == (Code.UNAUTHENTICATED, "SEVERAL_KEYS")
+        assert "send `authorization: Bearer fb_...` once" in error.message
+    basic = world.client.ListModels(router_pb2.ListModelsRequest(), metadata=(("authorization", f"Basic {KEY}"),))
+    assert (await failure(basic)).reason == "UNKNOWN_KEY"
+
+
 async def test_who_is_not_known_is_told_nothing_and_who_is_may_count_and_list(world: RouterWorld) -> None:
     await world.start()
     for metadata in ((), (("authorization", "Bearer fb_nothing"),)):
@@ -344,7 +377,8 @@ async def test_usage_is_the_callers_own_whatever_it_asks_for(world: RouterWorld)
     totals = await world.usage.SumUsage(router_pb2.SumUsageRequest(filter=theirs), metadata=METADATA)
     assert totals.totals[0].requests == 3
     assert world.metering.filters == [metering_pb2.UsageFilter(tenant_ids=["acme"], models=["tiny"])] * 3
-    for cursor in ("bad", "v1:1", response.cursor[:-1] + "A", UsageCursors(PEPPER).seal("globex", "v1:1")):
+    changed = response.cursor[:-1] + ("Q" if response.cursor[-1] == "A" else "A")
+    for cursor in ("bad", "v1:1", changed, UsageCursors(PEPPER).seal("globex", "v1:1")):
         bad = world.usage.StreamUsage(router_pb2.StreamUsageRequest(cursor=cursor), metadata=METADATA)
         assert (await failure(bad)).reason == "BAD_CURSOR"
     following = world.usage.StreamUsage(router_pb2.StreamUsageRequest(follow=True), metadata=METADATA)

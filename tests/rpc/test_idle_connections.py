@@ -34,12 +34,18 @@ def test_below_half_of_the_bound_nothing_is_closed() -> None:
 
 
 def test_above_it_those_idle_for_a_while_are_closed_the_longest_idle_first() -> None:
-    rule = IdleRule(4, idle_s=1)
-    assert rule.to_close(peers(1), set(), 0.0) == []
-    assert rule.to_close(peers(1, 2), set(), 0.5) == []
-    assert rule.to_close(peers(1, 2, 3), set(), 0.9) == [], "nobody is idle for long enough"
-    assert rule.to_close(peers(1, 2, 3, 4), set(), 1.6) == [("10.0.0.1", 1), ("10.0.0.1", 2)]
-    assert rule.to_close(peers(1, 2, 3, 4), set(), 0.9 + 1) == [("10.0.0.1", 1), ("10.0.0.1", 2)]
+    rule = IdleRule(8, idle_s=1)
+    assert rule.to_close(peers(1, 2), set(), 0.0) == []
+    assert rule.to_close(peers(1, 2, 3, 4, 5), set(), 0.5) == [], "nobody is idle for long enough"
+    assert rule.to_close(peers(1, 2, 3, 4, 5, 6), set(), 0.7) == []
+    assert rule.to_close(peers(1, 6, 7, 8, 9, 10), set(), 1.6) == peers_in_order(1)
+
+
+def test_when_nearly_all_are_taken_they_are_closed_sooner() -> None:
+    rule = IdleRule(8, idle_s=1)
+    assert rule.to_close(peers(*range(7)), set(), 0.0) == []
+    assert rule.to_close(peers(*range(7)), set(), 0.4) == []
+    assert len(rule.to_close(peers(*range(7)), set(), 0.5)) == 3
 
 
 def test_a_connection_with_a_call_is_never_closed_and_idle_anew_afterwards() -> None:
@@ -107,6 +113,13 @@ async def silent_connection(server: RpcServer, words: bytes) -> None:
     writer.close()
 
 
+async def answered(channel: grpc.aio.Channel) -> None:
+    """Returns once a call has been answered; here a connection may be closed as soon as it is there."""
+    check = health_pb2_grpc.HealthStub(channel).Check
+    while await check(health_pb2.HealthCheckRequest(), wait_for_ready=True).code() is not grpc.StatusCode.OK:
+        pass
+
+
 @pytest.mark.parametrize("words", [b"", PREFACE, PREFACE + EMPTY_SETTINGS, b"\x16\x03\x01\x02\x00\x01"], ids=repr)
 async def test_silent_connections_give_way_and_a_client_with_a_call_does_not(
     tls: TlsConfig | None, words: bytes
@@ -120,8 +133,7 @@ async def test_silent_connections_give_way_and_a_client_with_a_call_does_not(
                 await ended
             # There is room again, for somebody who has something to say.
             async with connect(busy.address, caller="other", service="quota", tls=tls) as other:
-                check = health_pb2_grpc.HealthStub(other).Check
-                assert (await check(health_pb2.HealthCheckRequest(), wait_for_ready=True)).status
+                await answered(other)
         assert not watch.done()
         watch.cancel()
         for task in silent:
@@ -131,9 +143,8 @@ async def test_silent_connections_give_way_and_a_client_with_a_call_does_not(
 
 async def test_a_client_whose_idle_connection_was_closed_connects_again(tls: TlsConfig | None) -> None:
     async with server(1, tls) as busy, connect(busy.address, caller="test", service="quota", tls=tls) as channel:
-        check = health_pb2_grpc.HealthStub(channel).Check
         for _ in range(2):
-            await check(health_pb2.HealthCheckRequest(), timeout=60, wait_for_ready=True)
             async with asyncio.timeout(60):
+                await answered(channel)
                 while (state := channel.get_state()) is grpc.ChannelConnectivity.READY:
                     await channel.wait_for_state_change(state)

@@ -15,7 +15,7 @@ from forebay.cli import figures
 from forebay.cli.directory import CALL_WITHIN_S, pages
 from forebay.cli.operator import Operator
 from forebay.cli.rows import Rows
-from forebay.cli.settings import assign, described, paths_of
+from forebay.cli.settings import assign, change_in_words, described, paths_of
 from forebay.cli.terminal import print_json, terminal
 from forebay.errors import FieldViolation, MeshError
 from forebay.policy.messages import from_pb_key, from_pb_limits
@@ -73,7 +73,7 @@ def print_limits(response: quota_pb2.PeekResponse, as_json: bool) -> None:
         for state in response.limits:
             print_json(state)
         return
-    rows = Rows("of", "limit", figures=("value", "used"), more=("free again in", "ledger"))
+    rows = Rows("on", "limit", figures=("value", "used"), more=("free again in", "ledger"), texts=("ledger",))
     for state in response.limits:
         write = figures.usd if state.limit.endswith("_nano_usd") else "{:,}".format
         resets_in = figures.wait(state.resets_in.ToMilliseconds() / 1000) if state.HasField("resets_in") else ""
@@ -98,7 +98,7 @@ def print_tenant(tenant: quota_pb2.Tenant, as_json: bool) -> None:
     if as_json:
         return print_json(tenant)
     own = set(tenant.overrides.paths)
-    rows = Rows("field", "value", "", texts=("value",))
+    rows = Rows("field", "value", "set", texts=("value",))
     for path, name, value in described(tenant.policy):
         rows.add(name, value, "own" if path in own or path.partition(".")[0] in own else "")
     if tenant.etag:
@@ -235,7 +235,7 @@ async def list_audit(operator: Operator, tenant_id: str, refused: bool, most: in
             event.actor,
             event.action,
             event.subject,
-            refusal if event.HasField("refusal") else "\n".join(event.changes),
+            refusal if event.HasField("refusal") else "\n".join(map(change_in_words, event.changes)),
         )
     if not as_json:
         rows.print("nothing was refused" if refused else "nothing was done")
@@ -250,9 +250,9 @@ def _state(key: quota_pb2.Key) -> Text:
 
 
 def _subject(subject: str) -> str:
-    """Returns whose limit it is: that of tenant:acme/model:m is acme's on m."""
+    """Returns on what a limit of the tenant is: all models, a model, or what a key asks for."""
     kind, _, name = subject.partition(":")
-    return f"key {name}" if kind == "key" else name.replace("/model:", " on ", 1)
+    return f"key {name}" if kind == "key" else name.partition("/model:")[2] or "all models"
 
 
 def _unset(tenant: quota_pb2.TenantPolicy, name: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forebay.cli.data_dir import DEFAULT_DATA, DataDir
+from forebay.cli.failures import WrongUsage
 from forebay.cli.parameters import Data, Json, named, quiet_grpc, run
 
 if TYPE_CHECKING:
@@ -153,7 +154,9 @@ def tenants_delete(
 
 @tenants.command("import")
 def tenants_import(
-    file: Annotated[typer.FileText, typer.Argument(metavar="FILE", help="A tenants file; - reads standard input.")],
+    file: Annotated[
+        typer.FileBinaryRead, typer.Argument(metavar="FILE", help="A tenants file; - reads standard input.")
+    ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
     as_json: Json = False,
     data: Data = DEFAULT_DATA,
@@ -161,11 +164,15 @@ def tenants_import(
     """Takes a tenants file: whole, or not at all with every problem named by line."""
     from forebay.cli import administration
 
+    given = getattr(file, "name", None)
+    name = given if isinstance(given, str) and given != "<stdin>" else "standard input"
     try:
-        text = file.read()
-    except UnicodeDecodeError:
-        raise typer.BadParameter(f"{file.name} is not UTF-8", param_hint="FILE") from None
-    _run(administration.import_tenants(_operator(data), file.name, text, dry_run, as_json))
+        text = file.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise WrongUsage(f"{name} is not UTF-8: byte {error.start} is not; save it as UTF-8") from None
+    except IsADirectoryError:
+        raise WrongUsage(f"{name} is a directory; name the file in it") from None
+    _run(administration.import_tenants(_operator(data), name, text, dry_run, as_json))
 
 
 @plans.command("list")
@@ -280,4 +287,4 @@ def _run(work: Any) -> Any:
     try:
         return run(work)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--set") from None
+        raise WrongUsage(str(error)) from None

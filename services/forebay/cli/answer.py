@@ -11,7 +11,7 @@ from typing import Any
 
 from forebay.cli.access import Access, wrong_usage
 from forebay.cli.figures import duration, usd
-from forebay.cli.terminal import terminal
+from forebay.cli.terminal import in_lines, terminal
 from forebay.client import Finished, ForebayClient, Message, Options, Started, TokenUsage, UsageEntry
 from forebay.client.options import checked_options, checked_prompt
 from forebay.errors import MeshError
@@ -150,13 +150,14 @@ async def generate(access: Access, request: Request) -> None:
             told = await tell(client, request.turns, request.options, write)
         finally:
             sys.stdout.write("\n" if pieces else "")
-    terminal(stderr=True).print(summary(told), style="dim", markup=False)
+    console = terminal(stderr=True)
+    console.print(in_lines(summary(told), console.width), style="dim", markup=False)
 
 
-def summary(told: Told) -> str:
-    """Returns what an answer took, in one line."""
+def summary(told: Told) -> list[str]:
+    """Returns what an answer took, fact by fact."""
     usage, rate = told.finished.usage, told.tokens_per_second
-    parts = [
+    return [
         f"{usage.prompt:,} tokens in" + (f" ({usage.cached:,} cached)" if usage.cached else ""),
         f"{usage.completion:,} out ({', '.join(told.finished.reasons)})",
         _cost(told),
@@ -165,7 +166,6 @@ def summary(told: Told) -> str:
         f"request {told.started.request_id}",
         *([f"trace {told.started.trace_id}"] if told.started.trace_id else []),
     ]
-    return " · ".join(parts)
 
 
 def _cost(told: Told) -> str:

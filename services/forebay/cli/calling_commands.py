@@ -22,6 +22,7 @@ from forebay.cli.parameters import (
     Tenant,
     Tls,
     caller,
+    named,
     on_command_line,
     quiet_grpc,
     refuse_beside,
@@ -80,7 +81,7 @@ def usage_tail(
         typer.Option("--from", metavar="START", help="beginning, now, a span such as 30m, 2h or 7d ago, or a cursor."),
     ] = "1h",
     request: Annotated[
-        str | None, typer.Option(metavar="ID", help="Only this request's rows, whenever they were.")
+        str | None, typer.Option(metavar="ID", callback=named, help="Only this request's rows, whenever they were.")
     ] = None,
     follow: Annotated[
         bool | None,
@@ -105,7 +106,7 @@ def usage_tail(
         start = "beginning"
     query = ledger.Query(
         start=_start(start),
-        request_ids=() if request is None else (request,),
+        request_ids=None if request is None else (request,),
         follow=request is None if follow is None else follow,
     )
     if everyone:

@@ -10,12 +10,12 @@ from rich.columns import Columns
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 from forebay.cli.answer import Told, tell
 from forebay.cli.explain import explain
 from forebay.cli.figures import duration, usd
+from forebay.cli.rows import Rows
 from forebay.client import ForebayClient, MeshError
 
 QUESTIONS = (
@@ -125,16 +125,11 @@ async def _one_by_one(console: Console, asking: list[_Asking]) -> None:
         console.print()
 
 
-def _table(asking: list[_Asking]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("tenant", style="bold", no_wrap=True)
-    table.add_column("plan", no_wrap=True)
-    for name in ("in", "out", "first token", "cost"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("trace", style="dim", overflow="fold")
+def _table(asking: list[_Asking]) -> Rows:
+    rows = Rows("tenant", "plan", figures=("in", "out", "first token", "cost"), more=("trace",))
     for one in asking:
-        table.add_row(one.tenant, *(_cells(one.told) if one.told else ()))
-    return table
+        rows.add(one.tenant, *(_cells(one.told) if one.told else ()))
+    return rows
 
 
 def _cells(told: Told) -> list[str]:

@@ -11,7 +11,7 @@ from rich.text import Text
 from forebay.api.quota.v1 import quota_pb2, quota_pb2_grpc
 from forebay.api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from forebay.cli import figures
-from forebay.cli.health import service_health, valkey_health
+from forebay.cli.health import service_health, valkey_eviction, valkey_health
 from forebay.cli.mesh_state import ProcessState
 from forebay.cli.operator import Operator
 from forebay.cli.rows import Rows
@@ -105,6 +105,12 @@ async def show_status(operator: Operator) -> bool:
         )
     rows.print("the mesh has no process")
     console.print()
+    if "valkey" in mesh.processes and (policy := await valkey_eviction(mesh.processes["valkey"].address)):
+        console.print(
+            f"valkey may evict keys ({policy}), and a tenant that loses one is refused for a minute; "
+            "set its maxmemory-policy to noeviction",
+            style="yellow",
+        )
     if not leader:
         console.print(
             "no scheduler leads now, so no request starts; the logs of the schedulers say why", style="yellow"

@@ -30,6 +30,10 @@ _REASONS = {
     ),
     "NO_ROUTER": ("{message}", "See `forebay status`, or start a mesh with `forebay up`."),
     "STREAM_CUT": ("{message}", "`forebay usage tail --request {request_id}` shows what was billed."),
+    "BAD_CURSOR": (
+        "the cursor is none of this ledger",
+        "--from takes beginning, now, a span such as 30m, 2h or 7d, or a cursor of this ledger.",
+    ),
     "TIMEOUT": ("{message}", "See `forebay status`, or lower --max-tokens."),
 }
 

@@ -8,17 +8,14 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from forebay.words import span, usd
+
 if TYPE_CHECKING:
     from forebay.policy.model import Limits
 
+__all__ = ["duration", "limits", "masked", "models", "moment", "usd", "usd_per_1000", "usd_within", "wait"]
+
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
-
-
-def usd(nano: int) -> str:
-    """Returns nano-USD as dollars, with all digits that are not zero and at least two of them: $0.00, $1.50, $0.0000135."""
-    whole, rest = divmod(abs(nano), 1_000_000_000)
-    decimals = f"{rest:09d}".rstrip("0").ljust(2, "0")
-    return f"{'-' if nano < 0 else ''}${whole:,}.{decimals}"
 
 
 def usd_within(nano: int, width: int) -> str:
@@ -53,14 +50,8 @@ def duration(seconds: float | None) -> str:
 
 
 def wait(seconds: float) -> str:
-    """Returns how long to wait, in whole seconds at least, and never less than `seconds`."""
-    if not math.isfinite(seconds):
-        return duration(None)
-    whole = max(1, math.ceil(seconds))
-    for (size, _), (next_size, _) in pairwise(_UNITS):
-        if whole >= size:
-            return duration(math.ceil(whole / next_size) * next_size)
-    return f"{whole} s"
+    """Returns how long to wait, rounded up as in what the services say; a second at least, because nobody types faster."""
+    return span(max(1.0, seconds)) if math.isfinite(seconds) else "–"
 
 
 def moment(seconds: float, *, year: bool = True) -> str:
@@ -101,7 +92,7 @@ def limits(values: Limits) -> str:
         (values.tokens_per_day, "tok/day"),
     ]
     texts = [f"{value:,} {unit}" for value, unit in parts if value is not None]
-    for budget, span in ((values.daily_budget_nano_usd, "day"), (values.monthly_budget_nano_usd, "month")):
+    for budget, period in ((values.daily_budget_nano_usd, "day"), (values.monthly_budget_nano_usd, "month")):
         if budget is not None:
-            texts.append(f"{usd(budget)}/{span}")
+            texts.append(f"{usd(budget)}/{period}")
     return ", ".join(texts) or "none"

@@ -11,6 +11,7 @@ import yaml
 from forebay.cli.access import development_keys
 from forebay.cli.data_dir import DataDir, DataDirError, write_file
 from forebay.policy.keys import hash_key, new_key
+from forebay.yaml_files.document import Document
 
 # Beside this module in a wheel, in deploy/ of a checkout.
 _SAMPLES = (Path(__file__).with_name("tenants.yaml"), Path(__file__).parents[3] / "deploy" / "config" / "tenants.yaml")
@@ -55,14 +56,15 @@ def _write_keys(data: DataDir) -> None:
     # The hashes go last: without them all of this is done anew.
     write_file(data.development_keys_file, json.dumps(keys, indent=2) + "\n", 0o600)
     head = "# Hashes of the tenants' keys; the keys themselves are stored nowhere but in dev-keys.json.\n"
-    write_file(data.keys_file, head + yaml.safe_dump({"keys": entries}, sort_keys=False), 0o600)
+    write_file(data.keys_file, head + yaml.safe_dump({"keys": entries}, sort_keys=False, default_style='"'), 0o600)
 
 
 def _tenant_ids(file: Path) -> list[str]:
     """Returns the tenants' names in their order; quota checks the rest."""
-    try:
-        return [str(tenant) for tenant in yaml.safe_load(file.read_text(encoding="utf-8"))["tenants"]]
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError):
-        raise DataDirError(
-            f"{file} is no tenants file: it must be YAML with `tenants:`, as deploy/config/tenants.yaml"
-        ) from None
+    document = Document.read(file)
+    if document.problems:
+        raise DataDirError("\n  ".join([f"{file} is no tenants file that can be used:", *document.problems]))
+    tenants = document.data.get("tenants") if isinstance(document.data, dict) else None
+    if not isinstance(tenants, dict):
+        raise DataDirError(f"{file} is no tenants file: it must hold `tenants:`, as deploy/config/tenants.yaml does")
+    return list(tenants)

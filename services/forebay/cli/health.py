@@ -27,6 +27,25 @@ async def service_health(name: str, address: str, tls: TlsConfig) -> str:
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
+async def valkey_eviction(address: str) -> str:
+    """Returns the policy by which a server may evict keys; empty if it evicts none, or does not answer."""
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"INFO memory\r\n")
+            size = int((await reader.readline()).removeprefix(b"$"))
+            answer = await reader.readexactly(size)
+    except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError):
+        return ""
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+    fields = dict(line.partition(":")[::2] for line in answer.decode(errors="replace").splitlines())
+    policy = fields.get("maxmemory_policy", "noeviction")
+    return "" if policy == "noeviction" else policy
+
+
 async def valkey_health(address: str) -> str:
     """Returns SERVING when the server answers PING, NOT_SERVING while it loads its data, UNREACHABLE otherwise."""
     host, _, port = address.rpartition(":")

@@ -44,12 +44,12 @@ class Query:
     """Which rows are printed.
 
     Attributes:
-        request_ids: only rows of these requests; all when empty.
+        request_ids: only rows of these requests; None for all.
         follow: whether it goes on with what is yet to come.
     """
 
     start: Start
-    request_ids: tuple[str, ...] = ()
+    request_ids: tuple[str, ...] | None = None
     follow: bool = False
 
 
@@ -137,7 +137,7 @@ def own_pages(client: ForebayClient) -> Pages:
 
 async def _all_pages(operator: Operator, query: Query) -> AsyncIterator[UsagePage]:
     request = metering_pb2.StreamUsageRequest(
-        cursor=query.start.cursor, filter=to_pb_filter(query.request_ids, query.start.since), follow=query.follow
+        cursor=query.start.cursor, filter=to_pb_filter(query.request_ids or (), query.start.since), follow=query.follow
     )
     async with operator.channel("metering") as channel:
         with operator.errors("metering"):

@@ -163,9 +163,9 @@ def _pool(text: str) -> PoolPlan:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command: what cannot be done ends with a sentence and exit status 1, what is asked wrongly with 2."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? and no traceback
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows and says ?, and no traceback
     try:
         _check_text(sys.argv[1:] if arguments is None else arguments)
         app(arguments)

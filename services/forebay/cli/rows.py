@@ -19,7 +19,7 @@ Cell = str | Text
 
 _GAP = 2
 # The narrowest that a column of long texts becomes before rows are printed as records.
-_LEAST_TEXT = 24
+_LEAST_TEXT = 14
 
 
 class Rows:

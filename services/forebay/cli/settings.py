@@ -25,11 +25,12 @@ _FIXED = frozenset({"tenant_id", "key_id", "name", "hash", "revoked", "isolation
 _NUMBER = re.compile(r"[+-]?(0|[1-9][0-9_]*)(\.[0-9]+)?")
 _SPAN = re.compile(r"([0-9]{1,9})\s?(s|m|min|h|d)")
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
+_CHANGE = re.compile(r"([a-z0-9_.\[\]-]+): (.*) -> (.*)", re.DOTALL)
 _MAX_DIGITS = 40
 _EXAMPLES = {
-    "canary": "such as {steps: [{percent: 10, holds_for: 1h}]}",
-    "model_limits": "such as {MODEL: {tokens_per_minute: 5000}}",
-    "thresholds": "such as {warn_percent: 80, throttle_percent: 100, hard_percent: 100}",
+    "canary": "like {steps: [{percent: 10, holds_for: 1h}]}",
+    "model_limits": "like {MODEL: {tokens_per_minute: 5000}}",
+    "thresholds": "like {warn_percent: 80, throttle_percent: 100, hard_percent: 100}",
     "expires_at": "a time such as 2030-01-01T00:00:00Z",
 }
 
@@ -125,15 +126,26 @@ def described(message: Message) -> Iterator[tuple[str, str, str]]:
     scope = values.pop("model_scope", None)
     if scope is not None:  # it goes before the older field of the same names, and may be empty
         values.pop("models", None)
-        yield "model_scope", "models", ", ".join(scope.get("models", ())) or "none"
     for path, value in _flat("", values):
         name, text = _said(known, path, value)
         yield path, name, text
+    if scope is not None:
+        yield "model_scope", "models", ", ".join(scope.get("models", ())) or "none"
 
 
-def usd(nano: int) -> str:
-    """Returns nano-USD as a number of USD, as `--set` takes it."""
-    return _plain(Decimal(nano) / 10**9, 2)
+def change_in_words(change: str) -> str:
+    """Returns a line of the audit log, such as `weight_milli: unset -> 2500`, in the words and units of `assign`."""
+    found = _CHANGE.fullmatch(change)
+    if found is None:
+        return change
+    path, before, after = found.groups()
+    outer, dot, leaf = path.rpartition(".")
+    name, scale = _written(leaf)
+    values = [
+        _plain(Decimal(text) / scale, 2 if scale > 1_000 else 0) if text.isdecimal() else text
+        for text in (before, after)
+    ]
+    return f"{outer}{dot}{name}: {values[0]} -> {values[1]}" if scale > 1 else change
 
 
 def _words(descriptor: Any) -> Iterator[Word]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
+from rich.cells import cell_len
 from rich.console import Console
 
 _FILE_WIDTH = 1_000
@@ -18,6 +20,17 @@ def terminal(*, stderr: bool = False) -> Console:
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     return console
+
+
+def in_lines(parts: Sequence[str], width: int) -> str:
+    """Returns facts with dots between, in as many lines of at most `width` characters as they take."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and cell_len(lines[-1]) + cell_len(part) + 3 <= width:
+            lines[-1] += f" · {part}"
+        else:
+            lines.append(part)
+    return "\n".join(lines)
 
 
 def as_json(message: Message) -> dict[str, Any]:

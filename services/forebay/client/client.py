@@ -182,7 +182,7 @@ class ForebayClient:
         self,
         cursor: str = "",
         *,
-        request_ids: str | Sequence[str] = (),
+        request_ids: str | Sequence[str] | None = None,
         since: float | None = None,
         follow: bool = False,
     ) -> AsyncIterator[UsagePage]:
@@ -190,15 +190,17 @@ class ForebayClient:
 
         Args:
             cursor: that of the last page seen; empty for the beginning, "now" for what comes.
-            request_ids: only rows of these requests; all when empty.
+            request_ids: only rows of these requests, and none for an empty list; None for all.
             since: only rows of what ended at this time or later, in seconds since the epoch.
             follow: goes on with what is yet to come, with no deadline.
         """
         request = router_pb2.StreamUsageRequest(
             cursor=text("cursor", cursor),
-            filter=messages.to_pb_filter(request_ids, since),
+            filter=messages.to_pb_filter(request_ids or (), since),
             follow=bool(follow),
         )
+        if request_ids is not None and not request_ids:
+            return  # a filter with an empty list would select every row
         await self._reach()
         call = self._usage.StreamUsage(request, **(self._call | ({"timeout": None} if follow else {})))
         try:

@@ -115,7 +115,7 @@ def host_of(address: str) -> str:
         return ""
     if "://" in address and not address.startswith("dns:///"):
         scheme = address.partition("://")[0]
-        hint = "; TLS is chosen apart from it, with tls=True" if scheme == "https" else ""
+        hint = "; TLS is asked for apart from the address" if scheme == "https" else ""
         raise ValueError(f"address must be {_FORM}, without {scheme}://{hint}")
     found = _ADDRESS.fullmatch(address)
     if found is None or not 1 <= int(found["port"]) <= 65_535:

@@ -60,16 +60,15 @@ def of_stream(error: grpc.RpcError, address: str, timeout: float, request_id: st
 
 def cut(address: str, request_id: str, tokens: int) -> MeshError:
     """Returns the error of an answer that stops in the middle without a word; arguments as of `of_stream`."""
+    where = f"the connection to the router at {address} broke off"
     if not request_id:
         message = (
-            f"the connection to the router at {address} broke off before it had answered; try again. "
+            f"{where} before it had answered; try again. "
             "The request may have been admitted, and is then billed for what was generated"
         )
     else:
-        message = (
-            f"the connection to the router at {address} broke off after {tokens:,} tokens of the answer. "
-            "What was generated is billed; ask again for a whole answer"
-        )
+        count = "1 token" if tokens == 1 else f"{tokens:,} tokens"
+        message = f"{where} after {count} of the answer. What was generated is billed; ask again for a whole answer"
     metadata = {"request_id": request_id, "tokens": str(tokens)}
     return _failure(Code.UNAVAILABLE, "STREAM_CUT", message, address, **metadata)
 

@@ -6,6 +6,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
@@ -29,7 +30,7 @@ class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     subject: StrictStr
-    model: StrictStr = ""
+    model: Annotated[StrictStr, Field(min_length=1)] = ""  # left out, and not empty, for all models
     effective_from: Moment = _EPOCH
     nano_usd_per_million: dict[Item, StrictInt] = Field(min_length=1)
 

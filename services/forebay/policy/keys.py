@@ -25,6 +25,18 @@ def hash_key(pepper: bytes, key: str) -> bytes:
     return hashlib.sha256(pepper + key.encode()).digest()
 
 
+def presented_key(authorization: str) -> str:
+    """Returns the key in an `authorization` header: of the scheme Bearer, or without a scheme.
+
+    A scheme's name is case-insensitive, and one space or more follow it (RFC 9110). A header of another scheme is returned as it
+    is, which is no key.
+    """
+    words = authorization.split(maxsplit=1)
+    if len(words) == 2 and words[0].lower() == "bearer":
+        return words[1].strip()
+    return authorization.strip()
+
+
 def parse_key_id(key: str) -> str | None:
     """Returns the id in a key, or None when the text is no key at all."""
     match = _KEY.fullmatch(key)

@@ -30,10 +30,17 @@ from forebay.quota.domain.reservations import (
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """What a store says of itself: the name of its present life, another after each of its starts, and its clock, ms."""
+    """What a store says of itself.
+
+    Attributes:
+        life: the name of its present life, another after each of its starts.
+        clock_ms: what its clock reads, in ms since the epoch.
+        evicts: the name of the policy by which it may drop keys when its memory is full; empty if it drops none.
+    """
 
     life: str
     clock_ms: int
+    evicts: str = ""
 
 
 class CounterStore(Protocol):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from forebay.clock import Clock
 from forebay.errors import MeshError
-from forebay.policy.keys import hash_key, parse_key_id
+from forebay.policy.keys import hash_key, parse_key_id, presented_key
 from forebay.policy.model import TenantPolicy
 from forebay.quota.counters import CounterStore
 from forebay.quota.domain.canary import effective_limits
@@ -67,8 +67,7 @@ class Edge:
 
     def tenant_of(self, authorization: str) -> str | None:
         """Returns whose key `Bearer fb_...` is; None for one that a router will refuse."""
-        scheme, _, rest = authorization.strip().partition(" ")
-        presented = rest.strip() if scheme.lower() == "bearer" else scheme
+        presented = presented_key(authorization)
         key_id = parse_key_id(presented)
         key = self._feed.policies.keys.get(key_id) if key_id else None
         # As in the router: the comparison is made in any case, so that time does not tell whether a key id exists.

@@ -52,6 +52,7 @@ MAX_WAITING = 20_000
 MAX_PIPELINE = 500
 # A script runs for as long as it has ids: so many at once keep every other tenant waiting for a few ms at most.
 MAX_IDS = 500
+NO_EVICTION = "noeviction"
 USAGE_CURSOR = "forebay:usage_cursor"
 # Keys that one step of a scan looks at.
 SCANNED = 1_000
@@ -265,17 +266,20 @@ class RedisCounters:
             await self._redis.set(USAGE_CURSOR, cursor)
 
     async def ping(self) -> Pulse:
-        """Returns the name of the server's present life and what its clock reads, the latest of a cluster's."""
+        """Returns what the server says of itself; of a cluster all lives, the latest clock and any policy of eviction."""
         with reaching_the_store():
             if isinstance(self._redis, RedisCluster):
-                await self._redis.ping(target_nodes=RedisCluster.PRIMARIES)
-                nodes = await self._redis.info("server", target_nodes=RedisCluster.PRIMARIES)
-                times: Any = await self._redis.time(target_nodes=RedisCluster.PRIMARIES)
-                life = ",".join(sorted(server["run_id"] for server in nodes.values()))
-                return Pulse(life, self._now() or max(map(_ms, times.values())))
+                nodes = {"target_nodes": RedisCluster.PRIMARIES}
+                await self._redis.ping(**nodes)
+                servers, memories = await self._redis.info("server", **nodes), await self._redis.info("memory", **nodes)
+                times: Any = await self._redis.time(**nodes)
+                life = ",".join(sorted(server["run_id"] for server in servers.values()))
+                evicts = max(_evicts(memory) for memory in memories.values())
+                return Pulse(life, self._now() or max(map(_ms, times.values())), evicts)
             # A server that still loads its data refuses a ping, though not to tell of itself.
-            _, server, time = await self._redis.pipeline(transaction=False).ping().info("server").time().execute()
-        return Pulse(str(server["run_id"]), self._now() or _ms(time))
+            about = self._redis.pipeline(transaction=False).ping().info("server").info("memory").time()
+            _, server, memory, time = await about.execute()
+        return Pulse(str(server["run_id"]), self._now() or _ms(time), _evicts(memory))
 
     def _call(
         self, script: _Script, tenant_id: str, *arguments: str | int, request_id: str = ""
@@ -351,6 +355,12 @@ def _ms(time: Sequence[int]) -> int:
     """Returns ms since the epoch from what a server says of its time."""
     seconds, micros = time
     return seconds * 1000 + micros // 1000
+
+
+def _evicts(memory: Mapping[str, Any]) -> str:
+    """Returns the server's policy of eviction; empty if it evicts nothing, or does not say."""
+    policy = str(memory.get("maxmemory_policy", NO_EVICTION))
+    return "" if policy == NO_EVICTION else policy
 
 
 async def _reply(connection: Any) -> Any:

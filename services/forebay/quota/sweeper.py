@@ -43,7 +43,7 @@ class Sweeper:
 
     async def run(self) -> None:
         """Looks after the counters until cancelled."""
-        life = trouble = ""
+        life = trouble = evicts = ""
         next_sweep = 0.0
         while True:
             before = trouble
@@ -53,6 +53,13 @@ class Sweeper:
                 stepped = pulse.clock_ms > self._latest_ms()
                 self._ahead_ms = pulse.clock_ms - asked_at * 1000
                 known, life = life, pulse.life
+                if pulse.evicts not in ("", evicts):
+                    log.warning(
+                        "the counters' server may evict keys, and a tenant that loses one is refused for a minute; "
+                        "set its maxmemory-policy to noeviction",
+                        policy=pulse.evicts,
+                    )
+                evicts = pulse.evicts
                 if stepped:
                     log.warning("the counters' clock has stepped forward; nothing is swept for one lease")
                 if life != known or stepped:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from forebay.clock import Clock
 from forebay.errors import Code, MeshError
-from forebay.policy.keys import hash_key, parse_key_id
+from forebay.policy.keys import hash_key, parse_key_id, presented_key
 from forebay.policy.model import KeyPolicy, TenantPolicy
 from forebay.policy.watcher import PolicyWatcher
 
@@ -60,7 +60,7 @@ class Access:
                 message; PERMISSION_DENIED for a suspended tenant; UNAVAILABLE when the policies are unknown or too old.
         """
         await self._await_policies()
-        presented = authorization.removeprefix("Bearer ").strip()
+        presented = presented_key(authorization)
         key_id = parse_key_id(presented)
         key = self._policies.cache.keys.get(key_id) if key_id else None
         # The comparison is made in any case, so that time does not tell whether a key id exists.

@@ -24,17 +24,18 @@ MAX_IDS = 1_000
 MAX_VALUES = 100
 
 _OPTIONS = {
-    "options.prompt": Bound(cut=True),
-    "options.client_request_id": Bound(bytes=MAX_CLIENT_REQUEST_ID_BYTES),
-    "options.labels": Bound(most=MAX_LABELS),
-    "options.labels.key": Bound(bytes=MAX_LABEL_BYTES),
-    "options.labels.value": Bound(bytes=MAX_LABEL_BYTES),
-    "options.sampling.stop": Bound(most=MAX_STOPS, bytes=MAX_STOP_BYTES),
-    "options.sampling.stop_token_ids": Bound(most=MAX_STOP_TOKEN_IDS),
-    "options.sampling.structured_output.json_schema": Bound(bytes=MAX_STRUCTURE_BYTES),
-    "options.sampling.structured_output.regex": Bound(bytes=MAX_STRUCTURE_BYTES),
-    "options.sampling.structured_output.grammar": Bound(bytes=MAX_STRUCTURE_BYTES),
-    "options.sampling.structured_output.choice.options": Bound(most=MAX_CHOICES),
+    "options": Bound(unnamed=True),  # as `domain.validation` has it
+    "prompt": Bound(cut=True),
+    "client_request_id": Bound(bytes=MAX_CLIENT_REQUEST_ID_BYTES),
+    "labels": Bound(most=MAX_LABELS),
+    "labels.key": Bound(bytes=MAX_LABEL_BYTES),
+    "labels.value": Bound(bytes=MAX_LABEL_BYTES),
+    "sampling.stop": Bound(most=MAX_STOPS, bytes=MAX_STOP_BYTES),
+    "sampling.stop_token_ids": Bound(most=MAX_STOP_TOKEN_IDS),
+    "sampling.structured_output.json_schema": Bound(bytes=MAX_STRUCTURE_BYTES),
+    "sampling.structured_output.regex": Bound(bytes=MAX_STRUCTURE_BYTES),
+    "sampling.structured_output.grammar": Bound(bytes=MAX_STRUCTURE_BYTES),
+    "sampling.structured_output.choice.options": Bound(most=MAX_CHOICES),
 }
 _FILTER = {
     "filter.tenant_ids": Bound(most=MAX_VALUES),

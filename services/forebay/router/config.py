@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, model_validator
+from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, field_validator, model_validator
 
 from forebay.config import Address, Addresses, PublicTlsConfig
 from forebay.policy.pepper import PepperConfig
@@ -84,6 +84,13 @@ class RouterConfig(PepperConfig):
         """The largest request: a prompt that is somewhat too long is still told so in a typed error, as text or as ids."""
         longest_ids = 5 * max(model.context_tokens for model in self.models)
         return min(max(2 * self.max_prompt_bytes, longest_ids) + MAX_REST_BYTES, MAX_MESSAGE_BYTES)
+
+    @field_validator("channelz")
+    @classmethod
+    def _no_channelz(cls, offered: bool) -> bool:
+        if offered:
+            raise ValueError("a router's port is public, and channelz shows every tenant's connections; leave it off")
+        return offered
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

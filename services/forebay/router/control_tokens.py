@@ -11,7 +11,7 @@ Two more tokenizers are made from the file.
   tokenizer sees control tokens, by the tokenizer's own rules (normalisation, longest match, `lstrip`, `single_word`).
 - The *plain* tokenizer has a secret name for each control token instead of its literal. The router writes a genuine control token
   by its secret name; a literal is text. The entries of the same names in the model's own vocabulary have the secret names, too,
-  because some models (Unigram) yield such an entry for its literal.
+  because some models (Unigram) yield such an entry for its literal. Without such entries both tokenizers share the model.
 
 The plain tokenizer always encodes a whole prompt. To encode a prompt in pieces would change merges, and the marks that some
 tokenizers put at the beginning of a text.
@@ -26,6 +26,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import tokenizers
@@ -54,7 +55,7 @@ class ControlTokens:
     """The control tokens of one tokenizer."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
-        """Derives the finder and the plain tokenizer; takes about as long as loading the tokenizer did."""
+        """Derives the finder and the plain tokenizer; takes as long as loading the tokenizer when the model has to be changed."""
         added = tokenizer.get_added_tokens_decoder()
         words = tokenizer.get_vocab(with_added_tokens=False)
         self._literals = {id: token.content for id, token in added.items() if _controls(token, words)}
@@ -64,7 +65,7 @@ class ControlTokens:
         self._any_literal = re.compile(_alternatives(self._literals.values())) if self._literals else None
         # In each control token is a mark.
         self._marks = frozenset().union(*map(_marks, self._literals.values()))
-        self._secrets, self._plain = _plain(tokenizer, self._literals)
+        self._secrets, self._plain = _plain(tokenizer, self._literals, words)
         self.is_mark = lru_cache(maxsize=4096)(self._is_mark)
 
     def among(self, ids: Sequence[int]) -> list[int]:
@@ -151,8 +152,17 @@ def _finder(tokenizer: tokenizers.Tokenizer, added: Iterable[tokenizers.AddedTok
     return finder
 
 
-def _plain(tokenizer: tokenizers.Tokenizer, literals: dict[int, str]) -> tuple[dict[int, str], tokenizers.Tokenizer]:
+def _plain(
+    tokenizer: tokenizers.Tokenizer, literals: dict[int, str], words: Mapping[str, int]
+) -> tuple[dict[int, str], tokenizers.Tokenizer]:
     """Returns the secret names of the control tokens, and the tokenizer that knows them by no others."""
+    if not any(literal in words for literal in literals.values()):
+        names = _names(literals, _ALPHABETS[0])
+        shared = _sharing(tokenizer, names)
+        if all(shared.token_to_id(name) == id for id, name in names.items()) and _agree(
+            tokenizer, shared, literals, names
+        ):
+            return names, shared
     file = tokenizer.to_str()
     for first in _ALPHABETS:
         names = _names(literals, first)
@@ -172,6 +182,30 @@ def _names(literals: Iterable[int], first: int) -> dict[int, str]:
         higher, high = divmod(high, _NUMBER_BASE)
         names[id] = secret + chr(first + higher) + chr(first + high) + chr(first + low)
     return names
+
+
+def _sharing(tokenizer: tokenizers.Tokenizer, names: dict[int, str]) -> tokenizers.Tokenizer:
+    """Returns the tokenizer with other names for its control tokens, and the same model; their ids may have changed."""
+    plain = tokenizers.Tokenizer(tokenizer.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor"):
+        if (used := getattr(tokenizer, part)) is not None:
+            setattr(plain, part, used)
+    renamed = [
+        tokenizers.AddedToken(
+            names.get(id, token.content),
+            # Whether a control token stands alone has been looked at when it was found.
+            single_word=token.single_word and id not in names,
+            lstrip=token.lstrip,
+            rstrip=token.rstrip,
+            normalized=token.normalized,
+            special=token.special,
+        )
+        for id, token in sorted(tokenizer.get_added_tokens_decoder().items())
+    ]
+    # In the order of their ids, by which they get the same ones.
+    for special, tokens in groupby(renamed, key=lambda token: bool(token.special)):
+        (plain.add_special_tokens if special else plain.add_tokens)(list(tokens))
+    return plain
 
 
 def _renamed(

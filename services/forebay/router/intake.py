@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from forebay.errors import Code, MeshError
+from forebay.memory import trim
 from forebay.router.access import Access, Caller
 from forebay.router.domain.ask import LongPrompt, Prompt
 from forebay.router.models import IN_LINE_BYTES
@@ -20,6 +23,14 @@ from forebay.rpc.wire import Shape, scan
 READS = 32
 READS_OF_TENANT = 8
 READ_WITHIN_S = 10.0
+# A tenant's large messages are paced: to receive one costs processor time, even if it is refused. Each byte above a size keeps
+# its place taken for longer, so one tenant sends at most eight times this rate. That is several times what can be tokenised.
+PACED_ABOVE_BYTES = 16 << 10
+PACED_BYTES_PER_S = 1 << 20
+
+# What the C library keeps of a message of this size is worth giving back.
+LARGE_BYTES = 256 << 10
+TRIM_AFTER_S = 2.0
 
 # How the bytes of a prompt begin that is a conversation: field 1, with a length.
 _CHAT = 0x0A
@@ -50,6 +61,7 @@ class Intake:
         self._access = access
         self._reads = Reads(READS, READ_WITHIN_S)
         # What waits is still at the client, so it holds nothing here.
+        self._trimming: asyncio.TimerHandle | None = None
         self._turns = Turns(READS, READS_OF_TENANT, max_waiting, max_waiting_bytes=0)
 
     async def receive(self, unread: UnreadMessage, context: Context, kind: type[M], shape: Shape) -> Received[M]:
@@ -59,24 +71,51 @@ class Intake:
             MeshError: as of `Access.verify`, before anything is read; as of `Turns.turn`, `UnreadMessage.read` and `scan`.
         """
         caller = await verify(self._access, context)
-        async with self._turns.turn(caller.tenant.tenant_id):
-            data = await unread.read(self._reads)
-        scanned = scan(data, shape)
+        scanned = scan(await self._read(unread, caller.tenant.tenant_id), shape)
         try:
             message = kind.FromString(scanned.data)
         except DecodeError:
             raise malformed() from None
         return Received(caller, message, _prompt(scanned.cut))
 
+    async def _read(self, unread: UnreadMessage, tenant_id: str) -> bytes:
+        """Returns the message's bytes; its place is kept for as long as the next message is to wait."""
+        await self._turns.take(tenant_id)
+        pause_s = 0.0
+        try:
+            data = await unread.read(self._reads)
+            pause_s = max(0, len(data) - PACED_ABOVE_BYTES) / PACED_BYTES_PER_S
+            if len(data) >= LARGE_BYTES:
+                self._trim_later()
+            return data
+        finally:
+            if pause_s:
+                asyncio.get_running_loop().call_later(pause_s, self._turns.give_back, tenant_id)
+            else:
+                self._turns.give_back(tenant_id)
+
+    def _trim_later(self) -> None:
+        """Gives back what large messages leave behind: once for those of some seconds, and in a thread, for it takes a while."""
+        if self._trimming is None:
+            loop = asyncio.get_running_loop()
+            self._trimming = loop.call_later(TRIM_AFTER_S, self._trim, loop)
+
+    def _trim(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._trimming = None
+        loop.run_in_executor(None, trim)
+
 
 async def verify(access: Access, context: Context) -> Caller:
     """Returns the caller of a call, by its key in the metadata `authorization`.
 
     Raises:
-        MeshError: as of `Access.verify`.
+        MeshError: as of `Access.verify`; UNAUTHENTICATED for several keys, of which a proxy may have looked at another one.
     """
-    metadata = dict(context.invocation_metadata() or ())
-    return await access.verify(str(metadata.get("authorization", "")))
+    presented = [str(value) for name, value in context.invocation_metadata() or () if name == "authorization"]
+    if len(presented) > 1:
+        message = f"the call has {len(presented)} keys; send `authorization: Bearer fb_...` once in the metadata"
+        raise MeshError(Code.UNAUTHENTICATED, "SEVERAL_KEYS", message)
+    return await access.verify("".join(presented))
 
 
 def _prompt(data: bytes | None) -> Prompt | LongPrompt | None:

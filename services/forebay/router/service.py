@@ -26,6 +26,7 @@ from forebay.router.domain.events import Reserved, UsageOverdue
 from forebay.router.domain.life import deadline_exceeded
 from forebay.router.domain.prefix import prefix_hashes
 from forebay.router.domain.validation import check_ask, check_prompt, completion_bound
+from forebay.router.held_tokens import HeldTokens
 from forebay.router.metering import Metering
 from forebay.router.models import Model, Models
 from forebay.router.quota import Quota
@@ -104,6 +105,7 @@ class Router:
         self._bounds = bounds
         self._tasks: set[asyncio.Task[None]] = set()
         self._of_tenant: Counter[str] = Counter()
+        self._held = HeldTokens()
 
     async def answer(self, caller: Caller, ask: Ask, client: Client, time_left_s: float | None) -> None:
         """Answers one request; `client` has been given all of the answer when this returns.
@@ -132,7 +134,7 @@ class Router:
         task = asyncio.create_task(self._see_through(request_id, caller, ask, client, time_left_s))
         self._tasks.add(task)
         self._of_tenant[tenant_id] += 1
-        task.add_done_callback(lambda task: self._ended(task, tenant_id))
+        task.add_done_callback(lambda task: self._ended(task, request_id, tenant_id))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -158,6 +160,7 @@ class Router:
         with in_span("router.tokenize"):
             tokens = await self._models.tokenise(model, prompt, caller.tenant, model.card.context_tokens)
             payload = self._payload(caller, ask, model, tokens)
+            self._held.hold(request_id, caller.tenant.tenant_id, tokens.count)
         # The text is not needed any more, and may be large.
         is_chat = prompt.is_chat if isinstance(prompt, LongPrompt) else isinstance(prompt, Chat)
         ask = replace(ask, prompt=None)
@@ -376,8 +379,9 @@ class Router:
         request.phase.end()
         request.phase = tracer().start_span(phase)
 
-    def _ended(self, task: asyncio.Task[None], tenant_id: str) -> None:
+    def _ended(self, task: asyncio.Task[None], request_id: str, tenant_id: str) -> None:
         self._tasks.discard(task)
+        self._held.release(request_id)
         self._of_tenant[tenant_id] -= 1
         if not self._of_tenant[tenant_id]:
             del self._of_tenant[tenant_id]

@@ -44,7 +44,8 @@ def tokens_of(job: Job, tokenizer: Tokenizer, card: ModelCard, max_prompt_bytes:
         MeshError: INVALID_ARGUMENT; what is wrong with the prompt.
     """
     prompt = read_prompt(job.prompt)
-    prompt = check_prompt(prompt, card, tokenizer.vocabulary, bool(job.system_prompt), max_prompt_bytes)
+    check_prompt(prompt, card, tokenizer.vocabulary, bool(job.system_prompt), max_prompt_bytes)
+    assert prompt is not None
     return Tokens.of(encode(tokenizer, prompt, job.system_prompt), job.most_ids)
 
 

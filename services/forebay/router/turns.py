@@ -72,10 +72,12 @@ class Turns:
     async def _wait(self, tenant_id: str, size: int) -> None:
         queue = self._waiting.get(tenant_id, deque())
         if len(queue) >= self._max_waiting:
-            raise _tenant_full(tenant_id, "calls_waiting_per_router", self._max_waiting, len(queue), 1)
+            message = f"{self._max_waiting} calls of the tenant wait on this router already, as many as may"
+            raise _tenant_full(tenant_id, message, "calls_waiting_per_router", self._max_waiting, len(queue), 1)
         held = self._held[tenant_id]
         if held and held + size > self._max_waiting_bytes:
-            raise _tenant_full(tenant_id, "bytes_waiting_per_router", self._max_waiting_bytes, held, size)
+            message = f"the tenant's prompts that wait on this router hold {held / 1e6:.1f} MB; this one does not fit beside them"
+            raise _tenant_full(tenant_id, message, "bytes_waiting_per_router", self._max_waiting_bytes, held, size)
         if self._held.total() + size > 4 * self._max_waiting_bytes:
             message = "too many large calls wait on this router; try again"
             raise MeshError(Code.UNAVAILABLE, "ROUTER_FULL", message, retry_after=1)
@@ -117,7 +119,7 @@ def _subtract(counter: Counter[str], tenant_id: str, amount: int) -> None:
         del counter[tenant_id]
 
 
-def _tenant_full(tenant_id: str, limit: str, bound: int, used: int, asked: int) -> MeshError:
-    message = f"{limit} of the tenant is {bound}; {used} wait already. Try again when one has been served"
+def _tenant_full(tenant_id: str, message: str, limit: str, bound: int, used: int, asked: int) -> MeshError:
     violation = QuotaViolation(f"tenant:{tenant_id}", limit, bound, used, asked)
-    return MeshError(Code.RESOURCE_EXHAUSTED, "TENANT_FULL", message, retry_after=1, quota_violations=[violation])
+    text = f"{message}; try again when one has been served"
+    return MeshError(Code.RESOURCE_EXHAUSTED, "TENANT_FULL", text, retry_after=1, quota_violations=[violation])

@@ -5,8 +5,8 @@ answers pings holds one of `max_connections` all the same, and gRPC closes whoev
 time-outs for idle connections are fixed when a server starts. Short ones would make every client that pauses connect again.
 
 So this is decided by need. Below half of `max_connections` nothing is closed. Above, connections that have had no call for
-`IDLE_S` are shut down, the longest idle first, until half are free. Clients of gRPC notice, and connect again with their next
-call. A connection with a call is never closed.
+`IDLE_S` are shut down, the longest idle first, until half are free. Above seven eighths, half that time is enough. Clients that
+use gRPC notice, and connect again with their next call. A connection with a call is never closed.
 
 gRPC does not tell which connections it has, and the process's own file descriptors do (Linux; elsewhere this does nothing). A
 socket is shut down through a duplicate of its descriptor, so gRPC, which goes on owning it, sees that the peer has gone.
@@ -67,6 +67,7 @@ class IdleRule:
     def __init__(self, max_connections: int, idle_s: float = IDLE_S) -> None:
         """Prepares for a server that takes `max_connections`."""
         self._most_at_ease = max_connections // 2
+        self._nearly_all = max_connections * 7 // 8
         self._idle_s = idle_s
         self._idle_since: dict[Peer, float] = {}
 
@@ -84,7 +85,8 @@ class IdleRule:
         excess = len(connected) - self._most_at_ease
         if excess <= 0:
             return []
-        overdue = [peer for peer in idle if now - since[peer] >= self._idle_s]
+        idle_s = self._idle_s / 2 if len(connected) >= self._nearly_all else self._idle_s
+        overdue = [peer for peer in idle if now - since[peer] >= idle_s]
         return sorted(overdue, key=lambda peer: since[peer])[:excess]
 
 
@@ -103,7 +105,8 @@ async def close_idle(port: int, max_connections: int, peers: Peers, clock: Clock
         closed = rule.to_close(connected.keys(), peers.with_calls(), clock.monotonic())
         if closed:
             count = await asyncio.to_thread(_shut_down, {peer: connected[peer] for peer in closed}, port)
-            log.warning("idle connections closed", count=count, connections=len(connected))
+            if count:
+                log.warning("idle connections closed", count=count, connections=len(connected))
 
 
 def peer_of(name: str) -> Peer | None:

@@ -15,6 +15,7 @@ import contextlib
 import functools
 import inspect
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
@@ -151,7 +152,19 @@ async def errors(call: Call) -> AsyncIterator[None]:
         await _abort(call, MeshError(Code.INTERNAL, "BUG", "the service failed; its log has the details"))
 
 
+def _forget_frames(error: BaseException) -> None:
+    """Frees what the frames hold through which an error came, such as a message of megabytes.
+
+    The error of an aborted call and the call itself refer to each other, so they are there until the garbage collector comes.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__context__
+
+
 async def _abort(call: Call, error: MeshError) -> None:
+    _forget_frames(error)
     # A client that reads nothing keeps the status waiting behind what it has not read; it still gets it once it reads.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(ABORT_WITHIN_S):

@@ -35,8 +35,8 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.http2.max_ping_strikes", 0),
     # Few bytes become very many when they are decompressed, before any bound of ours sees them; nothing here is compressed.
     ("grpc.compression_enabled_algorithms_bitset", 1),
-    # A connection that has not finished its handshake is nobody's yet. The default is two minutes.
-    ("grpc.server_handshake_timeout_ms", 10_000),
+    # The default is two minutes. When room is needed, `idle_connections` waits for nothing like that long.
+    ("grpc.server_handshake_timeout_ms", 30_000),
 ]
 
 # For servers that read their messages themselves: at most the 64 KiB that HTTP/2 begins with are in memory of a message that

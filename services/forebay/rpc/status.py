@@ -17,7 +17,7 @@ from forebay.api.common.v1 import common_pb2
 from forebay.errors import Code, FieldViolation, MeshError, QuotaViolation
 
 DOMAIN = "forebay"
-_VIOLATION = re.compile(r"(.*) (\S+) (-?[0-9]{1,40}) (-?[0-9]{1,40}) (-?[0-9]{1,40})", re.DOTALL)
+_VIOLATION = re.compile(r"(.*) ([^ ]+) (-?[0-9]{1,40}) (-?[0-9]{1,40}) (-?[0-9]{1,40})", re.DOTALL)
 
 
 def to_pb_duration(seconds: float) -> duration_pb2.Duration:

@@ -42,11 +42,13 @@ class Bound:
         most: elements; 1 for a field that is not repeated.
         bytes: of each element.
         cut: whether the field is cut out; it then has no other bound than the message.
+        unnamed: whether errors name the fields within it as if they were beside it.
     """
 
     most: int = 1
     bytes: int = MAX_TEXT_BYTES
     cut: bool = False
+    unnamed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Shape:
     """What a message may look like.
 
     Attributes:
-        name: of the field that holds it, as in options.sampling; empty for the message itself.
+        name: of the field that holds it, as in filter; empty for the message itself.
         bounds: by field number, the field's path and its bound.
         messages: by field number, the shapes of fields that are messages.
         packed: numbers of fields whose elements may come in one piece of bytes.
@@ -71,7 +73,7 @@ class Shape:
 
         Args:
             kind: the message's descriptor.
-            bounds: by path, such as options.labels, bounds that differ from the default.
+            bounds: by path, such as filter.models, bounds that differ from the default.
             path: of the field that holds the message.
 
         Raises:
@@ -87,7 +89,7 @@ class Shape:
                 raise ValueError(f"{kind.full_name}: {name} is repeated and has no bound")
             own[part.number] = name, bound or Bound()
             if part.message_type is not None and not (bound and bound.cut):
-                messages[part.number] = cls.of(part.message_type, bounds, name)
+                messages[part.number] = cls.of(part.message_type, bounds, path if bound and bound.unnamed else name)
             elif part.is_repeated and part.type not in _TEXTS:
                 packed.add(part.number)
         return cls(path, own, messages, frozenset(packed))

@@ -90,7 +90,7 @@ def from_pb_submission(message: scheduler_pb2.Submission) -> Request:
         remaining_s=from_pb_duration(message.remaining) if message.HasField("remaining") else None,
         queue_timeout_s=from_pb_duration(message.queue_timeout) if message.HasField("queue_timeout") else None,
         excluded_workers=frozenset(message.excluded_workers),
-        trace=Trace(message.trace.traceparent, message.trace.tracestate),
+        trace=_from_pb_trace(message.trace),
     )
 
 
@@ -118,8 +118,13 @@ def _submission_violations(message: scheduler_pb2.Submission) -> Iterator[FieldV
     for name, span in (("waited", message.waited), ("start_after", message.start_after)):
         if from_pb_duration(span) < 0:
             yield FieldViolation(name, "not below 0")
-    if len(message.trace.traceparent) > MAX_NAME or len(message.trace.tracestate) > MAX_TRACESTATE:
-        yield FieldViolation("trace", f"a traceparent, and at most {MAX_TRACESTATE} characters of tracestate")
+
+
+def _from_pb_trace(message: common_pb2.TraceContext) -> Trace:
+    """Returns a trace's context; an empty one for a larger one than there can be, which is no reason to refuse a request."""
+    if len(message.traceparent) > MAX_NAME or len(message.tracestate) > MAX_TRACESTATE:
+        return Trace()
+    return Trace(message.traceparent, message.tracestate)
 
 
 def from_pb_register(message: scheduler_pb2.AttachRequest.Register) -> WorkerInfo:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from forebay.simulator.loop import Outcome
 from forebay.simulator.measures import first_token_seconds, quantiles, service_difference
@@ -26,6 +26,13 @@ MAX_NAMED = 8
 
 MAX_LINES = 40
 MAX_BARS = 16
+MAX_TICKS = 12
+# Spans that are round to people, in seconds: from 0.1 ms to 10 d.
+_FINE_SPANS = (
+    1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+    1_800.0, 3_600.0, 7_200.0, 18_000.0, 36_000.0, 86_400.0, 172_800.0, 432_000.0, 864_000.0,
+)  # fmt: skip
+_COARSE_SPANS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3_600.0, 36_000.0, 86_400.0, 864_000.0)
 
 _BLUE, _VERMILION, _GREEN, _PINK, _ORANGE, _SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
 _INK, _FAINT, _GRID, _REST = "#22262b", "#5f666e", "#e5e8eb", "#c3c9cf"
@@ -145,6 +152,7 @@ def _cost(report: Report) -> Figure:
     axes.set_xlim(0, max(costs) * 1.42)
     axes.set_xlabel("USD")
     axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"${_digits(value)}"))
     _rows(axes, clients)
     return figure
 
@@ -202,6 +210,7 @@ def _difference(differences: Mapping[str, Sequence[tuple[float, float]]], own: s
     axes.set_ylabel("weighted tokens per second")
     _thousands(axes.yaxis)
     axes.set_xlabel("middle of the window, s from the start")
+    _thousands(axes.xaxis)
     axes.grid(axis="y")
     _legend_beside(axes)
     return figure
@@ -241,9 +250,9 @@ def _ttft(outcomes: Mapping[str, Outcome], seconds: Mapping[str, list[float]], o
         _curve(axes.step, name, line, own, [*ordered[:1], *ordered], [0.0, *shares] if ordered else [], where="post")
     least, most = (each(each(ordered) for ordered in seconds.values() if ordered) for each in (min, max))
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if most < 100 * least else (1.0,)))
+    axes.xaxis.set_major_locator(FixedLocator(_span_ticks(least, most)))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _span(value)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("time to the first token")
     axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     axes.set_ylim(0, 1.02)
@@ -306,6 +315,7 @@ def _time(axes: Axes, seconds: int, last: float) -> None:
     """Draws the axis of time, and shades what comes after the last request, when there is nothing more to share."""
     axes.set_xlim(0, max(1, seconds))
     axes.set_xlabel("time of the run, s")
+    _thousands(axes.xaxis)
     axes.grid(axis="y")
     if last < 0.98 * seconds:
         axes.axvspan(last, seconds, color=_GRID, alpha=0.6, linewidth=0, zorder=0, label="no more requests")
@@ -332,7 +342,39 @@ def _percent(share: float, _: int) -> str:
 
 
 def _span(seconds: float) -> str:
-    return f"{seconds * 1000:,.3g} ms" if seconds < 1 else f"{seconds:,.3g} s"
+    """Returns a span in the units that people use, to three digits: 0.5 ms, 20 ms, 1.25 s, 2 min 5 s, 3 h 20 min, 2 d."""
+    if not math.isfinite(seconds):
+        return "an endless time"
+    if seconds < 0.9995:
+        return f"{_digits(seconds * 1000)} ms"
+    if seconds < 59.95:
+        return f"{_digits(seconds)} s"
+    whole = round(seconds)
+    for (unit, size), (next_unit, next_size) in itertools.pairwise(
+        (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+    ):
+        if whole >= size:
+            count, rest = divmod(whole, size)
+            return f"{count:,} {unit}" + (f" {rest // next_size} {next_unit}" if rest >= next_size else "")
+    return f"{whole} s"
+
+
+def _digits(number: float) -> str:
+    """Returns a number to three digits, and never with an exponent."""
+    decimals = max(0, 2 - math.floor(math.log10(number))) if number > 0 else 0
+    text = f"{number:,.{min(decimals, 9)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _span_ticks(least: float, most: float) -> list[float]:
+    """Returns the round spans of an axis from `least` to `most`: at most a dozen, and at least the two that enclose it."""
+    for steps in (_FINE_SPANS, _COARSE_SPANS):
+        first = max((number for number, span in enumerate(steps) if span <= least), default=0)
+        last = min((number for number, span in enumerate(steps) if span >= most), default=len(steps) - 1)
+        ticks = list(steps[first : max(last, first + 1) + 1])
+        if len(ticks) <= MAX_TICKS:
+            break
+    return ticks
 
 
 def _short(name: str) -> str:

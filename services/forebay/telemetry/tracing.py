@@ -23,10 +23,10 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from forebay.api.common.v1 import common_pb2
+from forebay.telemetry.w3c import MAX_TRACESTATE, usable_headers, usable_tracestate
 
 _NS = 1_000_000_000
 _W3C = TraceContextTextMapPropagator()
-_MAX_TRACESTATE = 512
 
 
 class FileSpanExporter(SpanExporter):
@@ -148,19 +148,23 @@ def to_pb_trace(span: Span | None = None) -> common_pb2.TraceContext:
     context = (span or trace.get_current_span()).get_span_context()
     if not context.is_valid:
         return common_pb2.TraceContext()
-    return common_pb2.TraceContext(traceparent=_traceparent(context), tracestate=context.trace_state.to_header())
+    tracestate = context.trace_state.to_header()
+    if len(tracestate) > MAX_TRACESTATE:
+        tracestate = usable_tracestate(tracestate)
+    return common_pb2.TraceContext(traceparent=_traceparent(context), tracestate=tracestate)
 
 
 def from_pb_trace(message: common_pb2.TraceContext) -> Context:
     """Returns the context that a message carries, as the parent for spans; an empty or malformed one gives an empty context."""
     if not message.traceparent:
         return Context()
-    return from_headers({"traceparent": message.traceparent, "tracestate": message.tracestate[:_MAX_TRACESTATE]})
+    return from_headers({"traceparent": message.traceparent, "tracestate": message.tracestate})
 
 
 def from_headers(headers: Mapping[str, str]) -> Context:
-    """Returns the context in a call's metadata."""
-    return _W3C.extract(dict(headers), Context())
+    """Returns the context in a call's metadata; an empty one for headers that are missing or malformed."""
+    usable = usable_headers(headers)
+    return _W3C.extract(usable, Context()) if usable else Context()
 
 
 def to_headers() -> list[tuple[str, str]]:

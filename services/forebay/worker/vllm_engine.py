@@ -6,7 +6,7 @@ sets the environment that vllm reads at its import.
 What vLLM does here and what not:
 
 - It draws the tokens and ends at end tokens, stop tokens and lengths. Text and stop strings are this module's, so that a
-  stream can continue within a character or a stop string (see `detokenizer`); a stop string ends the request by an abort,
+  stream can continue within a character or a stop string (see `answer_text`); a stop string ends the request by an abort,
   in the tick in which vLLM would have.
 - Each attempt has a task that reads its `generate()`. All tasks that one message of the engine core wakes run in one tick
   of the loop; at its end their outputs go to the sink together.
@@ -28,9 +28,8 @@ from tokenizers import Tokenizer
 
 from forebay.errors import Code, MeshError
 from forebay.telemetry.logs import get_logger
-from forebay.worker.detokenizer import Detokenizer
+from forebay.worker.answer_text import AnswerText
 from forebay.worker.domain.continuation import continuation_seed
-from forebay.worker.domain.stop_strings import StopStrings
 from forebay.worker.engine import (
     Capacity,
     EngineRequest,
@@ -89,12 +88,10 @@ def engine_arguments(model: str | Path, config: VllmConfig) -> AsyncEngineArgs:
 
 @dataclass(slots=True, eq=False)
 class _Attempt:
-    """One attempt in the engine; `position` counts completion tokens in all."""
+    """One attempt in the engine."""
 
     request: EngineRequest
-    detokenizer: Detokenizer
-    stops: StopStrings
-    position: int
+    text: AnswerText
     cached_tokens: int = 0
     task: asyncio.Task[None] | None = None
 
@@ -162,12 +159,7 @@ class VllmEngine:
         if delivered and (sampling.presence_penalty or sampling.frequency_penalty):
             # Delivered tokens are prompt to vLLM, and it penalises what it has generated only (rule P7).
             raise MeshError(Code.UNAVAILABLE, "CONTINUATION_UNSUPPORTED", "penalties cannot be continued")
-        attempt = _Attempt(
-            request,
-            Detokenizer(self._tokenizer, request.prompt_token_ids, delivered),
-            StopStrings(sampling.stop, request.held_text),
-            len(delivered),
-        )
+        attempt = _Attempt(request, AnswerText(self._tokenizer, request))
         self._attempts[request.attempt_id] = attempt
         self._steps.added(request.attempt_id, request.priority)
         attempt.task = asyncio.create_task(self._consume(attempt), name=f"vllm {request.attempt_id}")
@@ -241,24 +233,20 @@ class VllmEngine:
             raise
         except Exception as error:
             log.warning("vllm gave up an attempt", attempt_id=request.attempt_id, error=type(error).__name__)
-            self._put(attempt, [], "", FinishReason.ERROR, error=type(error).__name__)
+            text, _ = attempt.text.end()
+            self._put(attempt, [], text, FinishReason.ERROR, error=type(error).__name__)
 
     def _received(self, attempt: _Attempt, output: RequestOutput) -> None:
         """Takes what vLLM yields: one token, or several when this task was late."""
         completion = output.outputs[0]
         finish = _FINISHES.get(completion.finish_reason, FinishReason.ERROR) if completion.finish_reason else None
         token_ids = list(completion.token_ids)
-        # The token that ended it is no part of the text.
-        spoken = token_ids[:-1] if finish is FinishReason.STOP else token_ids
-        text = ""
-        for number, token in enumerate(spoken, start=1):
-            armed = attempt.position + number > attempt.request.sampling.min_tokens
-            piece, stopped = attempt.stops.push(attempt.detokenizer.push([token]), armed=armed)
-            text += piece
-            if stopped:
-                token_ids, finish = token_ids[:number], FinishReason.STOP
-                break
-        attempt.position += len(token_ids)
+        count, text, stopped = attempt.text.push(token_ids, ended=finish is FinishReason.STOP)
+        if stopped:
+            token_ids, finish = token_ids[:count], FinishReason.STOP
+        elif finish is not None:
+            rest, stopped = attempt.text.end()
+            text, finish = text + rest, FinishReason.STOP if stopped else finish
         attempt.cached_tokens = output.num_cached_tokens or 0
         self._steps.yielded(attempt.request.attempt_id)
         self._put(attempt, token_ids, text, finish)
@@ -266,17 +254,16 @@ class VllmEngine:
     def _put(
         self, attempt: _Attempt, token_ids: list[int], text: str, finish: FinishReason | None, error: str = ""
     ) -> None:
-        """Adds to the tick's outputs; a `finish` ends the attempt, and text that was held goes with it."""
+        """Adds to the tick's outputs; a `finish` ends the attempt."""
         if finish is not None:
-            text += attempt.stops.flush()
             self._forget(attempt.request.attempt_id)
         self._outputs.append(
             Output(
                 attempt_id=attempt.request.attempt_id,
                 token_ids=token_ids,
                 text=text,
-                held_text=attempt.stops.held,
-                completion_tokens=attempt.position,
+                held_text=attempt.text.held,
+                completion_tokens=attempt.text.position,
                 cached_tokens=attempt.cached_tokens,
                 finish=finish,
                 error=error,

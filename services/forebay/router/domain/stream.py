@@ -23,7 +23,7 @@ class TokenStream:
         limit: the most tokens it may have; bounds the memory.
         token_ids: all tokens received, in order, those of earlier attempts included.
         sent: how many of them have been taken.
-        held_text: text of received tokens that the engine still holds back: half a character or the beginning of a stop string.
+        held_text: text of received tokens that the engine still holds back, the beginning of a stop string.
     """
 
     __slots__ = ("_ends", "_texts", "held_text", "limit", "sent", "token_ids")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TypeVar
 
 from forebay.errors import Code, FieldViolation, MeshError
 from forebay.router.domain.ask import Ask, Chat, LongPrompt, ModelCard, Prompt, Sampling, Text, TokenIds
@@ -29,8 +28,6 @@ _NO_WAY_ROUND = (
 # What a conversation of 1,024 messages takes beside their content: roles, and the sizes of fields.
 MAX_FRAMING_BYTES = 64 << 10
 _LONGEST_ID_BYTES = 5
-
-P = TypeVar("P", bound=Prompt | LongPrompt)
 
 
 def check_ask(
@@ -64,7 +61,9 @@ def check_ask(
     return ask.prompt
 
 
-def check_prompt(prompt: P | None, model: ModelCard, vocabulary: int, system_prompt: bool, max_prompt_bytes: int) -> P:
+def check_prompt(
+    prompt: Prompt | LongPrompt | None, model: ModelCard, vocabulary: int, system_prompt: bool, max_prompt_bytes: int
+) -> Prompt | LongPrompt:
     """Returns a prompt that is well formed; arguments and errors as of `check_ask`."""
     _raise_if_any(list(_prompt(prompt, model, vocabulary, system_prompt, max_prompt_bytes)))
     assert prompt is not None

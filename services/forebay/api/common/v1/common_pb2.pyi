@@ -188,7 +188,9 @@ class Error(_message.Message):
     """A sentence for people that says what to do. Never holds prompt text or another tenant's data."""
     @_builtins.property
     def retry_after(self) -> _duration_pb2.Duration:
-        """The shortest wait after which a repeat can succeed; unset when no wait helps."""
+        """The shortest wait after which a repeat can succeed; unset when no wait helps. If there would be room without what running
+        requests hold, it is at most the median time that the tenant's recent requests took, 0.1 to 30 s.
+        """
 
     @_builtins.property
     def quota_violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuotaViolation]:
@@ -579,7 +581,7 @@ class TraceContext(_message.Message):
     traceparent: _builtins.str
     """The traceparent header's value; empty when the request is not traced."""
     tracestate: _builtins.str
-    """The tracestate header's value; at most 512 bytes."""
+    """The tracestate header's value; at most 512 bytes. A context that is malformed or larger counts as none and refuses nothing."""
     def __init__(
         self,
         *,

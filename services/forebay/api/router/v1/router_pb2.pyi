@@ -750,7 +750,9 @@ class StreamUsageRequest(_message.Message):
     """Goes on with what is yet to come; otherwise the stream ends at the present end of the ledger."""
     @_builtins.property
     def filter(self) -> _metering_pb2.UsageFilter:
-        """Only what fits this filter; its tenant is replaced by the caller's."""
+        """Only what fits this filter; its tenant is replaced by the caller's. At most 1,000 request ids to have or to leave out, and 100
+        values of each other kind.
+        """
 
     def __init__(
         self,
@@ -805,11 +807,13 @@ class SumUsageRequest(_message.Message):
     GROUP_BY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def filter(self) -> _metering_pb2.UsageFilter:
-        """Only what fits this filter; its tenant is replaced by the caller's."""
+        """Only what fits this filter; its tenant is replaced by the caller's. At most 1,000 request ids to have or to leave out, and 100
+        values of each other kind.
+        """
 
     @_builtins.property
     def group_by(self) -> _containers.RepeatedScalarFieldContainer[_metering_pb2.UsageDimension.ValueType]:
-        """One row for each combination of these; none for one grand total."""
+        """One row for each combination of these, at most 16; none for one grand total."""
 
     def __init__(
         self,

@@ -29,7 +29,8 @@ class RouterServiceStub:
     """RouterService answers prompts. A limit or budget of the tenant that has no room is RESOURCE_EXHAUSTED with QuotaFailure
     and RetryInfo; no capacity, shed load or a drain is UNAVAILABLE; bad input is INVALID_ARGUMENT with BadRequest; an unknown,
     expired or revoked key is UNAUTHENTICATED; a suspended tenant is PERMISSION_DENIED, and so is a key that is revoked while its
-    call runs.
+    call runs. The key is checked before the message is read. A message has at most 2,048 fields beside its prompt, a text at most
+    1,024 bytes unless another bound is named, and what may be there once is sent once. No message may be compressed.
     """
 
     def __init__(self, channel):
@@ -69,7 +70,8 @@ class RouterServiceServicer:
     """RouterService answers prompts. A limit or budget of the tenant that has no room is RESOURCE_EXHAUSTED with QuotaFailure
     and RetryInfo; no capacity, shed load or a drain is UNAVAILABLE; bad input is INVALID_ARGUMENT with BadRequest; an unknown,
     expired or revoked key is UNAUTHENTICATED; a suspended tenant is PERMISSION_DENIED, and so is a key that is revoked while its
-    call runs.
+    call runs. The key is checked before the message is read. A message has at most 2,048 fields beside its prompt, a text at most
+    1,024 bytes unless another bound is named, and what may be there once is sent once. No message may be compressed.
     """
 
     def Generate(self, request, context):
@@ -90,7 +92,7 @@ class RouterServiceServicer:
 
     def CountTokens(self, request, context):
         """CountTokens says how many tokens a prompt has, template and the tenant's system prompt included. Spends no quota. RESOURCE_EXHAUSTED
-        TENANT_FULL when too many long prompts of the tenant wait for this.
+        TENANT_FULL when the tenant's long prompts that wait for this are too many, or too large together.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,7 +152,8 @@ class RouterService:
     """RouterService answers prompts. A limit or budget of the tenant that has no room is RESOURCE_EXHAUSTED with QuotaFailure
     and RetryInfo; no capacity, shed load or a drain is UNAVAILABLE; bad input is INVALID_ARGUMENT with BadRequest; an unknown,
     expired or revoked key is UNAUTHENTICATED; a suspended tenant is PERMISSION_DENIED, and so is a key that is revoked while its
-    call runs.
+    call runs. The key is checked before the message is read. A message has at most 2,048 fields beside its prompt, a text at most
+    1,024 bytes unless another bound is named, and what may be there once is sent once. No message may be compressed.
     """
 
     @staticmethod

@@ -32,7 +32,8 @@ class RouterServiceStub:
     """RouterService answers prompts. A limit or budget of the tenant that has no room is RESOURCE_EXHAUSTED with QuotaFailure
     and RetryInfo; no capacity, shed load or a drain is UNAVAILABLE; bad input is INVALID_ARGUMENT with BadRequest; an unknown,
     expired or revoked key is UNAUTHENTICATED; a suspended tenant is PERMISSION_DENIED, and so is a key that is revoked while its
-    call runs.
+    call runs. The key is checked before the message is read. A message has at most 2,048 fields beside its prompt, a text at most
+    1,024 bytes unless another bound is named, and what may be there once is sent once. No message may be compressed.
     """
 
     @_typing.overload
@@ -49,7 +50,7 @@ class RouterServiceStub:
     """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_router_pb2.CountTokensRequest, _router_pb2.CountTokensResponse]
     """CountTokens says how many tokens a prompt has, template and the tenant's system prompt included. Spends no quota. RESOURCE_EXHAUSTED
-    TENANT_FULL when too many long prompts of the tenant wait for this.
+    TENANT_FULL when the tenant's long prompts that wait for this are too many, or too large together.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListModelsRequest, _router_pb2.ListModelsResponse]
     """ListModels lists the models that the caller's key may use."""
@@ -61,7 +62,8 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """RouterService answers prompts. A limit or budget of the tenant that has no room is RESOURCE_EXHAUSTED with QuotaFailure
     and RetryInfo; no capacity, shed load or a drain is UNAVAILABLE; bad input is INVALID_ARGUMENT with BadRequest; an unknown,
     expired or revoked key is UNAUTHENTICATED; a suspended tenant is PERMISSION_DENIED, and so is a key that is revoked while its
-    call runs.
+    call runs. The key is checked before the message is read. A message has at most 2,048 fields beside its prompt, a text at most
+    1,024 bytes unless another bound is named, and what may be there once is sent once. No message may be compressed.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -75,7 +77,7 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_router_pb2.CountTokensRequest, _router_pb2.CountTokensResponse]  # type: ignore[assignment]
     """CountTokens says how many tokens a prompt has, template and the tenant's system prompt included. Spends no quota. RESOURCE_EXHAUSTED
-    TENANT_FULL when too many long prompts of the tenant wait for this.
+    TENANT_FULL when the tenant's long prompts that wait for this are too many, or too large together.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_router_pb2.ListModelsRequest, _router_pb2.ListModelsResponse]  # type: ignore[assignment]
     """ListModels lists the models that the caller's key may use."""
@@ -86,7 +88,8 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     """RouterService answers prompts. A limit or budget of the tenant that has no room is RESOURCE_EXHAUSTED with QuotaFailure
     and RetryInfo; no capacity, shed load or a drain is UNAVAILABLE; bad input is INVALID_ARGUMENT with BadRequest; an unknown,
     expired or revoked key is UNAUTHENTICATED; a suspended tenant is PERMISSION_DENIED, and so is a key that is revoked while its
-    call runs.
+    call runs. The key is checked before the message is read. A message has at most 2,048 fields beside its prompt, a text at most
+    1,024 bytes unless another bound is named, and what may be there once is sent once. No message may be compressed.
     """
 
     @_abc_1.abstractmethod
@@ -116,7 +119,7 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.CountTokensResponse, _abc.Awaitable[_router_pb2.CountTokensResponse]]:
         """CountTokens says how many tokens a prompt has, template and the tenant's system prompt included. Spends no quota. RESOURCE_EXHAUSTED
-        TENANT_FULL when too many long prompts of the tenant wait for this.
+        TENANT_FULL when the tenant's long prompts that wait for this are too many, or too large together.
         """
 
     @_abc_1.abstractmethod
