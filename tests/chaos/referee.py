@@ -331,7 +331,7 @@ def _check_persistence(verdict: Verdict, tries: Sequence[Try], seen: Seen) -> No
 
 
 def _rebuilding(calls: Sequence[Try], seen: Seen) -> list[Span]:
-    """Returns when the calls' tenant was refused since Redis had lost some of its state: all its minutes count as used up then."""
+    """Returns when the tenant was refused since Redis had lost some of its state: then its minutes count as used up."""
     if not any(call.error.startswith(("RESOURCE_EXHAUSTED", "UNAVAILABLE COUNTERS_UNKNOWN")) for call in calls):
         return []
     return [

@@ -58,6 +58,14 @@ UNLIMITED = {
     "tokens_per_day": 1_000_000_000_000,
     "monthly_budget_usd": 1_000_000,
 }
+# GPU time costs something, of which only a worker knows, and cached tokens less than others: a budget has to follow the ledger.
+NANO_USD_PER_MILLION = {
+    "prompt_tokens": 10_000_000,
+    "cached_tokens": 1_000_000,
+    "completion_tokens": 30_000_000,
+    "gpu_seconds": 10**13,
+    "requests": 7_000_000_000,
+}
 # Clocks of the mesh may be off by so much, and a day be over early or late.
 CLOCKS_OFF = timedelta(hours=1)
 LOAD_WITHIN_S = 600.0
@@ -92,7 +100,12 @@ def run_chaos(
     tenants.write_text(
         yaml.safe_dump({"tenants": {tenant: {"plan": p, "limits": UNLIMITED} for tenant, p in TENANTS.items()}})
     )
+    prices = directory / "prices.yaml"
+    prices.write_text(
+        yaml.safe_dump({"prices": [{"subject": "default", "nano_usd_per_million": NANO_USD_PER_MILLION}]})
+    )
     clock = MovableClock(directory / "clock")
+    environment = {**ENVIRONMENT, VARIABLE: str(points), "FOREBAY_METERING_PRICES_FILE": str(prices)}
     with SmallDisk(directory / "data") as disk:
         if not disk.mounted:
             say("this is not root: instead of a full disk there is a bound on the files of every process")
@@ -103,7 +116,7 @@ def run_chaos(
                 schedulers=len(SCHEDULERS),
                 workers=len(WORKERS),
                 tenants=tenants,
-                environment={**ENVIRONMENT, VARIABLE: str(points), **clock.environment},
+                environment={**environment, **clock.environment},
                 log=directory / "up.log",
             ) as mesh:
                 tools = Tools(points, clock, disk, mesh.state()["processes"]["valkey"]["address"])
