@@ -1,9 +1,9 @@
 """A file of records that outlive the process: each is on the disk before anybody is told of what it says.
 
 Records of one tick of the event loop share one write and one fsync, made in a thread; those that come meanwhile share the next.
-A write that fails may have left anything: the next one begins again where the last good one ended, with all that is not on the
-disk yet. The worker's spool (`forebay.worker.spool_directory`) keeps far more for far longer and has segments; this has none,
-because whoever keeps a journal empties it again.
+A write that fails may have left anything: the next one, a second later at the latest, begins again where the last good one
+ended, with all that is not on the disk yet. The worker's spool (`forebay.worker.spool_directory`) keeps far more for far longer
+and has segments; this has none, because whoever keeps a journal empties it again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from forebay.errors import Code, MeshError
+from forebay.tasks import fail_on_error
 from forebay.telemetry.logs import get_logger
 
 RETRY_AFTER_S = 1.0
@@ -48,6 +49,7 @@ class Journal:
         self._durable = 0
         self._failure: OSError | None = None
         self._writing: asyncio.Task[None] | None = None
+        self._retry: asyncio.TimerHandle | None = None
         _sync_directory(path.parent)
 
     def append(self, **record: object) -> None:
@@ -82,14 +84,17 @@ class Journal:
         self._begin()
 
     async def close(self) -> None:
-        """Writes what is left and closes the file."""
+        """Writes what is left, if that is possible, and closes the file."""
         if self._lines or self._writing is not None:
             await self._begin()
+        if self._retry is not None:
+            self._retry.cancel()
         os.close(self._file)
 
     def _begin(self) -> asyncio.Task[None]:
         if self._writing is None:
-            self._writing = asyncio.create_task(self._write())
+            self._writing = asyncio.create_task(self._write(), name="journal")
+            self._writing.add_done_callback(fail_on_error)
         return self._writing
 
     async def _write(self) -> None:
@@ -104,7 +109,12 @@ class Journal:
                     if self._failure is None:
                         log.error("journal unavailable", path=str(self._path), error=error.strerror)
                     self._failure = error
+                    if self._retry is not None:
+                        self._retry.cancel()
+                    self._retry = asyncio.get_running_loop().call_later(RETRY_AFTER_S, self._begin)
                     return
+                if self._failure is not None:
+                    log.info("journal available again", path=str(self._path))
                 self._failure = None
                 self._durable = upto
                 if cleared == self._cleared:  # else the next write begins at the front

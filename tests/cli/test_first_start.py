@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from forebay.cli.data_dir import DataDir, DataDirError
-from forebay.cli.first_start import prepare_tenants
+from forebay.cli.first_start import came_up, prepare_tenants
 from forebay.policy.keys import hash_key, parse_key_id
 from forebay.quota.policy_files import PolicyFiles
 
@@ -66,6 +66,7 @@ def test_tenants_of_ones_own(data: DataDir, tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(yaml.safe_dump({"tenants": {"bench": {"plan": "enterprise"}}}))
     assert list(prepare_tenants(data, own)) == ["bench"]
+    came_up(data)
     with pytest.raises(DataDirError, match="has its tenants already"):
         prepare_tenants(data, own)
 
@@ -91,3 +92,30 @@ def test_a_file_that_holds_no_tenants_is_refused_and_nothing_is_written(
     with pytest.raises(DataDirError, match=r"own\.yaml is no tenants file"):
         prepare_tenants(data, own)
     assert not data.tenants_file.exists()
+
+
+def test_a_first_start_that_failed_takes_a_corrected_file(data: DataDir, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("tenants: {acme: {plan: no-such-plan}}\n")
+    prepare_tenants(data, own)
+    stale = data.folder("policies") / "policies.sqlite"
+    stale.write_bytes(b"what quota imported")
+    own.write_text("tenants: {bench: {plan: enterprise}}\n")
+    assert list(prepare_tenants(data, own)) == ["bench"]
+    assert data.tenants_file.read_text() == own.read_text()
+    assert not stale.exists()
+    pepper = data.pepper_file.read_bytes().strip()
+    assert list(PolicyFiles(data.tenants_file, data.keys_file, pepper).load().tenants) == ["bench"]
+    assert list(prepare_tenants(data, data.tenants_file)) == ["bench"], "its own copy, edited"
+    came_up(data)
+    with pytest.raises(DataDirError, match="has its tenants already"):
+        prepare_tenants(data, own)
+
+
+def test_a_second_file_that_is_wrong_leaves_the_first_as_it_was(data: DataDir, tmp_path: Path) -> None:
+    keys = prepare_tenants(data, None)
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("tenants:")
+    with pytest.raises(DataDirError, match="no tenants file"):
+        prepare_tenants(data, wrong)
+    assert prepare_tenants(data, None) == keys

@@ -79,3 +79,25 @@ async def test_a_cleared_journal_begins_at_the_front(tmp_path: Path, in_the_midd
     await keep(journal, 4)
     assert numbers(tmp_path / "journal") == [3, 4]
     await journal.close()
+
+
+async def test_what_could_not_be_written_is_written_without_anything_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forebay.journal.RETRY_AFTER_S", 0.001)
+    journal = Journal(tmp_path / "journal")
+    written, fsync = asyncio.Event(), os.fsync
+    loop, failures = asyncio.get_running_loop(), [OSError(28, "No space left on device")]
+
+    def full_once(file: int) -> None:
+        if failures:
+            raise failures.pop()
+        fsync(file)
+        loop.call_soon_threadsafe(written.set)
+
+    monkeypatch.setattr(os, "fsync", full_once)
+    journal.append(number=1)  # a charge: nobody waits for it
+    async with asyncio.timeout(60):
+        await written.wait()
+    assert numbers(tmp_path / "journal") == [1]
+    await journal.close()

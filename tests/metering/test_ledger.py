@@ -461,8 +461,11 @@ async def test_a_full_disk_loses_nothing_that_was_committed(tmp_path: Path) -> N
         try:
             with pytest.raises(MeshError) as caught:
                 await append(ledger, usage_event(2))
+            with pytest.raises(MeshError, match="LEDGER_UNAVAILABLE"):
+                await ledger.probe()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        await ledger.probe()
         assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "LEDGER_UNAVAILABLE")
         assert await append(ledger, usage_event(1), usage_event(2)) == [Disposition.UNCHANGED, Disposition.RECORDED]
         assert_whole(await entries(ledger))

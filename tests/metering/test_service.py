@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -11,10 +11,12 @@ import pytest
 from forebay.errors import Code, MeshError
 from forebay.metering.domain.event import Source, UsageEvent
 from forebay.metering.domain.posting import Disposition
+from forebay.metering.domain.prices import PriceTable
 from forebay.metering.domain.selection import UsageFilter
-from forebay.metering.ledger import Page
+from forebay.metering.ledger import Page, ledger_unavailable
 from forebay.metering.price_book import PriceBook
-from forebay.metering.service import CONFIRM_EVERY_S, IDLE_S, PAGE, Metering
+from forebay.metering.service import CONFIRM_EVERY_S, IDLE_S, PAGE, PROBE_AGAIN_S, Metering
+from forebay.tasks import background
 from forebay.testing.clock import FakeClock
 
 from .doubles import GatedLedger, settle
@@ -164,3 +166,33 @@ async def test_an_idle_follower_hears_how_far_the_ledger_is(bench: Bench) -> Non
     bench.clock.advance(1)
     page = await coming
     assert (page.entries, page.position) == ((), 2)
+
+
+async def test_metering_says_that_its_ledger_cannot_be_written_and_that_it_can_again(clock: FakeClock) -> None:
+    class FullLedger(GatedLedger):
+        full = False
+
+        async def probe(self) -> None:
+            if self.full:
+                raise ledger_unavailable()
+
+        async def append(self, reports: Sequence[UsageEvent], prices: PriceTable, now_ns: int) -> list[Disposition]:
+            raise ledger_unavailable()
+
+    told: list[bool] = []
+    ledger = FullLedger()
+    async with (
+        working(Bench(clock, ledger)) as bench,
+        background(bench.metering.watch_ledger(told.append), "watch-ledger"),
+    ):
+        await settle()
+        assert told == [True]
+        ledger.full = True
+        with pytest.raises(MeshError, match="LEDGER_UNAVAILABLE"):
+            await bench.record(usage_event())
+        await settle()
+        assert told == [True, False], "the commit that failed is looked into at once"
+        ledger.full = False
+        clock.advance(PROBE_AGAIN_S)
+        await settle()
+        assert told == [True, False, True]

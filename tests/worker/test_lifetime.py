@@ -44,7 +44,7 @@ async def test_it_waits_for_the_engine_and_for_policies() -> None:
     service, engine, policies, link = Bench().service, SlowEngine(), Policies(), Link()
     service.started = False
     serving = serve_engine(engine, service, cast(PolicyWatcher, policies), cast(SchedulerLink, link))
-    async with background(serving, "engine") as task:
+    async with background(serving, "engine", ends=True) as task:
         await asyncio.sleep(0)
         assert not service.started
         engine.loaded.set()

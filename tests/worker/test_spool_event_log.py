@@ -323,7 +323,7 @@ def test_a_crash_while_the_disk_is_full_leaves_what_was_kept(path: Path) -> None
 async def test_the_writer_tries_again_by_itself(path: Path) -> None:
     life = Life(path)
     life.directory.full = True
-    async with background(life.log.run(), "spool"):
+    async with background(life.log.run(), "spool", ends=True):
         life.begin(1)
         while life.log.trouble is None:
             await asyncio.sleep(0)
@@ -348,7 +348,7 @@ async def test_a_disk_that_does_not_answer_makes_it_refuse(path: Path, monkeypat
         work(*args, **rest)
 
     monkeypatch.setattr(asyncio, "to_thread", hang)
-    async with background(life.log.run(), "spool") as writer:
+    async with background(life.log.run(), "spool", ends=True) as writer:
         life.begin(1)
         await asyncio.sleep(0)
         assert life.log.trouble is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 DEFAULT_DATA = Path(".forebay")
@@ -21,6 +21,8 @@ class DataDir:
     ```
     launcher.lock    held by the launcher while it runs
     mesh.json        the running mesh: addresses and process ids
+    ports.json       the port of each process, which it gets again at the next start
+    first-start      there until the mesh has been ready once; until then --tenants replaces its tenants
     tenants.yaml     tenants as they are imported; copied from the sample on first start, then the operator's
     keys.yaml        hashes of the tenants' keys
     dev-keys.json    the sample tenants' keys themselves, for the owner's eyes
@@ -33,6 +35,8 @@ class DataDir:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self.mesh_file = self.root / "mesh.json"
+        self.ports_file = self.root / "ports.json"
+        self.first_start_file = self.root / "first-start"
         self.tenants_file = self.root / "tenants.yaml"
         self.keys_file = self.root / "keys.yaml"
         self.development_keys_file = self.root / "dev-keys.json"
@@ -72,8 +76,9 @@ class DataDir:
                 "stop it first, or start another one with --data DIR"
             ) from None
         try:
-            os.truncate(lock, 0)
-            os.write(lock, str(os.getpid()).encode())
+            with suppress(OSError):  # a full disk; whoever comes is told without the number
+                os.truncate(lock, 0)
+                os.write(lock, str(os.getpid()).encode())
             yield
         finally:
             os.close(lock)
@@ -88,6 +93,10 @@ def write_file(path: Path, text: str, mode: int = 0o644) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    draft.replace(path)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise

@@ -93,7 +93,7 @@ async def show_status(operator: Operator) -> bool:
     mesh = operator.mesh
     health = await asyncio.gather(*(_health(name, process, operator.tls) for name, process in mesh.processes.items()))
     leader, found = await leaders_pools(operator)
-    rows = Rows("process", "address", "pid", "restarts", "health")
+    rows = Rows("process", "address", "pid", "restarts", "health", "last end")
     for (name, process), state in zip(mesh.processes.items(), health, strict=True):
         word, colour = _HEALTH_STYLE.get(state, (state, "yellow"))
         rows.add(
@@ -102,6 +102,7 @@ async def show_status(operator: Operator) -> bool:
             str(process.pid or "–"),
             str(process.restarts),
             Text(word, style=colour).append(", leads" if name == leader else "", style="default"),
+            process.last_end,
         )
     rows.print("the mesh has no process")
     console.print()

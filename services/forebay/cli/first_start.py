@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 from pathlib import Path
 
 import yaml
@@ -20,7 +21,8 @@ _SAMPLES = (Path(__file__).with_name("tenants.yaml"), Path(__file__).parents[3] 
 def prepare_tenants(data: DataDir, tenants_file: Path | None) -> dict[str, str]:
     """Writes the files of tenants, keys and pepper where they are missing; returns the development keys by tenant.
 
-    What is there stays: from the second start on, the files are the operator's.
+    What is there stays once the mesh has been ready: then the files are the operator's. Until then a tenants file that is given
+    takes the place of the one before, which may be why the mesh did not come up.
 
     Args:
         data: the data directory.
@@ -29,20 +31,36 @@ def prepare_tenants(data: DataDir, tenants_file: Path | None) -> dict[str, str]:
     Raises:
         DataDirError: the tenants cannot be read, or a new file was given to a mesh that has its tenants.
     """
-    if data.tenants_file.exists():
-        if tenants_file is not None:
-            raise DataDirError(
-                f"this mesh has its tenants already: edit {data.tenants_file}, or choose a new folder with --data"
-            )
-    else:
+    replaces = tenants_file is not None and data.first_start_file.exists()
+    if tenants_file is not None and data.tenants_file.exists() and not replaces:
+        raise DataDirError(
+            f"this mesh has its tenants already: edit {data.tenants_file}, or choose a new folder with --data"
+        )
+    if replaces or not data.tenants_file.exists():
         source = tenants_file or next(file for file in _SAMPLES if file.exists())
         _tenant_ids(source)
-        write_file(data.tenants_file, source.read_text(encoding="utf-8"))
+        text = source.read_text(encoding="utf-8")
+        if replaces:
+            _forget_tenants(data)
+        write_file(data.first_start_file, "this mesh has not been ready yet\n")
+        write_file(data.tenants_file, text)
     if not data.pepper_file.exists():
         write_file(data.pepper_file, secrets.token_hex(32) + "\n", 0o600)
     if not data.keys_file.exists():
         _write_keys(data)
     return development_keys(data)
+
+
+def came_up(data: DataDir) -> None:
+    """Takes note that the mesh has been ready: from now on its tenants are the operator's."""
+    data.first_start_file.unlink(missing_ok=True)
+
+
+def _forget_tenants(data: DataDir) -> None:
+    """Removes what was made of a first tenants file: tenants, keys, and what quota may have imported."""
+    shutil.rmtree(data.root / "policies", ignore_errors=True)
+    for file in (data.tenants_file, data.keys_file, data.development_keys_file):
+        file.unlink(missing_ok=True)
 
 
 def _write_keys(data: DataDir) -> None:

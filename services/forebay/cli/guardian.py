@@ -15,12 +15,13 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import IO
 
 # In a subshell, which alone dies of SIGPIPE where somebody has killed the guardian: a mesh that is unguarded goes on.
-_ENROL = '(echo "+$$" >&0); exec "$@" </dev/null'
+# A file-size limit is an error of a write, as on a full disk; by default its signal would kill the server.
+_ENROL = 'trap "" XFSZ; (echo "+$$" >&0); exec "$@" </dev/null'
 
 
 class Guardian:
@@ -42,7 +43,12 @@ class Guardian:
         await self._process.wait()
 
     async def spawn(
-        self, argv: Sequence[str], *, stdout: int | IO[bytes], stderr: int | IO[bytes]
+        self,
+        argv: Sequence[str],
+        *,
+        stdout: int | IO[bytes],
+        stderr: int | IO[bytes],
+        environment: Mapping[str, str] | None = None,
     ) -> asyncio.subprocess.Process:
         """Starts a process that leads a group of its own and ends with the launcher at the latest.
 
@@ -50,13 +56,15 @@ class Guardian:
             argv: the command; its process id is that of the process returned.
             stdout: as for subprocess.
             stderr: as for subprocess.
+            environment: added to that of this process.
 
         Raises:
             OSError: no process can be started.
         """
         return await asyncio.create_subprocess_exec(
             "/bin/sh", "-c", _ENROL, argv[0], *argv,
-            stdin=self._pipe, stdout=stdout, stderr=stderr, start_new_session=True,
+            stdin=self._pipe, stdout=stdout, stderr=stderr, env={**os.environ, **(environment or {})},
+            start_new_session=True,
         )  # fmt: skip
 
     def release(self, group: int) -> None:

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
 import sys
 from asyncio.subprocess import PIPE
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from forebay.cli.data_dir import DEFAULT_DATA, DataDir
+from forebay.cli.data_dir import DEFAULT_DATA, DataDir, write_file
 from forebay.cli.demo import show_demo
 from forebay.cli.figures import masked
-from forebay.cli.first_start import prepare_tenants
+from forebay.cli.first_start import came_up, prepare_tenants
 from forebay.cli.guardian import Guardian
-from forebay.cli.mesh_config import MeshPlan, PoolPlan, plan_processes, served_name
+from forebay.cli.mesh_config import ROUTER_DRAIN_S, MeshPlan, PoolPlan, plan_processes, served_name
 from forebay.cli.mesh_state import ModelState
 from forebay.cli.ports import Ports
 from forebay.cli.progress import StartProgress
 from forebay.cli.supervisor import StartError, Supervisor
-from forebay.cli.terminal import terminal
+from forebay.cli.terminal import lasting_terminal
 
 DEFAULT_MODELS = {"vllm": "wheel:smollm2", "simulated": "simulated"}
 
@@ -45,6 +47,8 @@ class LaunchOptions:
         demo: whether the sample tenants ask something once the mesh is ready.
         serve: whether it goes on after that.
         pools: dedicated pools.
+        ports: of processes that may have no other, by name.
+        drain_s: how long requests that run may go on when their router is stopped.
     """
 
     routers: int
@@ -57,6 +61,8 @@ class LaunchOptions:
     demo: bool
     serve: bool
     pools: tuple[PoolPlan, ...] = ()
+    ports: Mapping[str, int] = field(default_factory=dict)
+    drain_s: float = ROUTER_DRAIN_S
 
 
 async def launch(data: DataDir, options: LaunchOptions) -> None:
@@ -70,7 +76,8 @@ async def launch(data: DataDir, options: LaunchOptions) -> None:
     work = asyncio.create_task(launcher.run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, launcher.interrupt, work)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has SIGHUP
+            loop.add_signal_handler(number, launcher.interrupt, work)
     await asyncio.wait([work])
     if not work.cancelled():
         work.result()
@@ -83,29 +90,37 @@ class _Launcher:
     def __init__(self, data: DataDir, options: LaunchOptions) -> None:
         self._data = data
         self._options = options
-        self._console = terminal()
+        self._console = lasting_terminal()
+        # What prints past the console must not fail either.
+        sys.stdout, sys.stderr = self._console.file, lasting_terminal(stderr=True).file
         self._mesh: Supervisor | None = None
-        self._interrupted = False
+        self._interrupts = 0
 
     def interrupt(self, work: asyncio.Task[None]) -> None:
-        """Stops the mesh at the first signal, and kills what has not stopped yet at the next."""
-        if not self._interrupted:
-            self._interrupted = True
-            self.say("\nstopping …; once more kills what is left", style="dim")
+        """Stops the mesh at the first signal, ends what still runs at the second, and kills what is left at the third."""
+        self._interrupts += 1
+        if self._interrupts == 1:
+            self.say("\nstopping: requests that run may end first; Ctrl-C again ends them now", style="dim")
             work.cancel()
+        elif self._mesh is not None and self._interrupts == 2:
+            self.say("ending what runs now; Ctrl-C once more kills what is left", style="dim")
+            self._mesh.hurry()
         elif self._mesh is not None:
             self._mesh.kill()
 
     async def run(self) -> None:
         """From an empty folder to a mesh that serves, and back."""
         with self._data.locked():
-            self._data.mesh_file.unlink(missing_ok=True)  # of a launcher that was killed
-            keys = prepare_tenants(self._data, self._options.tenants_file)
-            ports = Ports(str(self._data.root))
+            with _preparing(self._data):
+                self._data.mesh_file.unlink(missing_ok=True)  # of a launcher that was killed
+                keys = prepare_tenants(self._data, self._options.tenants_file)
+            ports = Ports(str(self._data.root), _known_ports(self._data), self._options.ports)
             try:
                 async with Guardian() as guardian:
                     plan = await self._plan(guardian)
-                    specs = plan_processes(self._data, plan, ports.take)
+                    with _preparing(self._data):
+                        specs = plan_processes(self._data, plan, ports.take)
+                        write_file(self._data.ports_file, json.dumps(ports.taken, indent=2) + "\n")
                     model = ModelState(plan.model, str(plan.model_directory))
                     mesh = self._mesh = Supervisor(guardian, specs, model, self._data.mesh_file, self.say)
                     async with mesh:
@@ -119,7 +134,7 @@ class _Launcher:
         """Makes the model ready, and says what is to run."""
         options = self._options
         reference = options.model or DEFAULT_MODELS[options.engine]
-        return MeshPlan(
+        plan = MeshPlan(
             routers=options.routers,
             schedulers=options.schedulers,
             workers=options.workers,
@@ -129,7 +144,11 @@ class _Launcher:
             gpu=shutil.which("nvidia-smi") is not None,
             otlp_endpoint=options.otlp_endpoint,
             pools=options.pools,
+            router_drain_s=options.drain_s,
         )
+        if unknown := sorted(options.ports.keys() - plan.names):
+            raise StartError(f"--port: this mesh has no {', '.join(unknown)}; it has {', '.join(plan.names)}")
+        return plan
 
     async def _prepare_model(self, guardian: Guardian, reference: str) -> Path:
         argv = [sys.executable, "-m", "forebay.worker.prepare_model", reference]
@@ -152,8 +171,15 @@ class _Launcher:
 
     async def _come_up(self, mesh: Supervisor) -> None:
         progress = StartProgress(self._console, mesh.children)
-        with progress.shown():
-            await mesh.wait_ready(progress.tick)
+        try:
+            with progress.shown():
+                await mesh.wait_ready(progress.tick)
+        except StartError as error:
+            if self._data.first_start_file.exists():
+                hint = f"It has never been ready: its tenants are in {self._data.tenants_file}, and --tenants replaces them."
+                raise StartError(f"{error}\n{hint}") from None
+            raise
+        came_up(self._data)
 
     async def _serve(self, mesh: Supervisor, keys: Mapping[str, str]) -> None:
         """Shows where everything is, runs the demonstration, and then only waits."""
@@ -170,6 +196,25 @@ class _Launcher:
     def say(self, line: str, style: str | None = None) -> None:
         """Prints a line as it is."""
         self._console.print(line, style=style, markup=False)
+
+
+@contextmanager
+def _preparing(data: DataDir) -> Iterator[None]:
+    """Says what is wrong with the folder when a file of it cannot be read or written."""
+    try:
+        yield
+    except OSError as error:
+        file = f" ({error.filename})" if error.filename else ""
+        raise StartError(f"{data.root} cannot be prepared: {error.strerror}{file}") from None
+
+
+def _known_ports(data: DataDir) -> dict[str, int]:
+    """Returns the ports of the run before; none where they cannot be read."""
+    try:
+        known = json.loads(data.ports_file.read_bytes())
+        return {str(name): port for name, port in known.items() if isinstance(port, int) and 0 < port < 65_536}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def _endpoints(mesh: Supervisor) -> Table:

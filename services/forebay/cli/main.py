@@ -82,6 +82,19 @@ def up(
         bool, typer.Option("--demo", help="Send a chat for each of three tenants once the mesh is ready.")
     ] = False,
     exit_after_demo: Annotated[bool, typer.Option("--exit-after-demo", help="Stop after --demo.")] = False,
+    router_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65_535, help="The first router's port; the next routers have those after it."),
+    ] = None,
+    port: Annotated[
+        list[str] | None, typer.Option(metavar="PROCESS=PORT", help="A process's port, such as quota=7001; repeatable.")
+    ] = None,
+    drain_s: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=3_600, help="Seconds that running requests have when their router is stopped; 120 by default."
+        ),
+    ] = None,
 ) -> None:
     """Starts a whole mesh on this machine and keeps it running until Ctrl-C."""
     if exit_after_demo and not demo:
@@ -90,11 +103,14 @@ def up(
     if len({plan.name for plan in plans}) < len(plans):
         raise typer.BadParameter("each name can be given once", param_hint="--pool")
     from forebay.cli import launcher
+    from forebay.cli.mesh_config import ROUTER_DRAIN_S
     from forebay.cli.supervisor import StartError
 
     options = launcher.LaunchOptions(
         routers=routers, schedulers=schedulers, workers=workers, engine=engine.value, model=model, tenants_file=tenants_file,
         otlp_endpoint=otlp, demo=demo, serve=not exit_after_demo, pools=plans,
+        ports=_ports(router_port, routers, port or ()),
+        drain_s=ROUTER_DRAIN_S if drain_s is None else drain_s,
     )  # fmt: skip
     try:
         run(launcher.launch(DataDir(data), options))
@@ -159,6 +175,24 @@ def _pool(text: str) -> PoolPlan:
             "shared is the pool that every model has; --workers says how large", param_hint="--pool"
         )
     return PoolPlan(found[1], int(found[2]), lends=found[3] is not None)
+
+
+def _ports(router_port: int | None, routers: int, named: Sequence[str]) -> dict[str, int]:
+    """Returns the ports that were asked for, by process."""
+    ports = {} if router_port is None else {f"router-{n + 1}": router_port + n for n in range(routers)}
+    for text in named:
+        name, _, number = text.partition("=")
+        if not name or not re.fullmatch("[0-9]{1,5}", number):
+            raise typer.BadParameter(f"{text!r}: give it as PROCESS=PORT, such as quota=7001", param_hint="--port")
+        if name in ports:
+            raise typer.BadParameter(f"{name} is given two ports", param_hint="--port")
+        ports[name] = int(number)
+    for name, asked in ports.items():
+        if not 0 < asked < 65_536:
+            raise typer.BadParameter(f"{name}: {asked} is no port; ports are 1 to 65535", param_hint="--port")
+        if list(ports.values()).count(asked) > 1:
+            raise typer.BadParameter(f"port {asked} is given to two processes", param_hint="--port")
+    return ports
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,12 +21,14 @@ from forebay.config import TlsConfig
 from forebay.rpc.allowlist import EDGE
 
 TIERS = ("router", "worker", "scheduler", "quota", "metering", "valkey")
-# Long enough for most answers to end, short enough for someone who waits at a terminal; the others' callers are gone by then.
-DRAIN_S = {"router": 3.0, "worker": 3.0}
+# How long requests that run may go on when their router is stopped.
+ROUTER_DRAIN_S = 120.0
+# When all of the mesh is stopped the routers go first, and workers have nothing left; one that is stopped alone hands over.
+DRAIN_S = {"worker": 3.0}
 DRAIN_DEFAULT_S = 0.5
-# vLLM takes a while to let go of a model.
-STOP_WITHIN_S = {"worker": 20.0}
-STOP_WITHIN_DEFAULT_S = 8.0
+# Beyond the drain. vLLM takes a while to let go of a model.
+STOP_WITHIN_S = {"worker": 25.0}
+STOP_WITHIN_DEFAULT_S = 12.0
 # Prompt and completion together: what a processor can bear, and what a GPU is asked for at most unless told otherwise.
 CPU_CONTEXT = 1_024
 MOST_CONTEXT = 8_192
@@ -53,6 +55,7 @@ class MeshPlan:
         gpu: whether vLLM finds a GPU here.
         otlp_endpoint: where traces go; None for files in the data directory.
         pools: dedicated pools, with workers beside those of the shared one.
+        router_drain_s: how long requests that run may go on when their router is stopped.
     """
 
     routers: int
@@ -64,11 +67,24 @@ class MeshPlan:
     gpu: bool
     otlp_endpoint: str | None
     pools: tuple[PoolPlan, ...] = ()
+    router_drain_s: float = ROUTER_DRAIN_S
 
     @property
     def pool_of_workers(self) -> list[str]:
         """The pool that each worker serves, in order of number; empty for the shared one."""
         return [""] * self.workers + [pool.name for pool in self.pools for _ in range(pool.workers)]
+
+    @property
+    def scheduler_names(self) -> list[str]:
+        """The schedulers, in order of number."""
+        return [f"scheduler-{n}" for n in range(1, self.schedulers + 1)]
+
+    @property
+    def names(self) -> list[str]:
+        """All processes, in the order of starting."""
+        workers = [f"worker-{n}" for n in range(1, len(self.pool_of_workers) + 1)]
+        routers = [f"router-{n}" for n in range(1, self.routers + 1)]
+        return ["valkey", "metering", "quota", *self.scheduler_names, *workers, *routers]
 
     @property
     def context_tokens(self) -> int:
@@ -95,10 +111,9 @@ def plan_processes(data: DataDir, plan: MeshPlan, take_port: Callable[[str], int
         plan: what is to run.
         take_port: returns a port for a process, by its name.
     """
-    routers = [f"router-{n}" for n in range(1, plan.routers + 1)]
-    schedulers = [f"scheduler-{n}" for n in range(1, plan.schedulers + 1)]
+    schedulers = plan.scheduler_names
     workers = {f"worker-{n}": pool for n, pool in enumerate(plan.pool_of_workers, start=1)}
-    names = ["valkey", "metering", "quota", *schedulers, *workers, *routers]
+    names = plan.names
     addresses = {name: f"127.0.0.1:{take_port(name)}" for name in names}
     redis_url = f"redis://{addresses['valkey']}/0"
     scheduler_address = [addresses[name] for name in schedulers]
@@ -146,7 +161,7 @@ def plan_processes(data: DataDir, plan: MeshPlan, take_port: Callable[[str], int
             "id": name,
             "tls": tls,
             "listen": addresses[name],
-            "drain_seconds": DRAIN_S.get(service, DRAIN_DEFAULT_S),
+            "drain_s": plan.router_drain_s if service == "router" else DRAIN_S.get(service, DRAIN_DEFAULT_S),
         }
         if service == "worker":
             common["spool_dir"] = str(data.folder("spool") / name)
@@ -186,7 +201,7 @@ def _service(
         log=data.log_file(name),
         healthy=healthy,
         doing="loading the model" if service == "worker" else "starting",
-        stop_within_s=STOP_WITHIN_S.get(service, STOP_WITHIN_DEFAULT_S),
+        stop_within_s=fields["drain_s"] + STOP_WITHIN_S.get(service, STOP_WITHIN_DEFAULT_S),
     )
 
 

@@ -18,11 +18,13 @@ class ProcessState:
         pid: its process id; between a death and the restart, that of the dead.
         address: host:port, the same over restarts.
         restarts: how often it was started again.
+        last_end: how the life before ended, in words; empty for none.
     """
 
     pid: int
     address: str
     restarts: int
+    last_end: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGTERM, Signals
+from typing import IO
 
 from forebay.cli.guardian import Guardian, kill_group
 from forebay.cli.mesh_state import MeshState, ModelState, ProcessState
+from forebay.cli.notices import Notices
 from forebay.cli.restart import RestartPolicy
 
 PROBE_INTERVAL_S = 0.2
@@ -28,6 +30,10 @@ HOPELESS_AFTER = 3
 WRONG_CONFIGURATION = 2
 # As a shell says it.
 NOT_STARTED = 126
+# How long a process may take to end that was told to do so at once.
+HURRIED_S = 15.0
+# After the state could not be written.
+SAVE_AGAIN_S = 1.0
 
 Probe = Callable[[], Awaitable[bool]]
 
@@ -79,6 +85,8 @@ class Child:
         since: when the present phase began, by the monotonic clock.
         deaths: deaths in a row without having been healthy in between.
         log_start: where the log of the present life begins.
+        waits_for: what it was last heard to wait for before it ends.
+        last_end: how the life before ended, in words; empty for none.
     """
 
     spec: ProcessSpec
@@ -88,6 +96,8 @@ class Child:
     since: float = field(default_factory=time.monotonic)
     deaths: int = 0
     log_start: int = 0
+    waits_for: str = ""
+    last_end: str = ""
 
     def enter(self, phase: Phase) -> None:
         """Begins a phase."""
@@ -128,13 +138,17 @@ class Supervisor:
         self._policy = policy
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
+        self._saving: asyncio.TimerHandle | None = None
+        self._hurry = asyncio.Event()
+        self._notices = Notices(self._heard)
         self._came_up = False
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.children: Mapping[str, Child] = {spec.name: Child(spec) for spec in specs}
 
     async def __aenter__(self) -> Supervisor:
+        await self._notices.__aenter__()
         for name, child in self.children.items():
-            self._tasks[name] = asyncio.create_task(self._keep(child), name=name)
+            self._tasks[name] = asyncio.create_task(self._keep_for_ever(child), name=name)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -143,7 +157,11 @@ class Supervisor:
         self._failed.cancel()
         for tier in sorted({child.spec.tier for child in self.children.values()}):
             await asyncio.gather(*(self._stop(c) for c in self.children.values() if c.spec.tier == tier))
-        self._state_file.unlink(missing_ok=True)
+        await self._notices.__aexit__(None, None, None)
+        if self._saving is not None:
+            self._saving.cancel()
+        with suppress(OSError):
+            self._state_file.unlink(missing_ok=True)
 
     async def wait_ready(self, tick: Callable[[], None] = lambda: None) -> None:
         """Returns once every process has been healthy; calls `tick` several times a second until then.
@@ -162,6 +180,19 @@ class Supervisor:
     def _ready(self) -> bool:
         return all(child.phase is Phase.READY for child in self.children.values())
 
+    async def _keep_for_ever(self, child: Child) -> None:
+        """Keeps a process, whatever happens to the keeping itself."""
+        while not self._stopping:
+            try:
+                await self._keep(child)
+                return
+            except Exception as error:
+                if child.running:
+                    kill_group(child.pid)
+                child.enter(Phase.DEAD)
+                self._tell(child, f"could not be looked after ({error!r}); it is started again")
+                await asyncio.sleep(self._policy.longest_s)
+
     async def _keep(self, child: Child) -> None:
         """The life of one process, over all its restarts."""
         pause: float | None = None
@@ -170,6 +201,8 @@ class Supervisor:
             if self._stopping:
                 break
             child.deaths += 1
+            child.last_end = _ended(status)
+            child.waits_for = ""
             child.enter(Phase.DEAD)
             self._save()
             if not self._came_up and (child.deaths >= HOPELESS_AFTER or status == WRONG_CONFIGURATION):
@@ -185,10 +218,11 @@ class Supervisor:
         """One life of a process; returns its exit status and its length in seconds."""
         started = time.monotonic()
         try:
-            with child.spec.log.open("ab") as log:
-                child.log_start = log.tell()
-                process = await self._guardian.spawn(child.spec.argv, stdout=log, stderr=log)
-        except OSError:  # no memory, no process, no disk: that may pass, and the pauses grow
+            with self._log_of(child) as log:
+                process = await self._guardian.spawn(
+                    child.spec.argv, stdout=log, stderr=log, environment=self._notices.environment
+                )
+        except OSError:  # no memory, no process: that may pass, and the pauses grow
             return NOT_STARTED, 0.0
         child.pid = process.pid
         child.enter(Phase.STARTING)
@@ -201,8 +235,18 @@ class Supervisor:
         self._guardian.release(process.pid)
         return status, time.monotonic() - started
 
+    def _log_of(self, child: Child) -> IO[bytes]:
+        """Opens the log of a process; without one it runs all the same, and says nothing."""
+        try:
+            log = child.spec.log.open("ab")
+        except OSError as error:
+            self._tell(child, f"runs without a log: {child.spec.log} cannot be opened ({error.strerror})")
+            return open(os.devnull, "ab")
+        child.log_start = log.tell()
+        return log
+
     async def _probe(self, child: Child) -> None:
-        while not await child.spec.healthy():  # noqa: ASYNC110 - another process sets no Event of ours
+        while not await _is_healthy(child.spec):  # noqa: ASYNC110 - another process sets no Event of ours
             await asyncio.sleep(PROBE_INTERVAL_S)
         took = time.monotonic() - child.since
         child.deaths = 0
@@ -216,18 +260,39 @@ class Supervisor:
         if not child.running:
             task.cancel()
         else:
-            with suppress(ProcessLookupError):
-                os.kill(child.pid, SIGTERM)
-        _, late = await asyncio.wait([task], timeout=child.spec.stop_within_s)
-        if late and child.running:
+            _terminate(child)
+        await self._ended_or_hurry(task, child.spec.stop_within_s)
+        if not task.done() and self._hurry.is_set():
+            _terminate(child)
+            await asyncio.wait([task], timeout=HURRIED_S)
+        if not task.done() and child.running:
             kill_group(child.pid)
         await asyncio.gather(task, return_exceptions=True)
+
+    async def _ended_or_hurry(self, task: asyncio.Task[None], within_s: float) -> None:
+        hurry = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait([task, hurry], timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+
+    def hurry(self) -> None:
+        """Has processes that are being stopped wait for nothing: calls that still run are ended, and told why."""
+        self._hurry.set()
 
     def kill(self) -> None:
         """Ends every process at once; for someone who will not wait for `__aexit__`."""
         for child in self.children.values():
             if child.running:
                 kill_group(child.pid)
+
+    def _heard(self, pid: int, fields: Mapping[str, str]) -> None:
+        """Takes what a process says of itself, and tells what it waits for before it ends, each time that there is less of it."""
+        child = next((child for child in self.children.values() if child.running and child.pid == pid), None)
+        requests = fields.get("X_REQUESTS", "")
+        if child is None or not requests.isdecimal() or child.waits_for == requests:
+            return
+        child.waits_for = requests
+        status = "".join(filter(str.isprintable, fields.get("STATUS", "")))[:200]
+        self._tell(child, f"is {status}" + ("; Ctrl-C again ends them now" if self._stopping else ""))
 
     def _give_up(self, child: Child, status: int) -> None:
         if not self._failed.done():
@@ -241,17 +306,39 @@ class Supervisor:
 
     def _save(self) -> None:
         processes = {
-            name: ProcessState(child.pid, child.spec.address, child.restarts) for name, child in self.children.items()
+            name: ProcessState(child.pid, child.spec.address, child.restarts, child.last_end)
+            for name, child in self.children.items()
         }
-        with suppress(OSError):  # a full disk makes the file stale; it must not end the mesh
+        if self._saving is not None:
+            self._saving.cancel()
+            self._saving = None
+        try:
             MeshState(self._ready, self._model, processes).save(self._state_file)
+        except OSError:  # a full disk makes the file stale; it must not end the mesh
+            self._saving = asyncio.get_running_loop().call_later(SAVE_AGAIN_S, self._save)
+
+
+def _terminate(child: Child) -> None:
+    if child.running:
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, SIGTERM)
+
+
+async def _is_healthy(spec: ProcessSpec) -> bool:
+    try:
+        return await spec.healthy()
+    except Exception:
+        return False  # a certificate that is being replaced, no descriptor left: it is asked again
 
 
 def _log_tail(child: Child) -> str:
     """Returns the last lines of the present life's log."""
-    with child.spec.log.open("rb") as log:
-        log.seek(child.log_start)
-        lines = log.read().decode(errors="replace").splitlines()[-15:]
+    try:
+        with child.spec.log.open("rb") as log:
+            log.seek(child.log_start)
+            lines = log.read().decode(errors="replace").splitlines()[-15:]
+    except OSError as error:
+        lines = [f"(it cannot be read: {error.strerror})"]
     return "\n".join(f"  {line}" for line in lines)
 
 

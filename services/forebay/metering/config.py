@@ -30,6 +30,11 @@ class MeteringConfig(ServiceConfig):
         60.0, ge=1, le=86_400, description="how long a router's event waits for the worker's before it is recorded"
     )
 
+    # Peers' sessions never end by themselves, and are opened again at the next life; calls that run are short.
+    drain_s: float = Field(
+        0.5, ge=0, le=3600, description="how long calls that run may go on after SIGTERM, in seconds"
+    )
+
     @field_validator("prices_file")
     @classmethod
     def _usable_prices(cls, file: Path | None) -> Path | None:

@@ -55,6 +55,9 @@ class Ledger(Protocol):
     async def head(self) -> int:
         """Returns the last position; 0 for an empty ledger."""
 
+    async def probe(self) -> None:
+        """Commits a write that changes nothing, which fails as any other would."""
+
 
 def ledger_unavailable() -> MeshError:
     """Returns the error of a store that cannot be read or written; what is wrong with it is for the log."""
@@ -110,6 +113,9 @@ class MemoryLedger:
     async def head(self) -> int:
         """See Ledger."""
         return len(self._entries)
+
+    async def probe(self) -> None:
+        """See Ledger."""
 
     def _open(self, prices: PriceTable, now_ns: int) -> Posting:
         held = {key: event for key, (_, event) in self._held.items()}

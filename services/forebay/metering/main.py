@@ -39,7 +39,8 @@ async def build(config: MeteringConfig, stack: AsyncExitStack) -> RpcServer:
     peer = common_pb2.Peer(id=config.id, incarnation=started_us)
     servicer = MeteringServicer(peer, metering, prices, clock, config.max_unacknowledged)
     server.add(metering_pb2_grpc.add_MeteringServiceServicer_to_server, servicer, SERVICE)
-    server.set_serving(SERVICE, True)
+    watch = metering.watch_ledger(lambda writable: server.set_serving(SERVICE, writable))
+    await stack.enter_async_context(background(watch, "watch-ledger"))
     return server
 
 

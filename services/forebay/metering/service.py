@@ -24,6 +24,9 @@ from forebay.telemetry.logs import get_logger
 MAX_COMMIT = 1_000
 PAGE = 500
 CONFIRM_EVERY_S = 5.0
+# How often it is seen whether the ledger can be written, and how often once it could not.
+PROBE_EVERY_S = 5.0
+PROBE_AGAIN_S = 1.0
 IDLE_S = 15.0
 
 # Hears what became of a report, once, on the event loop; must not block.
@@ -35,7 +38,7 @@ log = get_logger("metering")
 class Metering:
     """The use cases of metering over one ledger.
 
-    `commit_reports` and `confirm_held` must run beside it.
+    `commit_reports`, `confirm_held` and `watch_ledger` must run beside it.
     """
 
     def __init__(self, ledger: Ledger, prices: PriceBook, clock: Clock, *, hold_s: float, max_waiting: int) -> None:
@@ -53,6 +56,7 @@ class Metering:
         self._waiting: deque[tuple[UsageEvent, Done]] = deque()
         self._submitted = asyncio.Event()
         self._committed = asyncio.Event()
+        self._failing = asyncio.Event()
 
     def submit(self, report: UsageEvent, done: Done) -> None:
         """Puts a checked report into the next commit; `done` hears CONFLICT, a failure, or that it is durable.
@@ -85,6 +89,7 @@ class Metering:
                 )
             except MeshError as error:
                 results = [error] * len(batch)
+                self._failing.set()
             else:
                 reached("metering.after_commit")
                 self._wake_readers()
@@ -104,6 +109,19 @@ class Metering:
             except MeshError as error:
                 log.warning("held reports not confirmed", reason=error.reason)
             await self._clock.sleep(min(CONFIRM_EVERY_S, self._hold_s))
+
+    async def watch_ledger(self, writable: Callable[[bool], None]) -> None:
+        """Says whether the ledger can be written, within a second of each change that a commit or the ledger shows."""
+        while True:
+            self._failing.clear()
+            try:
+                await self._ledger.probe()
+            except MeshError:
+                writable(False)
+                await self._clock.sleep(PROBE_AGAIN_S)
+            else:
+                writable(True)
+                await self._either(self._failing, PROBE_EVERY_S)
 
     async def _confirm_some(self) -> int:
         now_ns = self._now_ns()

@@ -22,12 +22,14 @@ class QuotaConfig(PepperConfig):
         "redis://127.0.0.1:6379/0",
         pattern=r"^(rediss?|unix|redis\+cluster)://",
         description="the Redis or Valkey with the counters; redis+cluster://host:port, of any node, for a cluster",
+        json_schema_extra={"form": "a URL that begins with redis://, rediss://, unix:// or redis+cluster://"},
     )
     policy_url: str | None = Field(
         None,
         pattern=r"^(sqlite|postgresql(\+psycopg)?)://",
         description="the database of tenants, plans and keys, such as sqlite:////var/lib/forebay/policies.sqlite; "
         "none, and they are what the files say and cannot be administered",
+        json_schema_extra={"form": "a URL that begins with sqlite:// or postgresql://"},
     )
     tenants_file: Path | None = Field(
         None, description="YAML file of the tenants; watched for changes, and with a policy_url imported at each"
@@ -70,6 +72,11 @@ class QuotaConfig(PepperConfig):
         ge=0,
         le=86_400,
         description="for how long tenants that fail open are admitted while the counters, or quota itself, are away",
+    )
+
+    # Peers' sessions never end by themselves, and are opened again at the next life; calls that run are short.
+    drain_s: float = Field(
+        0.5, ge=0, le=3600, description="how long calls that run may go on after SIGTERM, in seconds"
     )
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from forebay.clock import Clock
 from forebay.errors import Code, MeshError, QuotaViolation
 from forebay.quota.domain.safety import Share
 from forebay.quota.safety import SafetyStore
+from forebay.tasks import fail_on_error
 
 LIMIT = "global_requests_per_second"
 
@@ -58,7 +59,8 @@ class SafetyGate:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         if self._asking is None:
-            self._asking = asyncio.create_task(self._ask())
+            self._asking = asyncio.create_task(self._ask(), name="global limit")
+            self._asking.add_done_callback(fail_on_error)
         await waiter
 
     async def _ask(self) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, field_validator, model_validator
 
-from forebay.config import Address, Addresses, PublicTlsConfig
+from forebay.config import Address, Addresses, PublicTlsConfig, exposed
 from forebay.policy.pepper import PepperConfig
 from forebay.rpc.server import MAX_MESSAGE_BYTES
 
@@ -20,7 +20,11 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._/-]{1,128}$", description="the name to use in requests")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9._/-]{1,128}$",
+        description="the name to use in requests",
+        json_schema_extra={"form": "1 to 128 of A-Z, a-z, 0-9 and ._/-"},
+    )
     directory: DirectoryPath = Field(
         description="the model's files: tokenizer.json, tokenizer_config.json, chat_template.jinja"
     )
@@ -32,6 +36,7 @@ class RouterConfig(PepperConfig):
     """What a router must be told, and what it may be."""
 
     service: ClassVar[str] = "router"
+    public: ClassVar[bool] = True
 
     quota_address: Address = Field(description="host:port of quota")
     scheduler_address: Addresses = Field(description="host:port of the scheduler; of several, with commas between them")
@@ -79,6 +84,13 @@ class RouterConfig(PepperConfig):
     )
     flushers: int = Field(4, ge=1, le=64, description="tasks that write to clients")
 
+    drain_s: float = Field(
+        120.0,
+        ge=0,
+        le=3600,
+        description="how long requests that run may go on after SIGTERM, in seconds; then they end as UNAVAILABLE, DRAINING",
+    )
+
     @property
     def max_message_bytes(self) -> int:
         """The largest request: a prompt that is somewhat too long is still told so in a typed error, as text or as ids."""
@@ -91,6 +103,12 @@ class RouterConfig(PepperConfig):
         if offered:
             raise ValueError("a router's port is public, and channelz shows every tenant's connections; leave it off")
         return offered
+
+    def warnings(self) -> list[str]:
+        """Returns what an operator should hear of at each start."""
+        if self.public_tls is not None or not exposed(self.listen):
+            return []
+        return [f"{self.listen} is served without TLS: keys, prompts and answers travel in plaintext; give public_tls"]
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

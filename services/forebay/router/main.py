@@ -20,13 +20,14 @@ from forebay.router.delivery import Delivery
 from forebay.router.domain.ask import ModelCard
 from forebay.router.hf_tokenizer import HfTokenizer
 from forebay.router.intake import Intake
+from forebay.router.lifetime import RouterServer
 from forebay.router.local_admission import LocalAdmission
 from forebay.router.metering_link import MeteringLink
 from forebay.router.models import Model, Models
 from forebay.router.quota_link import QuotaLink
 from forebay.router.request import LiveRequests
 from forebay.router.scheduler_link import SchedulerLink
-from forebay.router.service import Bounds, Router
+from forebay.router.service import LAST_USAGE_S, LAST_WRITES_S, Bounds, Router
 from forebay.router.servicer import RouterServicer
 from forebay.router.tokenizer_frames import ModelFiles
 from forebay.router.tokenizer_processes import TokenizerProcesses
@@ -36,15 +37,21 @@ from forebay.router.worker_link import WorkerLinks
 from forebay.rpc.client import connect
 from forebay.rpc.leader import HUNG_AFTER_S, LeaderChannel
 from forebay.rpc.server import RpcServer
+from forebay.telemetry.logs import get_logger
+from forebay.telemetry.notify import notify
 
 # After the last call has ended its settlement still has to reach quota, and its report metering; if they are away, nobody waits.
 _LAST_SETTLEMENTS_S = 2.0
 
+log = get_logger("router")
+
 
 async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
     """Returns the router's server, not yet started; what runs beside it ends with `stack`."""
-    server = RpcServer(
+    server = RouterServer(
         config.listen,
+        lambda grace_s: drain(grace_s),
+        LAST_USAGE_S + LAST_WRITES_S,
         tls=config.public_tls,
         max_connections=config.max_connections,
         max_message_bytes=config.max_message_bytes,
@@ -123,11 +130,12 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
 
     # What the public reaches.
     server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, RouterServicer(router, intake), servicer.FULL_NAME)
-    server.add(
-        router_pb2_grpc.add_UsageServiceServicer_to_server,
-        UsageServicer(access, intake, metering_channel, UsageCursors(config.pepper_bytes())),
-        usage_servicer.FULL_NAME,
-    )
+    usage = UsageServicer(access, intake, metering_channel, UsageCursors(config.pepper_bytes()))
+    server.add(router_pb2_grpc.add_UsageServiceServicer_to_server, usage, usage_servicer.FULL_NAME)
+
+    async def drain(grace_s: float) -> None:
+        usage.drain()
+        await router.drain(grace_s, _tell_who_waits)
 
     # What runs beside it; at the end, in reverse order, requests are settled while the links still stand.
     for work, name in (
@@ -141,10 +149,11 @@ async def build(config: RouterConfig, stack: AsyncExitStack) -> RpcServer:
         (delivery.run(), "delivery"),
         (workers.run(), "worker sessions"),
         (router.watch(), "request watch"),
-        (_serve_when_ready(server, policies, quota, scheduler), "readiness"),
-        (_warm(tokenizers, config), "tokenizer processes"),
     ):
         await stack.enter_async_context(background(work, name))
+    ready = _serve_when_ready(server, policies, quota, scheduler)
+    await stack.enter_async_context(background(ready, "readiness", ends=True))
+    await stack.enter_async_context(background(_warm(tokenizers, config), "tokenizer processes", ends=True))
     stack.push_async_callback(_settle_all, router, quota, metering)
     return server
 
@@ -165,6 +174,13 @@ async def _serve_when_ready(
     server.set_serving(servicer.FULL_NAME, True)
 
 
+def _tell_who_waits(requests: int, seconds: float) -> None:
+    notify(
+        X_REQUESTS=requests,
+        STATUS=f"waiting for {requests} {'request' if requests == 1 else 'requests'}, at most {seconds:.0f} s",
+    )
+
+
 async def _warm(tokenizers: TokenizerProcesses, config: RouterConfig) -> None:
     """Starts the tokenizer processes before the first long prompt comes, unless they are to wait for it."""
     if config.warm_tokenizers:
@@ -178,7 +194,7 @@ async def _settle_all(router: Router, quota: QuotaLink, metering: MeteringLink) 
             await router.settle_all()
             await asyncio.gather(quota.all_settled(), metering.all_recorded())
     except TimeoutError:
-        pass
+        log.warning("quota or metering does not answer; what they were not told is charged by what was observed")
 
 
 def main() -> None:

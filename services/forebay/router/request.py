@@ -155,6 +155,23 @@ def out_of_order() -> Stop:
     return _stop(Code.INTERNAL, "STREAM_OUT_OF_ORDER", "the worker's tokens did not follow on those before; try again")
 
 
+def draining() -> MeshError:
+    """The router is being stopped and takes nothing new."""
+    message = "this router is being stopped; try again, on another router where there is one"
+    return MeshError(Code.UNAVAILABLE, "DRAINING", message, retry_after=1)
+
+
+def cut_off() -> MeshError:
+    """The router's end has come before the request's."""
+    message = "this router was stopped before the answer was complete; try again, on another router where there is one"
+    return MeshError(Code.UNAVAILABLE, "DRAINING", message, retry_after=1)
+
+
+def router_stops() -> Stop:
+    """The router's end has come."""
+    return Stop(FinishReason.CANCELLED, cut_off())
+
+
 def budget_spent() -> Stop:
     """The tenant's budget ran out in mid-stream; the answer ends regularly where it is."""
     return Stop(FinishReason.BUDGET, None)

@@ -30,7 +30,17 @@ from forebay.router.held_tokens import HeldTokens
 from forebay.router.metering import Metering
 from forebay.router.models import Model, Models
 from forebay.router.quota import Quota
-from forebay.router.request import LiveRequests, Payload, Request, client_gone, deadline_passed, no_longer_allowed
+from forebay.router.request import (
+    LiveRequests,
+    Payload,
+    Request,
+    client_gone,
+    cut_off,
+    deadline_passed,
+    draining,
+    no_longer_allowed,
+    router_stops,
+)
 from forebay.router.scheduler import Scheduler
 from forebay.router.tokenizer_frames import Tokens
 from forebay.router.workers import Workers
@@ -39,6 +49,9 @@ from forebay.telemetry.tracing import in_span, trace_id, tracer
 from forebay.words import instead_of
 
 _WATCH_INTERVAL_S = 0.1
+# When the router ends before its requests: for their workers' last words, and then for the last writes to clients.
+LAST_USAGE_S = 1.5
+LAST_WRITES_S = 1.0
 
 log = get_logger("router")
 
@@ -105,6 +118,10 @@ class Router:
         self._bounds = bounds
         self._tasks: set[asyncio.Task[None]] = set()
         self._of_tenant: Counter[str] = Counter()
+        # Those that hold nothing yet.
+        self._admitting: dict[str, asyncio.Task[None]] = {}
+        self._draining = False
+        self._idle = asyncio.Event()
         self._held = HeldTokens()
 
     async def answer(self, caller: Caller, ask: Ask, client: Client, time_left_s: float | None) -> None:
@@ -121,6 +138,8 @@ class Router:
         Raises:
             MeshError: the request was refused or failed; what the public contract says of each.
         """
+        if self._draining:
+            raise draining()
         if len(self._tasks) >= self._bounds.max_requests:
             message = f"this router has its {self._bounds.max_requests} requests; try again"
             raise MeshError(Code.UNAVAILABLE, "ROUTER_FULL", message, retry_after=1)
@@ -133,11 +152,14 @@ class Router:
         request_id = secrets.token_hex(16)
         task = asyncio.create_task(self._see_through(request_id, caller, ask, client, time_left_s))
         self._tasks.add(task)
+        self._admitting[request_id] = task
         self._of_tenant[tenant_id] += 1
         task.add_done_callback(lambda task: self._ended(task, request_id, tenant_id))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
+            if task.cancelled() and self._draining:
+                raise cut_off() from None
             request = self._live.get(request_id)
             if request is None:
                 task.cancel()  # nothing is held: either not yet, or no more
@@ -180,6 +202,7 @@ class Router:
             reservation = await self._quota.reserve(request)
         reached("router.after_reserve")
         self._live[request_id] = request
+        self._admitting.pop(request_id, None)
         try:
             if (objection := self._objection(caller)) is not None:
                 raise objection  # it came between the key's check and the reservation
@@ -269,6 +292,43 @@ class Router:
             if (objection := self._objection(request.caller)) is not None:
                 request.tell(no_longer_allowed(objection))
 
+    async def drain(self, grace_s: float, waiting: Callable[[int, float], None] = lambda left, seconds: None) -> None:
+        """Refuses what comes, lets requests that run go on for `grace_s` seconds, and ends the rest: UNAVAILABLE, DRAINING.
+
+        Returns once none is left. Workers' last words and the last writes have a bound of their own after the grace. `waiting` is
+        told each second how many requests are left, and for how many seconds more they may go on.
+        """
+        self._draining = True
+        end = self._clock.monotonic() + grace_s
+        while self._tasks and (left_s := end - self._clock.monotonic()) > 0:
+            waiting(len(self._tasks), left_s)
+            await self._until_idle(min(1.0, left_s))
+        if not self._tasks:
+            return
+        log.info("requests are cut off", requests=len(self._tasks))
+        for request in list(self._live.values()):
+            request.tell(router_stops())
+        for task in self._admitting.values():
+            task.cancel()
+        await self._until_idle(LAST_USAGE_S)
+        for request in list(self._live.values()):
+            request.tell(UsageOverdue())
+        await self._until_idle(LAST_WRITES_S)
+        for task in list(self._tasks):
+            task.cancel()
+
+    async def _until_idle(self, seconds: float) -> None:
+        """Returns once no request is left, or after so many seconds."""
+        if not self._tasks:
+            return
+        self._idle.clear()
+        waits = [asyncio.ensure_future(self._idle.wait()), asyncio.ensure_future(self._clock.sleep(seconds))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
     async def settle_all(self) -> None:
         """Ends every request that is left, for the router's own end, and returns once each is settled."""
         for request in list(self._live.values()):
@@ -284,6 +344,8 @@ class Router:
         Raises:
             MeshError: NOT_FOUND for the model, INVALID_ARGUMENT for the prompt, RESOURCE_EXHAUSTED when too many wait.
         """
+        if self._draining:
+            raise draining()
         model = self._models.resolve(caller, model_name)
         checked = check_prompt(
             prompt,
@@ -381,6 +443,9 @@ class Router:
 
     def _ended(self, task: asyncio.Task[None], request_id: str, tenant_id: str) -> None:
         self._tasks.discard(task)
+        self._admitting.pop(request_id, None)
+        if not self._tasks:
+            self._idle.set()
         self._held.release(request_id)
         self._of_tenant[tenant_id] -= 1
         if not self._of_tenant[tenant_id]:

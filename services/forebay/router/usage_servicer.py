@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,6 +16,7 @@ from forebay.router import bounds
 from forebay.router.access import Access, Caller
 from forebay.router.domain.life import deadline_exceeded
 from forebay.router.intake import Intake
+from forebay.router.request import draining
 from forebay.router.usage_cursor import UsageCursors
 from forebay.rpc.status import from_rpc_error
 from forebay.rpc.unread import UnreadMessage
@@ -42,6 +44,14 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
         self._cursors = cursors
         self._metering = metering_pb2_grpc.MeteringServiceStub(metering)
         self._streams: Counter[str] = Counter()
+        self._following: set[grpc.aio.UnaryStreamCall[Any, Any]] = set()
+        self._draining = False
+
+    def drain(self) -> None:
+        """Refuses what comes and ends the streams that follow, which would never end: UNAVAILABLE, DRAINING."""
+        self._draining = True
+        for call in self._following:
+            call.cancel()
 
     async def StreamUsage(  # type: ignore[override]
         self, unread: UnreadMessage, context: Context
@@ -53,6 +63,8 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
         """
         received = await self._intake.receive(unread, context, router_pb2.StreamUsageRequest, bounds.STREAM_USAGE)
         caller, request = received.caller, received.message
+        if self._draining:
+            raise draining()
         tenant_id = caller.tenant.tenant_id
         if self._streams[tenant_id] >= MAX_STREAMS:
             raise _too_many_streams(tenant_id)
@@ -63,6 +75,8 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
             metadata=to_headers(),
         )
         self._streams[tenant_id] += 1
+        if request.follow:
+            self._following.add(call)
         try:
             async for response in call:
                 if (objection := self._access.objection(caller)) is not None:
@@ -72,9 +86,14 @@ class UsageServicer(router_pb2_grpc.UsageServiceServicer):
                     cursor=self._cursors.seal(tenant_id, response.cursor),
                 )
         except grpc.aio.AioRpcError as error:
-            raise _told(error) from None
+            raise (draining() if self._draining else _told(error)) from None
+        except asyncio.CancelledError:
+            if self._draining and call.cancelled():
+                raise draining() from None
+            raise
         finally:
             call.cancel()
+            self._following.discard(call)
             self._streams[tenant_id] -= 1
             if not self._streams[tenant_id]:
                 del self._streams[tenant_id]

@@ -16,9 +16,14 @@ from forebay.config import ConfigError, PublicTlsConfig, TlsConfig
 from forebay.rpc.idle_connections import Peers, close_idle
 from forebay.rpc.interceptors import Interceptors, RefusedCall
 from forebay.rpc.tls import server_credentials
+from forebay.tasks import fail_on_error
+from forebay.telemetry.logs import get_logger
 
 MAX_MESSAGE_BYTES = 16 << 20
 MAX_METADATA_BYTES = 16 << 10
+BEFORE_DRAIN_WITHIN_S = 2.0
+
+log = get_logger("rpc")
 
 OPTIONS: list[tuple[str, Any]] = [
     # A second process must fail to bind, not share the port and take half of the calls (rule P12).
@@ -50,7 +55,10 @@ class RpcServer:
     Attributes:
         host: the host it listens on.
         port: the bound port, known once it was made.
+        last_words_s: how long `drain` may take beyond the time that calls have.
     """
+
+    last_words_s = 5.0
 
     def __init__(
         self,
@@ -144,12 +152,14 @@ class RpcServer:
         await self._server.start()
         idle = close_idle(self.port, self._max_connections, self._peers, SystemClock())
         self._closing_idle = asyncio.create_task(idle, name="idle connections")
+        self._closing_idle.add_done_callback(fail_on_error)
 
     def set_serving(self, full_name: str, serving: bool) -> None:
         """Says whether a service can do its job; the server as a whole (the empty name) can when all of its services can."""
         if self._serving[full_name] != serving:
             self._serving[full_name] = serving
-            task = asyncio.get_running_loop().create_task(self._publish())
+            task = asyncio.create_task(self._publish(), name="health")
+            task.add_done_callback(fail_on_error)
             self._publishing.add(task)
             task.add_done_callback(self._publishing.discard)
 
@@ -157,11 +167,19 @@ class RpcServer:
         """Has something done at the beginning of a drain, while calls still run."""
         self._before_drain.append(action)
 
+    async def stop_serving(self) -> None:
+        """Says NOT_SERVING from now on, and goes on to answer."""
+        await self._health.enter_graceful_shutdown()
+
     async def drain(self, grace_s: float) -> None:
         """Refuses new calls, lets running ones go on for `grace_s` seconds, then cancels them."""
-        await self._health.enter_graceful_shutdown()
+        await self.stop_serving()
         for action in self._before_drain:
-            await action()
+            try:
+                async with asyncio.timeout(BEFORE_DRAIN_WITHIN_S):
+                    await action()
+            except TimeoutError:
+                log.warning("not done before the drain: a peer does not answer", seconds=BEFORE_DRAIN_WITHIN_S)
         await self._server.stop(grace_s)
         if self._closing_idle is not None:
             self._closing_idle.cancel()

@@ -17,7 +17,7 @@ from forebay.scheduler.domain.room import RoomRules
 _ROOM, _EVICTION, _PLACE, _PRESSURE = RoomRules(), EvictionRules(), PoolRules(), PressureRules()
 
 Part = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,63}$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,63}$", json_schema_extra={"form": "1 to 63 of a-z, 0-9 and -"})]
 
 
 class _Section(BaseModel):
@@ -189,9 +189,13 @@ class SchedulerConfig(ServiceConfig):
         None,
         pattern=r"^(rediss?|unix|redis\+cluster)://",
         description="the Redis or Valkey with the lease; without it there must be no other scheduler",
+        json_schema_extra={"form": "a URL that begins with redis://, rediss://, unix:// or redis+cluster://"},
     )
     domain: str = Field(
-        "default", pattern=r"^[a-z0-9-]{1,63}$", description="lending domain; its schedulers have one leader"
+        "default",
+        pattern=r"^[a-z0-9-]{1,63}$",
+        description="lending domain; its schedulers have one leader",
+        json_schema_extra={"form": "1 to 63 of a-z, 0-9 and -"},
     )
     advertise: Address | None = Field(
         None, description="host:port where routers and workers reach this scheduler; by default the one it listens on"
@@ -218,7 +222,9 @@ class SchedulerConfig(ServiceConfig):
         (), max_length=10_000, description="adapters that may be run with, and whose they are"
     )
     # There is nothing to finish here: sessions never end by themselves, and a restart breaks no stream.
-    drain_seconds: float = Field(0.5, ge=0, le=3600, description="how long running calls may go on after SIGTERM")
+    drain_s: float = Field(
+        0.5, ge=0, le=3600, description="how long calls that run may go on after SIGTERM, in seconds"
+    )
 
     @model_validator(mode="after")
     def _is_found(self) -> Self:

@@ -45,7 +45,7 @@ async def build(config: SchedulerConfig, stack: AsyncExitStack, clock: Clock | N
         FULL_NAME,
     )
     server.before_drain(leadership.resign)
-    await stack.enter_async_context(background(leadership.run(), "scheduler.leadership"))
+    await stack.enter_async_context(background(leadership.run(), "scheduler.leadership", ends=True))
     await stack.enter_async_context(background(leadership.watch_time(), "scheduler.watch_time"))
     await stack.enter_async_context(background(metrics.watch(lambda: leadership.core, clock), "scheduler.metrics"))
     return server

@@ -21,6 +21,7 @@ from forebay.scheduler.domain.decisions import Batch, Decisions, Eviction, Grant
 from forebay.scheduler.domain.scheduler import Scheduler
 from forebay.scheduler.domain.takeover import Checkpoint, Takeover
 from forebay.scheduler.domain.worker import WorkerInfo
+from forebay.tasks import guarded
 from forebay.telemetry.tracing import from_headers, record_span
 
 TICK_S = 0.05
@@ -153,7 +154,7 @@ class SchedulerService:
         """Has the core decide at the end of this turn of the event loop; calling it again in the turn changes nothing."""
         if not self._woken:
             self._woken = True
-            asyncio.get_running_loop().call_soon(self._tick)
+            asyncio.get_running_loop().call_soon(guarded(self._tick, "scheduler tick"))
 
     def look_at_time(self) -> None:
         """Wakes the core when something has ended by time; call it every TICK_S."""

@@ -18,6 +18,9 @@ ERRORS = Counter("forebay_errors_total", "Errors that a server answered with.", 
 
 SESSION_RECONNECTS = Counter("forebay_session_reconnects_total", "Sessions that had to be opened again.", ["session"])
 
+LOG_LINES_LOST = Counter("forebay_log_lines_lost_total", "Log lines that could not be written.")
+SPANS_LOST = Counter("forebay_spans_lost_total", "Spans that could not be written to the trace file.")
+
 
 def serve_metrics(listen: str) -> int:
     """Serves /metrics on host:port (port 0 takes a free one) from a thread of its own; returns the bound port."""

@@ -7,9 +7,10 @@ the stream's metadata. Spans go to an OTLP endpoint where one is configured, and
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from opentelemetry import trace
@@ -23,44 +24,79 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from forebay.api.common.v1 import common_pb2
+from forebay.telemetry.logs import get_logger
+from forebay.telemetry.metrics import SPANS_LOST
 from forebay.telemetry.w3c import MAX_TRACESTATE, usable_headers, usable_tracestate
 
 _NS = 1_000_000_000
 _W3C = TraceContextTextMapPropagator()
 
+log = get_logger("tracing")
+
 
 class FileSpanExporter(SpanExporter):
     """Appends spans to a file, one JSON object a line, and opens the next file when one has grown to `max_bytes`.
 
-    Only the present file and the one before (suffix `.1`) are kept, so that an unattended mesh cannot fill a disk.
+    Only the present file and the one before (suffix `.1`) are kept, so that an unattended mesh cannot fill a disk. A file that
+    cannot be made or written loses spans, which are counted (`forebay_spans_lost_total`), and nothing else.
     """
 
     def __init__(self, path: Path, max_bytes: int = 64 << 20) -> None:
         self.path = path
         self.max_bytes = max_bytes
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
         self._lock = threading.Lock()
+        self._descriptor: int | None = None
+        self._lost = 0
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Writes the spans; a disk that is full loses spans, never requests."""
-        try:
-            with self._lock:
-                if self._file.closed:  # the last turn failed half-way
-                    self._file = self.path.open("a", encoding="utf-8")
-                self._file.write("".join(json.dumps(span_to_dict(span)) + "\n" for span in spans))
-                self._file.flush()
-                if self._file.tell() > self.max_bytes:
-                    self._file.close()
-                    self.path.replace(self.path.with_name(self.path.name + ".1"))
-                    self._file = self.path.open("a", encoding="utf-8")
-        except OSError:
-            return SpanExportResult.FAILURE
+        """Writes the spans, or counts them as lost."""
+        with self._lock:
+            try:
+                self._append("".join(json.dumps(span_to_dict(span)) + "\n" for span in spans).encode())
+            except OSError as error:
+                self._close()
+                if not self._lost:
+                    log.error("spans are lost", path=str(self.path), error=error.strerror)
+                self._lost += len(spans)
+                SPANS_LOST.inc(len(spans))
+                return SpanExportResult.FAILURE
+            if self._lost:
+                log.warning("spans were lost", path=str(self.path), spans=self._lost)
+                self._lost = 0
         return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with self._lock:
+            self._close()
+
+    def _append(self, lines: bytes) -> None:
+        """Writes whole lines or leaves the file as it was, as far as the disk lets it."""
+        if self._descriptor is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        length = os.fstat(self._descriptor).st_size
+        rest = memoryview(lines)
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError:
+            os.ftruncate(self._descriptor, length)
+            raise
+        if length + len(lines) > self.max_bytes:
+            try:
+                self.path.replace(self.path.with_name(self.path.name + ".1"))
+            except OSError:
+                os.ftruncate(self._descriptor, 0)  # there is no other way to keep to the bound
+            self._close()
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            with suppress(OSError):
+                os.close(descriptor)
 
 
 def span_to_dict(span: ReadableSpan) -> dict[str, object]:
@@ -90,7 +126,7 @@ def configure_tracing(
     file: Path | None,
     sample_ratio: float = 1.0,
 ) -> TracerProvider | None:
-    """Sets up this process's tracing; call `shutdown()` on what it returns to send what is left.
+    """Sets up this process's tracing; hand what it returns to `flush_tracing` at the end.
 
     Args:
         service: the service's name, without the project's.
@@ -117,10 +153,23 @@ def configure_tracing(
             "process.pid": process_id,
         }
     )
-    provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(sample_ratio)))
+    sampler = ParentBased(TraceIdRatioBased(sample_ratio))
+    provider = TracerProvider(resource=resource, sampler=sampler, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500, max_queue_size=16_384))
     trace.set_tracer_provider(provider)
     return provider
+
+
+def flush_tracing(provider: TracerProvider, within_s: float) -> bool:
+    """Sends the spans that are left, for so long at most; returns whether that was enough. Blocks; nothing is traced afterwards.
+
+    The SDK waits for the exporter, and the exporter repeats what a collector does not answer. So both are left to a thread that
+    ends with the process.
+    """
+    flushing = threading.Thread(target=provider.shutdown, name="flush traces", daemon=True)
+    flushing.start()
+    flushing.join(within_s)
+    return not flushing.is_alive()
 
 
 def tracer() -> Tracer:

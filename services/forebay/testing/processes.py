@@ -73,7 +73,11 @@ class MeshProcesses:
         assert self._process is not None
         self._process.send_signal(signal.SIGINT)
         try:
-            self._process.wait(timeout=60)
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:  # requests that a test has left: they are not waited for
+                self._process.send_signal(signal.SIGINT)
+                self._process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -68,6 +68,13 @@ class WorkerConfig(ServiceConfig):
         64 << 20, ge=64 << 10, description="usage events kept there; the directory may take about three times as much"
     )
 
+    drain_s: float = Field(
+        30.0,
+        ge=0,
+        le=3600,
+        description="how long attempts that run may go on after SIGTERM, in seconds; then other workers continue them",
+    )
+
     @model_validator(mode="after")
     def _is_found(self) -> Self:
         if self.advertise is None and anywhere(self.listen):

@@ -18,7 +18,7 @@ from forebay.worker.servicer import FULL_NAME
 
 TICK_S = 0.05
 LAST_WORDS_S = 0.25
-LAST_EVENTS_S = 5.0
+LAST_EVENTS_S = 2.0
 
 log = get_logger("worker")
 
@@ -35,6 +35,7 @@ class WorkerServer(RpcServer):
 
     async def drain(self, grace_s: float) -> None:
         """Takes no more, lets what runs go on for `grace_s` seconds, hands over the rest, and then stops."""
+        await self.stop_serving()
         self._service.drain(grace_s)
         while self._service.running:
             await self._clock.sleep(TICK_S)

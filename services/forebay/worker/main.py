@@ -26,6 +26,9 @@ from forebay.worker.service import WorkerService
 from forebay.worker.servicer import FULL_NAME, WorkerServicer
 from forebay.worker.spool_event_log import open_spool
 
+# vLLM takes a while to let go of a model.
+STOP_WITHIN_S = 20.0
+
 
 async def build(config: WorkerConfig, stack: AsyncExitStack) -> RpcServer:
     """Returns the server, ready to start; what runs beside it ends with `stack`."""
@@ -98,4 +101,4 @@ async def build_around(engine: Engine, config: WorkerConfig, stack: AsyncExitSta
 
 def main() -> None:
     """Runs the service as a process."""
-    run_service(WorkerConfig, build)
+    run_service(WorkerConfig, build, stop_within_s=STOP_WITHIN_S)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from forebay.errors import Code, MeshError
+from forebay.tasks import dismiss, watched
 from forebay.worker import simulated_model
 from forebay.worker.domain.step_cost import A10G, FREE, StepCost
 from forebay.worker.engine import Capacity, EngineRequest, EngineState, Output, Sink, Step, check_request
@@ -67,7 +68,7 @@ class SimulatedEngine:
         self._sink = sink
         self._healthy = True
         if not self._manual:
-            self._loop = asyncio.create_task(self._run(), name="simulated-engine")
+            self._loop = watched(self._run(), "simulated engine")
 
     def add(self, request: EngineRequest) -> None:
         """Queues an attempt."""
@@ -104,7 +105,7 @@ class SimulatedEngine:
         """Stops, and gives up all attempts."""
         self._healthy = False
         if self._loop is not None:
-            self._loop.cancel()
+            dismiss(self._loop)
             await asyncio.wait([self._loop])
         self._batch.fail("closed")  # nobody hears of it
 

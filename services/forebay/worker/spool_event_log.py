@@ -22,7 +22,7 @@ from pathlib import Path
 from forebay import killpoints
 from forebay.clock import Clock
 from forebay.errors import Code, MeshError
-from forebay.lifecycle import background
+from forebay.tasks import background
 from forebay.telemetry.logs import get_logger
 from forebay.worker.domain.attempt_id import AttemptId
 from forebay.worker.domain.spool_records import done_record, replay, to_record
@@ -261,7 +261,7 @@ async def open_spool(path: Path, limit: int, max_bytes: int, clock: Clock) -> As
             spool = SpoolEventLog(directory, limit, max_bytes, clock)
         except OSError as error:
             raise unusable(path, error) from None
-        async with background(spool.run(), "spool") as writer:
+        async with background(spool.run(), "spool", ends=True) as writer:
             try:
                 yield spool
             finally:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from forebay.errors import Code, MeshError
+from forebay.tasks import guarded
 from forebay.telemetry.logs import get_logger
 from forebay.worker.answer_text import AnswerText
 from forebay.worker.domain.continuation import continuation_seed
@@ -275,7 +276,7 @@ class VllmEngine:
         """Sees to it that the tick's step is emitted, after all tasks that vLLM's message woke."""
         if not self._gathering:
             self._gathering = True
-            asyncio.get_running_loop().call_soon(self._emit)
+            asyncio.get_running_loop().call_soon(guarded(self._emit, "vllm outputs"))
 
     def _emit(self) -> None:
         self._gathering = False
