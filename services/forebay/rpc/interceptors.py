@@ -15,7 +15,6 @@ import contextlib
 import functools
 import inspect
 import time
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
@@ -153,13 +152,14 @@ async def errors(call: Call) -> AsyncIterator[None]:
 
 
 def _forget_frames(error: BaseException) -> None:
-    """Frees what the frames hold through which an error came, such as a message of megabytes.
+    """Lets go of the frames through which an error came, and of what they hold, such as a message of megabytes.
 
     The error of an aborted call and the call itself refer to each other, so they are there until the garbage collector comes.
+    The frames themselves are left alone: one may belong to a task that shares the error and goes on.
     """
     link: BaseException | None = error
     while link is not None:
-        traceback.clear_frames(link.__traceback__)
+        link.__traceback__ = None
         link = link.__context__
 
 
