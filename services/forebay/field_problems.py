@@ -5,10 +5,8 @@ The library that checks fields words its errors for programmers, and anew in eac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-from pydantic import ValidationError
 
 _A_WHOLE_NUMBER, _A_NUMBER, _A_TEXT = "must be a whole number", "must be a number", "must be a text"
 _A_LIST, _FIELDS, _TRUE_OR_FALSE = "must be a list", "must hold `field: value` lines", "must be true or false"
@@ -47,12 +45,6 @@ _SENTENCES: Mapping[str, str] = {
     "path_type": "must be a path", "path_not_file": _A_FILE, "path_not_directory": "must be the path of a folder that is there",
 }  # fmt: skip
 _OTHERWISE = "has a value that is not allowed"
-
-
-def problems_of(error: ValidationError) -> Iterator[tuple[tuple[int | str, ...], str]]:
-    """Yields where each problem is, as the names and numbers that lead to it, and what it is; no value of the input is shown."""
-    for problem in error.errors(include_url=False, include_input=False):
-        yield problem["loc"], sentence(problem["type"], problem.get("ctx", {}))
 
 
 def sentence(kind: str, context: Mapping[str, Any]) -> str:
