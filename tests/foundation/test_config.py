@@ -163,7 +163,7 @@ def test_variables_of_others_are_left_to_them(
         ("id: e\nsize: 3\nsize: 4\n", "FILE:3: size: is given a second time; the first is on line 2"),
         ("id: e\nsize: 010\n", "FILE:2: size: 010 is another number in YAML than it looks"),
         ("id: e\ndrain_s: 1:30\n", "FILE:2: drain_s: 1:30 is another number in YAML than it looks"),
-        ("id: e\n  size: 3\n", "FILE:2: is not YAML: mapping values are not allowed"),
+        ("id: e\n  size: 3\n", "FILE:2: is not YAML: look for a wrong indent"),
         ("id: e\n_env_prefix: OTHER_\n", "_env_prefix: there is no such field (FILE:2)"),
     ],
 )

@@ -19,6 +19,11 @@ _AMBIGUOUS = re.compile(r"[-+]?0[0-9_]+|.*:.*")
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
+_LOOK_FOR = "look for a wrong indent, colon, quote or bracket"
+# What PyYAML raises besides its own errors: for a 13th month, a thousand brackets, a tag for truth or time before something else.
+_NOT_YAML = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
     """One file, read.
@@ -49,9 +54,9 @@ class ConfigFile:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
         except yaml.MarkedYAMLError as error:
             line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-            raise ConfigError(f"{path}{line}: is not YAML: {error.problem}") from None
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # a 13th month, a thousand brackets
-            raise ConfigError(f"{path}: is not YAML: {error}") from None
+            raise ConfigError(f"{path}{line}: is not YAML: {_LOOK_FOR} ({error.problem})") from None
+        except _NOT_YAML:
+            raise ConfigError(f"{path}: is not YAML: {_LOOK_FOR}, or a date that does not exist") from None
         if problems:
             raise ConfigError("\n".join(f"{path}:{problem}" for problem in problems))
         if values is None:
