@@ -8,7 +8,6 @@ from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
-from forebay.field_problems import sentence
 from forebay.words import instead_of
 from forebay.yaml_files.document import Document, Place
 from forebay.yaml_files.scalars import moment
@@ -64,7 +63,7 @@ def _in_words(problem: Mapping[str, Any], shape: type[BaseModel]) -> str:
         return f"is not known; {instead_of(str(problem['loc'][-1]), _names(shape, problem['loc'][:-1]))}"
     if kind == "string_pattern_mismatch":
         return PATTERNS.get(context["pattern"], "has a form that is not allowed here")
-    return _WORDS[kind].format(**context) if kind in _WORDS else sentence(kind, context)
+    return _WORDS[kind].format(**context) if kind in _WORDS else "has a value that is not allowed here"
 
 
 def _names(annotation: Any, path: Place) -> list[str]:
