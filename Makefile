@@ -17,7 +17,7 @@ venv   := .venv/bin
 setup   = PYTHON=$(strip $(PYTHON)) PINNED=$(strip $(PINNED)) deploy/scripts/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help install setup tools upgrade protos baseline lint format check test test-quick test-system run demo bench-mesh bench-quota bench-fairness chaos clean
+.PHONY: help install setup tools upgrade protos baseline lint format check check-versions test test-quick test-system run demo bench-mesh bench-quota bench-fairness chaos clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ format: tools ## Mend what style can mend by itself
 
 check: tools ## Style, types, import contracts, protobuf contracts, stubs, dependencies
 	@deploy/scripts/check.sh
+
+check-versions: tools ## Types and dependencies for Python 3.11, 3.12 and 3.13; no other interpreter is needed
+	@$(venv)/python deploy/scripts/check_versions.py
 
 test: ## Every test that needs nothing but pip
 	@$(setup) vllm

@@ -19,7 +19,7 @@ fail() { printf 'setup: %s\n' "$@" >&2; exit 1; }
 [[ $extent == all || $extent == run ]] || { echo "setup: after the engine comes \`run\` or nothing, not $extent" >&2; exit 2; }
 [[ $pinned == yes || $pinned == no ]] || { echo "setup: PINNED is yes or no, not $pinned" >&2; exit 2; }
 
-wanted=$(cat pyproject.toml deploy/scripts/setup.sh deploy/constraints/*.txt <(echo "$pinned") | sha256sum | cut -d ' ' -f 1)
+wanted=$(cat pyproject.toml deploy/scripts/setup.sh deploy/constraints/*.txt | sha256sum | cut -d ' ' -f 1)
 is_current() { [[ -f .venv/.made-for-$1 && $(< ".venv/.made-for-$1") == "$wanted" ]]; }
 for made in vllm-all "$engine-all" "vllm-$extent" "$engine-$extent"; do
   if is_current "$made"; then exit 0; fi
@@ -33,7 +33,9 @@ if [[ -e .venv && ! -x .venv/bin/python ]] || { [[ -x .venv/bin/python ]] && ! i
 fi
 if [[ ! -e .venv ]]; then
   python=
-  for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
+  candidates=(python3.11 python3.12 python3.13 python3)
+  if [[ -n ${PYTHON:-} ]]; then candidates=("$PYTHON"); fi
+  for candidate in "${candidates[@]}"; do
     # By running it, because a version manager puts names on the path that lead nowhere.
     if is_supported "$candidate"; then python=$candidate && break; fi
   done
@@ -86,6 +88,11 @@ with open("pyproject.toml", "rb") as file:
 print(next(r for r in requirements if re.split(r"[^\w-]", r)[0] == package))
 PY
 }
+
+# From here on .venv is no longer what it was made for before.
+for made in .venv/.made-for-*; do
+  if [[ -f $made && $(< "$made") != "$wanted" ]]; then rm "$made"; fi
+done
 
 project=. && [[ $extent == run ]] || project='.[dev]'
 say "the project$([[ $extent == run ]] || echo ' and its tools')"

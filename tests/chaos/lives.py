@@ -58,9 +58,11 @@ class Lives:
 
     def kill(self, name: str) -> None:
         """Ends a process by kill -9, unless it is dead already."""
-        if self._present[name].died is None:
-            self._mesh.kill(name)
-            self._present[name].died = time.monotonic()
+        life = self._present[name]
+        if life.died is None:
+            with suppress(ProcessLookupError):
+                os.kill(life.pid, signal.SIGKILL)
+            life.died = time.monotonic()
 
     def pid(self, name: str) -> int | None:
         """Returns the id of a process of the mesh or of its keepers; None if it is dead."""

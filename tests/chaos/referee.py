@@ -46,6 +46,8 @@ IDLE_FOR_S = 2.0
 SAMPLES_APART_S = 1.0
 # After a pause that is longer, a scheduler's event loop has hung for longer than it bears: it may end itself as it goes on.
 SCHEDULER_HUNG_S = 10.0
+# What Redis may hold before it writes it to its file.
+UNWRITTEN_S = 1.0
 # Price lines of an attempt, each rounded once here and once there.
 ROUNDED_LINES = 5
 
@@ -182,7 +184,7 @@ def judge(tries: Sequence[Try], answers: Sequence[Answer], seen: Seen, books: Bo
         verdict.blame("unsettled", reservation)
     verdict.blame("leaked_slots", "slots in use", books.slots)
     _check_ledger(verdict, books.rows)
-    _check_budgets(verdict, books)
+    _check_budgets(verdict, books, tries, seen)
     _check_pool(verdict, seen)
 
     rows_of = defaultdict(list)
@@ -228,18 +230,35 @@ def _had_hung(life: Life, died: float) -> bool:
     )
 
 
-def _check_budgets(verdict: Verdict, books: Books) -> None:
-    """Compares what each tenant's counters have of its budgets with what its rows in the ledger come to."""
+def _check_budgets(verdict: Verdict, books: Books, tries: Sequence[Try], seen: Seen) -> None:
+    """Compares what each tenant's counters have of its budgets with what its rows in the ledger come to.
+
+    A Redis that dies loses what it has not written, and on a full disk it writes nothing: a budget may lack the calls of that time.
+    """
+    unwritten = [
+        (began - UNWRITTEN_S, life.died)
+        for life in seen.lives
+        for began, ended in seen.strikes(Strike.FULL_DISK)
+        if life.name == "valkey" and life.died is not None and began < life.died <= ended + UNWRITTEN_S
+    ]
+    excused = {call.label for call in tries if seconds_within(unwritten, call.began, call.ended)}
     for tenant, budgets in books.budgets.items():
         rows = {row.position: row for row in books.rows if row.tenant == tenant}.values()
-        tokens = sum(row.prompt_tokens + row.completion_tokens for row in rows)
-        cost = sum(row.cost_nano_usd for row in rows)
+        tokens, cost = _sums(rows)
+        may_lack = _sums(row for row in rows if row.label in excused)
         for limit, used in budgets.items():
-            recorded, rounding = (cost, ROUNDED_LINES * len(rows)) if limit.endswith("nano_usd") else (tokens, 0)
-            if abs(used - recorded) > rounding:
+            money = limit.endswith("nano_usd")
+            recorded, rounding = (cost, ROUNDED_LINES * len(rows)) if money else (tokens, 0)
+            if not -rounding - may_lack[money] <= used - recorded <= rounding:
                 verdict.blame(
                     "budgets_differing", f"{limit} of {tenant} has {used}, the ledger {recorded}: {used - recorded:+}"
                 )
+
+
+def _sums(rows: Iterable[Row]) -> tuple[int, int]:
+    """Returns the tokens and the nano-USD of rows."""
+    amounts = [(row.prompt_tokens + row.completion_tokens, row.cost_nano_usd) for row in rows]
+    return sum(tokens for tokens, _ in amounts), sum(cost for _, cost in amounts)
 
 
 def _check_pool(verdict: Verdict, seen: Seen) -> None:
@@ -324,21 +343,21 @@ def _check_persistence(verdict: Verdict, tries: Sequence[Try], seen: Seen) -> No
         by_ask[call.ask].append(call)
     for calls in by_ask.values():
         first, last = calls[0], calls[-1]
-        if last.end is End.FAILED and not _lost_its_counters(last, seen):
-            took = seconds_within(there, first.began, last.ended)
+        if last.end is End.FAILED:
+            took = seconds_within(intersection(there, outside(_rebuilding(calls, seen))), first.began, last.ended)
             if took > REFUSED_S:
                 verdict.blame("given_up", f"{_told(last)}: {len(calls)} calls, {took:.1f} s while all was there")
 
 
-def _lost_its_counters(call: Try, seen: Seen) -> bool:
-    """Returns whether Redis has lost a part of the tenant's state: until a minute after, all of its minutes count as used up."""
-    lost = (
-        struck.ended
+def _rebuilding(calls: Sequence[Try], seen: Seen) -> list[Span]:
+    """Returns when the tenant was refused since Redis had lost some of its state: then its minutes count as used up."""
+    if not any(call.error.startswith(("RESOURCE_EXHAUSTED", "UNAVAILABLE COUNTERS_UNKNOWN")) for call in calls):
+        return []
+    return [
+        (struck.ended, struck.ended + REBUILT_WITHIN_S)
         for struck in seen.struck
-        if struck.disruption.strike is Strike.LOST_KEY and f"{{{call.tenant}}}" in struck.disruption.key
-    )
-    refused = call.error.startswith("RESOURCE_EXHAUSTED")
-    return refused and any(at <= call.ended <= at + REBUILT_WITHIN_S for at in lost)
+        if struck.disruption.strike is Strike.LOST_KEY and f"{{{calls[0].tenant}}}" in struck.disruption.key
+    ]
 
 
 def _all_there(seen: Seen, routers: Sequence[str]) -> list[Span]:

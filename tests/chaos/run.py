@@ -58,6 +58,14 @@ UNLIMITED = {
     "tokens_per_day": 1_000_000_000_000,
     "monthly_budget_usd": 1_000_000,
 }
+# GPU time costs something, of which only a worker knows, and cached tokens less than others: a budget has to follow the ledger.
+NANO_USD_PER_MILLION = {
+    "prompt_tokens": 10_000_000,
+    "cached_tokens": 1_000_000,
+    "completion_tokens": 30_000_000,
+    "gpu_seconds": 10**13,
+    "requests": 7_000_000_000,
+}
 # Clocks of the mesh may be off by so much, and a day be over early or late.
 CLOCKS_OFF = timedelta(hours=1)
 LOAD_WITHIN_S = 600.0
@@ -92,7 +100,12 @@ def run_chaos(
     tenants.write_text(
         yaml.safe_dump({"tenants": {tenant: {"plan": p, "limits": UNLIMITED} for tenant, p in TENANTS.items()}})
     )
+    prices = directory / "prices.yaml"
+    prices.write_text(
+        yaml.safe_dump({"prices": [{"subject": "default", "nano_usd_per_million": NANO_USD_PER_MILLION}]})
+    )
     clock = MovableClock(directory / "clock")
+    environment = {**ENVIRONMENT, VARIABLE: str(points), "FOREBAY_METERING_PRICES_FILE": str(prices)}
     with SmallDisk(directory / "data") as disk:
         if not disk.mounted:
             say("this is not root: instead of a full disk there is a bound on the files of every process")
@@ -103,7 +116,7 @@ def run_chaos(
                 schedulers=len(SCHEDULERS),
                 workers=len(WORKERS),
                 tenants=tenants,
-                environment={**ENVIRONMENT, VARIABLE: str(points), **clock.environment},
+                environment={**environment, **clock.environment},
                 log=directory / "up.log",
             ) as mesh:
                 tools = Tools(points, clock, disk, mesh.state()["processes"]["valkey"]["address"])
@@ -195,8 +208,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__.split("\n")[0])
     parser.add_argument("--requests", type=int, default=1_000, help="streaming requests (default 1000)")
     parser.add_argument("--kills", type=int, default=4, help="random kills of each kind of process (default 4)")
-    parser.add_argument("--kills-only", action="store_true", help="no pauses, clocks, disks and lost keys")
-    parser.add_argument("--only", choices=[strike.value for strike in Strike], help="of the strikes, these alone")
+    strikes = [strike.value for strike in Strike]
+    parser.add_argument(
+        "--only", choices=strikes, nargs="+", default=strikes, help="the kinds of strikes (default all)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="decides everything (default 1)")
     parser.add_argument("--concurrency", type=int, default=28, help="requests at a time (default 28)")
     parser.add_argument(
@@ -205,11 +220,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the mesh is stopped and its disk unmounted
     directory = given.keep or Path(tempfile.mkdtemp(prefix="forebay-chaos-"))
-    others = [] if given.kills_only else other_strikes(given.seed)
-    plan = make_plan(given.seed, given.requests, given.kills, sorted(POINTS), others)
-    if given.only is not None:
-        chosen = tuple(disruption for disruption in plan.disruptions if disruption.strike.value == given.only)
-        plan = replace(plan, disruptions=chosen)
+    plan = make_plan(given.seed, given.requests, given.kills, sorted(POINTS), other_strikes(given.seed))
+    chosen = tuple(disruption for disruption in plan.disruptions if disruption.strike.value in given.only)
+    plan = replace(plan, disruptions=chosen)
     print(f"seed {given.seed}: {len(plan.asks)} requests, {len(plan.disruptions)} disruptions", flush=True)
     verdict = run_chaos(directory, plan, given.concurrency, LOAD_WITHIN_S, lambda line: print(line, flush=True))
     targets = Targets(completed=given.requests * 6 // 10, continued=given.requests // 20, kills_min=min(3, given.kills))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+
 from forebay.killpoints import POINTS
 
 from .plan import (
@@ -23,6 +25,7 @@ from .undisturbed import undisturbed_answers
 PLAN = make_plan(1, requests=1_000, kills=3, points=sorted(POINTS), others=other_strikes(1))
 
 
+@pytest.mark.slow
 def test_a_seed_decides_everything() -> None:
     assert make_plan(1, requests=1_000, kills=3, points=sorted(POINTS), others=other_strikes(1)) == PLAN
     assert make_plan(2, requests=1_000, kills=3, points=sorted(POINTS), others=other_strikes(1)) != PLAN

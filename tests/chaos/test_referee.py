@@ -211,6 +211,21 @@ def a_budget_that_lacks_a_correction(story: Story) -> None:
     story.books = Books(budgets={"acme": {"tokens_per_day": tokens - 2, "monthly_budget_nano_usd": 5 * len(rows) + 1}})
 
 
+def test_a_redis_that_died_on_a_full_disk_may_have_lost_the_calls_of_that_time() -> None:
+    story = Story()
+    rows = [row for row in story.rows if row.label != "1.0"]
+    lacking = sum(row.prompt_tokens + row.completion_tokens for row in rows)
+    story.books = Books(budgets={"acme": {"tokens_per_day": lacking}})
+    story.tries[LEFT].began, story.tries[LEFT].ended = 30.0, 31.0
+    assert set(story.judged().faults) == {"budgets_differing"}
+    story.struck.append(Struck(Disruption(0, PROCESSES, strike=Strike.FULL_DISK, seconds=4.0), 29.0, 33.0))
+    assert set(story.judged().faults) == {"budgets_differing"}, "it lives"
+    story.living("valkey").died = 32.0
+    assert story.judged().clean
+    story.books = Books(budgets={"acme": {"tokens_per_day": lacking - 1}})
+    assert set(story.judged().faults) == {"budgets_differing"}
+
+
 def past_its_deadline(story: Story) -> None:
     story.tries[LEFT].deadline_s, story.tries[LEFT].ended = 1.0, 30.0
 

@@ -72,7 +72,17 @@ def test_tenants_of_ones_own(data: DataDir, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"tenants", b"tenants:", b": :", b"- acme", b"\xff", b"tenants: {a: 2026-13-45}", b"[" * 10_000]
+    "text",
+    [
+        b"",
+        b"tenants",
+        b"tenants:",
+        b": :",
+        b"- acme",
+        b"\xff",
+        b"tenants: {a: 2026-13-45}",
+        pytest.param(b"[" * 10_000, id="deep"),
+    ],
 )
 def test_a_file_that_holds_no_tenants_is_refused_and_nothing_is_written(
     data: DataDir, tmp_path: Path, text: bytes

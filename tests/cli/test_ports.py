@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -11,10 +12,13 @@ import pytest
 from forebay.cli.ports import Ports
 from forebay.cli.supervisor import StartError
 
+# Of this process alone: the same test may run elsewhere on the machine.
+SEED = f"test {os.getpid()}"
+
 
 @pytest.fixture
 def ports() -> Iterator[Ports]:
-    taken = Ports("a test")
+    taken = Ports(SEED)
     yield taken
     taken.release()
 
@@ -28,17 +32,17 @@ def test_ports_lie_below_the_ephemeral_range_and_differ(ports: Ports) -> None:
 def test_the_same_seed_finds_the_same_port_again(ports: Ports) -> None:
     port = ports.take("router-1")
     ports.release()
-    again = Ports("a test")
+    again = Ports(SEED)
     assert again.take("router-1") == port
     again.release()
 
 
 def test_nobody_else_gets_a_taken_port(ports: Ports) -> None:
     port = ports.take("router-1")
-    other = Ports("a test")
+    other = Ports(SEED)
     assert other.take("router-1") != port
     other.release()
-    with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
+    with socket.socket() as stranger, pytest.raises(OSError, match=os.strerror(errno.EADDRINUSE)):
         stranger.bind(("127.0.0.1", port))
 
 

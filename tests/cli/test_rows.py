@@ -37,6 +37,7 @@ def printed(*parts: object, width: int = WIDTH) -> list[str]:
     return out.getvalue().splitlines()
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(cells, min_size=5, max_size=5), min_size=1, max_size=4), st.integers(40, 200))
 def test_no_line_is_too_long_and_nothing_is_left_out(rows: list[list[str]], width: int) -> None:
     table = Rows("first", "second", figures=("a figure", "another"), more=("last",), texts=("second", "last"))

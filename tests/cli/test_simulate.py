@@ -56,6 +56,7 @@ def test_what_is_larger_than_an_engine_is_refused_and_says_how_to_have_larger_on
     assert json.loads(capsys.readouterr().out)["clients"][0]["accepted"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 120])
 def test_no_cell_is_cut(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("forebay.cli.terminal._FILE_WIDTH", width)

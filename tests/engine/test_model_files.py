@@ -43,6 +43,7 @@ def test_a_reference_that_leads_nowhere_is_said_so(reference: str, tmp_path: Pat
     assert caught.value.code is Code.NOT_FOUND
 
 
+@pytest.mark.slow
 def test_a_model_that_the_hub_does_not_give_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for reference in ("owner/model", "no owner/model"):

@@ -43,7 +43,16 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["- a list", "a: b: c", "a: 2026-13-45", pytest.param("a: " + "[" * 1_000, id="deep"), None]
+    "text",
+    [
+        "- a list",
+        "a: b: c",
+        "a: 2026-13-45",
+        "a: !!bool x",
+        "a: !!timestamp x",
+        pytest.param("a: " + "[" * 1_000, id="deep"),
+        None,
+    ],
 )
 def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str | None) -> None:
     file = tmp_path / "example.yaml"
@@ -151,10 +160,10 @@ def test_variables_of_others_are_left_to_them(
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("id: e\nsize: 3\nsize: 4\n", "FILE:3: size: is given a second time; the first is on line 2"),
-        ("id: e\nsize: 010\n", "FILE:2: size: 010 is another number in YAML than it looks"),
-        ("id: e\ndrain_s: 1:30\n", "FILE:2: drain_s: 1:30 is another number in YAML than it looks"),
-        ("id: e\n  size: 3\n", "FILE:2: is not YAML: mapping values are not allowed"),
+        ("id: e\nsize: 3\nsize: 4\n", "FILE:2: size: is given a second time, on line 3"),
+        ("id: e\nsize: 010\n", "FILE:2: size: 010 begins with 0, which makes it octal for some readers"),
+        ("id: e\ndrain_s: 1:30\n", "FILE:2: drain_s: 1:30 counts in sixties for some readers"),
+        ("id: e\n  size: 3\n", "FILE:2: is not YAML: look here for a wrong indent"),
         ("id: e\n_env_prefix: OTHER_\n", "_env_prefix: there is no such field (FILE:2)"),
     ],
 )

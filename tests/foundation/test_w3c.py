@@ -89,6 +89,7 @@ STATES = st.lists(st.tuples(KEYS, st.text("ab 1;:", min_size=0, max_size=200)), 
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(tracestate=STATES | st.text(max_size=40))
 def test_what_is_usable_is_within_bounds_and_understood(tracestate: str) -> None:

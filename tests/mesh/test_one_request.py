@@ -17,8 +17,11 @@ from google.protobuf import descriptor_pool, message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from forebay.api.router.v1 import router_pb2, router_pb2_grpc
 from forebay.client import ForebayClient, UsageEntry
+from forebay.client.messages import to_pb_options
 from forebay.errors import Code, MeshError
+from forebay.rpc.status import from_rpc_error
 from forebay.testing.processes import MeshProcesses
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mesh")]
@@ -80,11 +83,17 @@ async def test_counting_and_listing_cost_nothing(acme: ForebayClient) -> None:
     assert count.remaining_context == models[0].context_tokens - count.prompt_tokens
 
 
-async def test_bad_input_is_explained(acme: ForebayClient) -> None:
-    with pytest.raises(MeshError) as caught:
-        await acme.generate("Hello", temperature=7.0, top_p=3.0, max_tokens=5)
-    assert caught.value.code is Code.INVALID_ARGUMENT
-    fields = {violation.field.rpartition(".")[2] for violation in caught.value.field_violations}
+async def test_bad_input_is_explained(mesh: MeshProcesses) -> None:
+    """The call is one of any generated stub: our own client refuses such values before it sends them."""
+    request = router_pb2.GenerateRequest(options=to_pb_options("Hello", {"max_tokens": 5}))
+    request.options.sampling.temperature, request.options.sampling.top_p = 7.0, 3.0
+    async with grpc.aio.insecure_channel(mesh.router_address()) as channel:
+        router: router_pb2_grpc.RouterServiceAsyncStub = router_pb2_grpc.RouterServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await router.Generate(request, metadata=[("authorization", f"Bearer {mesh.key('acme')}")])
+    error = from_rpc_error(caught.value)
+    assert error.code is Code.INVALID_ARGUMENT
+    fields = {violation.field.rpartition(".")[2] for violation in error.field_violations}
     assert fields == {"temperature", "top_p"}
 
 

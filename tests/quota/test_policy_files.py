@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from pathlib import Path
 
@@ -232,7 +233,7 @@ def test_files_that_cannot_be_read(folder: Path, files: PolicyFiles) -> None:
     (folder / "tenants.yaml").unlink()
     (folder / "keys.yaml").write_bytes(b"\xff\xfe\xff")
     assert [line.rpartition("/")[2] for line in problems(files)] == [
-        "tenants.yaml: cannot be read: No such file or directory",
+        f"tenants.yaml: cannot be read: {os.strerror(errno.ENOENT)}",
         "keys.yaml: is not UTF-8",
     ]
 

@@ -120,6 +120,7 @@ async def test_slow_clients_hold_up_nobody_and_lose_nothing(clock: FakeClock) ->
     assert all(outflow.client.token_ids == [1, 2] for outflow in [*slow, quick])  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 async def test_many_slow_clients_at_once_hold_up_the_others_for_a_second(clock: FakeClock) -> None:
     delivery = Delivery(clock, flushers=4)
     async with running(delivery):

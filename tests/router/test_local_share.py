@@ -54,6 +54,7 @@ VALUES = {
 PRICES = {"per_request": 10, "per_million_prompt_tokens": 1_000_000, "per_million_completion_tokens": 10_000_000}
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(), routers=st.integers(1, 4), limits=st.sets(st.sampled_from(sorted(VALUES)), min_size=1))
 def test_no_interleaving_at_cut_off_routers_exceeds_a_limit(seed: int, routers: int, limits: set[str]) -> None:

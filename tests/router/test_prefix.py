@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from forebay.router.domain.prefix import MAX_HASHES, prefix_hashes
 KEY = bytes(range(32))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     first=st.lists(st.integers(0, 2**32 - 1), max_size=40),

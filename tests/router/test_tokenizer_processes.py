@@ -141,6 +141,34 @@ async def test_a_process_that_dies_or_hangs_is_replaced(tiny_model: Path) -> Non
                 os.kill(pid, 0)
 
 
+async def test_a_process_that_is_dead_at_once_or_cannot_be_started_ends_nothing(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop says RuntimeError of a pipe that has been closed before it is written to."""
+
+    class Dead:
+        pid, returncode, stdout = 0, 1, asyncio.StreamReader()
+
+        class stdin:
+            @staticmethod
+            def write(message: bytes) -> None:
+                raise RuntimeError("the handler is closed")
+
+    async def started(*_: object, **__: object) -> Dead:
+        return Dead()
+
+    async def not_started(*_: object, **__: object) -> Dead:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    async with processes(tiny_model) as tokenizers:
+        for start in (started, not_started):
+            monkeypatch.setattr("asyncio.create_subprocess_exec", start)
+            await tokenizers.warm()
+            with pytest.raises(MeshError) as caught:
+                await tokenizers.run("acme", text_job("the fox"))
+            assert caught.value.reason == "TOKENIZER_UNAVAILABLE"
+
+
 @pytest.mark.slow
 async def test_a_caller_that_leaves_leaves_its_place_in_order(tiny_model: Path) -> None:
     async with processes(tiny_model) as tokenizers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,6 +39,7 @@ def maker(prompt: int, length: int, weight_milli: int = 1000) -> Callable[[str],
     return make
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(weights, weights, shapes, shapes)
 def test_two_that_always_wait_get_service_by_weight_within_the_bound(
@@ -56,6 +58,7 @@ def test_two_that_always_wait_get_service_by_weight_within_the_bound(
     assert max(gaps) - min(gaps) <= bound(engine, smaller)
 
 
+@pytest.mark.slow
 def test_weights_three_to_one_give_service_three_to_one() -> None:
     engine = Engine(scheduler(info(kv_tokens=KV, max_num_seqs=SEQS)))
     for _ in range(3200):
@@ -67,6 +70,7 @@ def test_weights_three_to_one_give_service_three_to_one() -> None:
     assert abs(a / 3 / b - 1) <= tolerance < 0.1
 
 
+@pytest.mark.slow
 def test_classes_weigh_fifty_to_thirty_to_twenty() -> None:
     engine = Engine(scheduler(info(kv_tokens=KV, max_num_seqs=SEQS)))
 
@@ -83,6 +87,7 @@ def test_classes_weigh_fifty_to_thirty_to_twenty() -> None:
         assert abs(service[name] / total - share) < 0.02
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(st.integers(5, 120), shapes, shapes)
 def test_idle_time_earns_nothing(idle_steps: int, shape_a: tuple[int, int], shape_b: tuple[int, int]) -> None:

@@ -231,6 +231,7 @@ def test_the_tag_orders_flows_of_all_classes_as_they_are_owed_service() -> None:
     assert tree.tag(ahead) == 1000
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.sampled_from(("gold", "silver")), st.integers(1, 4000)), min_size=1, max_size=6),

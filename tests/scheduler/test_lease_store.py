@@ -101,5 +101,5 @@ async def test_a_store_that_is_away_is_told_of(url: str) -> None:
 async def test_what_is_wrong_with_the_store_is_said(redis_url: str, redis_store: RedisLeaseStore) -> None:
     async with redis_client(redis_url) as redis:
         await redis.set(redis_store._key, "somebody else's")
-    with pytest.raises(MeshError, match="wrong kind of value"):
+    with pytest.raises(MeshError, match="the lease cannot be read or kept: ResponseError"):
         await redis_store.bid(bid())

@@ -35,6 +35,7 @@ def labels(name: str, label: str) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_it_tells_service_and_what_was_owed_and_how_fair_that_is() -> None:
     core = scheduler(info("w1", kv_tokens=40))
     served, waits = [request("acme") for _ in range(2)], request("globex")
@@ -61,6 +62,7 @@ def test_it_tells_service_and_what_was_owed_and_how_fair_that_is() -> None:
     assert waiting(core, 3.0)[pool][ServiceClass.SILVER].oldest_s == 3.0
 
 
+@pytest.mark.slow
 def test_it_tells_how_full_workers_are_and_what_preemptions_cost() -> None:
     rules = PoolRules(room=RoomRules(alpha=0.9, preemption_cost=0.1))
     core = scheduler(info("w1", kv_tokens=100), limits=Limits(pool=rules))

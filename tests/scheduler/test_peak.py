@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,11 +18,13 @@ def peak_step_by_step(running: list[Row]) -> int:
     return max(sum(held + step for shortened, held in running if -shortened >= step) for step in steps)
 
 
+@pytest.mark.slow
 @given(sets)
 def test_it_is_the_most_that_is_ever_held(running: list[Row]) -> None:
     assert Peak(running).tokens == peak_step_by_step(running)
 
 
+@pytest.mark.slow
 @given(sets, rows)
 def test_one_more_is_reckoned_without_adding_it(running: list[Row], another: Row) -> None:
     peak = Peak(running)
@@ -29,6 +32,7 @@ def test_one_more_is_reckoned_without_adding_it(running: list[Row], another: Row
     assert peak.tokens == peak_step_by_step(running)
 
 
+@pytest.mark.slow
 @given(sets, sets)
 def test_requests_can_be_added_one_by_one(first: list[Row], more: list[Row]) -> None:
     peak = Peak(first)

@@ -95,6 +95,7 @@ def test_the_bound_is_of_all_that_was_in_flight_at_a_time(told: tuple[Obedient, 
     assert (told[1].most_in_flight, told[1].longest_prompt) == (290, 100)
 
 
+@pytest.mark.slow
 def test_turns_break_the_bound_and_counters_do_not() -> None:
     shape = EngineShape(kv_tokens=1_600, max_num_seqs=4, max_model_len=300)
     pairs = [(Arrival(0.01 * n, "long", 10, 100), Arrival(0.01 * n, "short", 10, 10)) for n in range(200)]
@@ -107,6 +108,7 @@ def test_turns_break_the_bound_and_counters_do_not() -> None:
     assert shares[LeastServed] < 1 < shares[RoundRobin]
 
 
+@pytest.mark.slow
 def test_the_core_keeps_the_bound_on_random_schedules() -> None:
     for seed in range(5):
         scenario = random_schedule(seed)

@@ -20,6 +20,7 @@ from forebay.simulator.workload import chat, flood
 SMALL = EngineShape(kv_tokens=1_600, max_model_len=400)
 
 
+@pytest.mark.slow
 def test_weights_divide_an_engine_that_is_too_small() -> None:
     arrivals = flood([("one", 40, 40), ("three", 40, 40)], 20.0, 2_000.0)
     standings = {"three": Standing(weight_milli=3000)}

@@ -329,6 +329,7 @@ def ends(draw: st.DrawFn) -> End:
     return End(how, at, draw(st.integers(0, at)), draw(st.integers(0, at)))
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(samplings, st.lists(ends(), max_size=4))
 def test_however_often_and_however_it_ends(sampling: Sampling, history: list[End]) -> None:

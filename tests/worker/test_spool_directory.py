@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 import subprocess
 import sys
@@ -100,17 +102,19 @@ def test_an_engines_process_that_outlives_its_worker_does_not_keep_the_lock(tmp_
 
 def test_a_directory_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"spool_dir: .* cannot be used: Not a directory; give the worker"):
+    with pytest.raises(
+        ConfigError, match=f"spool_dir: .* cannot be used: {os.strerror(errno.ENOTDIR)}; give the worker"
+    ):
         SpoolDirectory(tmp_path / "file" / "spool")
 
 
 def test_a_disk_that_fills_up_in_mid_write_leaves_what_was_there(tmp_path: Path) -> None:
     directory = SpoolDirectory(tmp_path)
     directory.begin_segment(b"a" * 100)
-    with longest_file(150), pytest.raises(OSError, match="File too large"):
+    with longest_file(150), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
         directory.append(b"b" * 100)
     assert directory.read() == b"a" * 100
-    with longest_file(150), pytest.raises(OSError, match="File too large"):
+    with longest_file(150), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
         directory.begin_segment(b"c" * 200)
     assert directory.read() == b"a" * 100
     assert not (tmp_path / "next").exists()

@@ -126,10 +126,11 @@ def described(message: Message) -> Iterator[tuple[str, str, str]]:
     scope = values.pop("model_scope", None)
     if scope is not None:  # it goes before the older field of the same names, and may be empty
         values.pop("models", None)
-        yield "model_scope", "models", ", ".join(scope.get("models", ())) or "none"
     for path, value in _flat("", values):
         name, text = _said(known, path, value)
         yield path, name, text
+    if scope is not None:
+        yield "model_scope", "models", ", ".join(scope.get("models", ())) or "none"
 
 
 def change_in_words(change: str) -> str:

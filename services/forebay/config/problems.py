@@ -8,7 +8,6 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
 Place = tuple[str | int, ...]
 
@@ -60,7 +59,7 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
-def words(model: type[BaseModel], problem: ErrorDetails) -> str:
+def words(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
     """Returns what is wrong, without the value, which may be a secret."""
     kind, place = problem["type"], problem["loc"]
     if kind == "extra_forbidden":

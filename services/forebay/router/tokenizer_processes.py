@@ -51,7 +51,11 @@ class TokenizerProcess:
             # It works on what clients send, so it is given none of the service's secrets.
             environment = {name: value for name, value in os.environ.items() if not name.startswith("FOREBAY_")}
             command = (sys.executable, "-m", "forebay.router.tokenizer_process")
-            self._process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=environment)
+            try:
+                self._process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=environment)
+            except OSError as error:
+                log.warning("tokenizer process not started", reason=str(error))
+                raise _unavailable("no process can be started to tokenise the prompt; try again") from None
             await self._exchange(self._hello, LOADED_WITHIN_S)
 
     async def run(self, job: Job) -> Tokens:
@@ -70,26 +74,35 @@ class TokenizerProcess:
             process.kill()
             await process.wait()
 
-    async def _exchange(self, message: bytes, within_s: float) -> tuple[dict[str, Any], bytes]:
+    async def _exchange(self, request: bytes, within_s: float) -> tuple[dict[str, Any], bytes]:
         process = self._process
         assert process is not None
         assert process.stdin
         assert process.stdout
         try:
             async with asyncio.timeout(within_s):
-                process.stdin.write(message)
+                process.stdin.write(request)
                 await process.stdin.drain()
                 head_size, body_size = PREFIX.unpack(await process.stdout.readexactly(PREFIX.size))
                 head = await process.stdout.readexactly(head_size)
                 return json.loads(head), await process.stdout.readexactly(body_size)
-        except (OSError, EOFError, TimeoutError) as error:
+        except (
+            OSError,
+            EOFError,
+            TimeoutError,
+            RuntimeError,
+        ) as error:  # uvloop says RuntimeError of a pipe that is closed
             log.warning("tokenizer process ended", reason=type(error).__name__, pid=process.pid)
             await self.close()
-            message_text = f"the prompt could not be tokenised within {within_s:g} s; send a shorter one, or try again"
-            raise MeshError(Code.UNAVAILABLE, "TOKENIZER_UNAVAILABLE", message_text, retry_after=1) from None
+            message = f"the prompt could not be tokenised within {within_s:g} s; send a shorter one, or try again"
+            raise _unavailable(message) from None
         except asyncio.CancelledError:
             await self.close()  # what it would still answer belongs to nobody
             raise
+
+
+def _unavailable(message: str) -> MeshError:
+    return MeshError(Code.UNAVAILABLE, "TOKENIZER_UNAVAILABLE", message, retry_after=1)
 
 
 class TokenizerProcesses:

@@ -15,7 +15,6 @@ import contextlib
 import functools
 import inspect
 import time
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
@@ -152,19 +151,7 @@ async def errors(call: Call) -> AsyncIterator[None]:
         await _abort(call, MeshError(Code.INTERNAL, "BUG", "the service failed; its log has the details"))
 
 
-def _forget_frames(error: BaseException) -> None:
-    """Frees what the frames hold through which an error came, such as a message of megabytes.
-
-    The error of an aborted call and the call itself refer to each other, so they are there until the garbage collector comes.
-    """
-    link: BaseException | None = error
-    while link is not None:
-        traceback.clear_frames(link.__traceback__)
-        link = link.__context__
-
-
 async def _abort(call: Call, error: MeshError) -> None:
-    _forget_frames(error)
     # A client that reads nothing keeps the status waiting behind what it has not read; it still gets it once it reads.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(ABORT_WITHIN_S):
@@ -348,15 +335,34 @@ def _wrap(
             # Written here and not yielded: gRPC drops a generator whose write fails, and whatever finds it then, in a context
             # of its own, ends it as if it had ended well.
             async with around(context):
-                given = await requests(request, context)
-                async with contextlib.aclosing(behaviour(given, context)) as responses:
-                    async for response in responses:
-                        await context.write(response)
+                try:
+                    given = await requests(request, context)
+                    async with contextlib.aclosing(behaviour(given, context)) as responses:
+                        async for response in responses:
+                            await context.write(response)
+                except MeshError as error:
+                    raise _without_frames(error)  # noqa: B904  # it is the same error
 
         return stream
 
     async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         async with around(context):
-            return await behaviour(await requests(request, context), context)
+            try:
+                return await behaviour(await requests(request, context), context)
+            except MeshError as error:
+                raise _without_frames(error)  # noqa: B904  # it is the same error
 
     return answer
+
+
+def _without_frames(error: MeshError) -> MeshError:
+    """Returns an error that no longer holds the frames through which it came, nor so a message of megabytes in one of them.
+
+    The error of an aborted call and the call itself refer to each other, so they are there until the garbage collector comes.
+    The frames are not cleared: one may belong to a task that shares the error and goes on, and clearing would end it.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__context__
+    return error

@@ -148,8 +148,11 @@ class Document:
         """
         if place in self._unclear:
             return
-        known = next((place[:end] for end in range(len(place), -1, -1) if place[:end] in self._lines), ())
-        self._report(place, self._lines.get(known, 1), problem)
+        self._report(place, self.line_of(place) or self._lines.get((), 1), problem)
+
+    def line_of(self, place: Place) -> int | None:
+        """Returns the line of a value, or of the nearest value around it; None where nothing is said of it."""
+        return next((self._lines[place[:end]] for end in range(len(place), 0, -1) if place[:end] in self._lines), None)
 
     def _report(self, place: Place, line: int, problem: str) -> None:
         where = ".".join(str(part) for part in place)

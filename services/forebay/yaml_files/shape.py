@@ -63,7 +63,7 @@ def _in_words(problem: Mapping[str, Any], shape: type[BaseModel]) -> str:
         return f"is not known; {instead_of(str(problem['loc'][-1]), _names(shape, problem['loc'][:-1]))}"
     if kind == "string_pattern_mismatch":
         return PATTERNS.get(context["pattern"], "has a form that is not allowed here")
-    return _WORDS[kind].format(**context) if kind in _WORDS else str(problem["msg"])
+    return _WORDS[kind].format(**context) if kind in _WORDS else "has a value that is not allowed here"
 
 
 def _names(annotation: Any, path: Place) -> list[str]:

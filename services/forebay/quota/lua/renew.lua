@@ -20,6 +20,7 @@ local function revive(reservation)
     end
   end
   hold(reservation, 1)
+  open_periods(reservation, 1)
   reservation.state = 'held'
   return true
 end

@@ -96,6 +96,9 @@ local function take()
       redis.call('HSET', COUNTERS, row, rate_level(row, detail) + amount * WEIGHT, row .. ':at', NOW)
     elseif kind == 'period' then
       take_period(row, detail, amount)
+      if amount ~= '0' then
+        redis.call('HINCRBY', COUNTERS, row .. ':open', amount) -- the latest period is the row's own
+      end
       periods[row] = { amount, detail }
     elseif kind == 'hold' then
       redis.call('HINCRBY', COUNTERS, row, amount)
@@ -113,7 +116,7 @@ local function take()
     prompt = tonumber(prompt), max = tonumber(max), windows = windows, periods = periods, holds = holds,
   }
   save_reservation(id, reservation, NOW + lease)
-  open(reservation, 1)
+  open_windows(reservation, 1)
 end
 
 local known = owner()

@@ -32,6 +32,6 @@ local reservation = {
   prompt = tonumber(prompt), max = tonumber(max), windows = {}, periods = periods, holds = holds,
 }
 save_reservation(id, reservation, NOW + lease)
-open(reservation, 1)
+open_periods(reservation, 1)
 keep()
 return 1

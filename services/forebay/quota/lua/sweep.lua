@@ -21,6 +21,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', DUE, '-inf', NOW, 'LIMIT', 0, mo
     forgotten = forgotten + 1
   elseif reservation.state == 'held' then
     hold(reservation, -1)
+    open_periods(reservation, -1)
     reservation.state = 'expired'
     save_reservation(id, reservation, NOW + patience(reservation.observed, lease, provisional))
     expired = expired + 1

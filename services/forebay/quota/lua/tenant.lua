@@ -63,6 +63,9 @@ end
 
 -- Whether a key that belongs to these counters is gone.
 local function damaged()
+  if redis.call('EXISTS', RESERVATIONS, SETTLED, DUE) == 3 then
+    return false
+  end
   local reservations, settled = redis.call('HLEN', RESERVATIONS), redis.call('HLEN', SETTLED)
   return reservations == 0 or settled == 0 or (reservations + settled > 2 and redis.call('EXISTS', DUE) == 0)
 end
@@ -241,8 +244,8 @@ local function save_reservation(id, reservation, due)
   redis.call('ZADD', DUE, due, id)
 end
 
--- Counts what a reservation took as held by a running request, by sign 1, or no longer, by sign -1.
-local function open(reservation, sign)
+-- Counts what a reservation took of windows as held by a running request, by sign 1, or no longer, by sign -1.
+local function open_windows(reservation, sign)
   local second = second_of(reservation.at)
   if second >= second_of(NOW) - WINDOW_S then
     for row, taken in pairs(reservation.windows) do
@@ -251,6 +254,10 @@ local function open(reservation, sign)
       end
     end
   end
+end
+
+-- The same of days and months.
+local function open_periods(reservation, sign)
   for row, taken in pairs(reservation.periods) do
     local field = taken[1] ~= '0' and period_field(row, taken[2])
     if field then
@@ -259,12 +266,12 @@ local function open(reservation, sign)
   end
 end
 
--- Holds what a reservation holds, by sign 1, or gives it back, by sign -1.
+-- Holds what a reservation holds, by sign 1, or gives it back, by sign -1; of days and months, see `open_periods`.
 local function hold(reservation, sign)
   for row, taken in pairs(reservation.holds) do
     redis.call('HINCRBY', COUNTERS, row, 0 + sign * taken)
   end
-  open(reservation, sign)
+  open_windows(reservation, sign)
 end
 
 -- Remembers how long a settled request took, of the latest 15, each between 0.1 and 30 s.
@@ -346,7 +353,13 @@ local function finish(id, reservation, amounts, least, remembered)
   }
   for row, taken in pairs(reservation.periods) do
     local limit = limit_of(row)
-    correct_period(row, taken[2], (tonumber(charged[limit]) or 0) - taken[1])
+    local field, more = period_field(row, taken[2]), (tonumber(charged[limit]) or 0) - taken[1]
+    if field and more ~= 0 then
+      redis.call('HINCRBY', COUNTERS, field, more)
+    end
+    if field and reservation.state == 'held' and taken[1] ~= '0' then
+      redis.call('HINCRBY', COUNTERS, field .. ':open', 0 - taken[1])
+    end
     settled.periods[row], settled.amounts[limit] = taken[2], charged[limit]
   end
   if reservation.state == 'held' then
