@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -233,7 +233,7 @@ def _had_hung(life: Life, died: float) -> bool:
 def _check_budgets(verdict: Verdict, books: Books, tries: Sequence[Try], seen: Seen) -> None:
     """Compares what each tenant's counters have of its budgets with what its rows in the ledger come to.
 
-    A Redis that dies loses what it has not written, and on a full disk it writes nothing: a budget may lack the calls of that time.
+    A Redis that dies loses what it has not written. On a full disk it writes nothing, so a budget may lack the calls of that time.
     """
     unwritten = [
         (began - UNWRITTEN_S, life.died)
