@@ -246,10 +246,13 @@ def _had_hung(life: Life, died: float) -> bool:
 def _check_budgets(verdict: Verdict, books: Books, tries: Sequence[Try], answers: Sequence[Answer], seen: Seen) -> None:
     """Compares what each tenant's counters have of its budgets with what its rows in the ledger come to.
 
-    Three things are allowed for, each by what the calls concerned can cost at most. A Redis that died on a full disk has lost
-    what it had not written: the budget may lack it. A worker and a router that died together told the ledger less than the router had
-    settled with: the budget may have it for ten minutes more. A step of Redis' clock forward ends those ten minutes for what was
-    settled just before it: a correction that comes later is in the ledger alone.
+    Three things are allowed for, each by what the calls concerned can cost at most:
+
+    - Redis died on a full disk and has lost what it had not written. The budget may lack it.
+    - A worker and a router died together and told the ledger less than the router had settled with. The budget may have it for
+      ten minutes more.
+    - Redis' clock stepped forward, which ended those ten minutes for what was settled just before. A correction that came later
+      is in the ledger alone.
     """
     unwritten = [
         (began - UNWRITTEN_S, life.died)
