@@ -36,6 +36,14 @@ ABORTED_SHARE = 0.3
 # Clients that give their call less time than many an answer takes, and the time that all others give.
 HURRIED_SHARE = 0.05
 PATIENT_S = 150.0
+# GPU time costs something, of which only a worker knows, and cached tokens less than others: a budget has to follow the ledger.
+NANO_USD_PER_MILLION = {
+    "prompt_tokens": 10_000_000,
+    "cached_tokens": 1_000_000,
+    "completion_tokens": 30_000_000,
+    "gpu_seconds": 10**13,
+    "requests": 7_000_000_000,
+}
 # So that what dead routers held is settled while one waits for it.
 LEASE_S = 3.0
 # Longer than a scheduler bears that its event loop hangs, and any lease its holder; than any connection bears a peer that hangs.

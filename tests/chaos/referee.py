@@ -18,13 +18,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from forebay.rpc.client import HUNG_AFTER_S
 
-from .plan import KINDS, LEASE_S, ROUTERS, SCHEDULERS, SERVICES, WORKERS, Disruption, Strike, kind_of
+from .plan import (
+    KINDS,
+    LEASE_S,
+    NANO_USD_PER_MILLION,
+    ROUTERS,
+    SCHEDULERS,
+    SERVICES,
+    WORKERS,
+    Disruption,
+    Strike,
+    kind_of,
+)
 from .records import Answer, Books, End, Life, PoolSample, Row, Span, Struck, Try
 from .spans import covers, intersection, outside, seconds_within, union
 
@@ -48,6 +59,8 @@ SAMPLES_APART_S = 1.0
 SCHEDULER_HUNG_S = 10.0
 # What Redis may hold before it writes it to its file.
 UNWRITTEN_S = 1.0
+# How long after a call's end its last row may come: a worker is paused for as long, and then reports.
+CORRECTED_WITHIN_S = 30.0
 # Price lines of an attempt, each rounded once here and once there.
 ROUNDED_LINES = 5
 
@@ -184,7 +197,7 @@ def judge(tries: Sequence[Try], answers: Sequence[Answer], seen: Seen, books: Bo
         verdict.blame("unsettled", reservation)
     verdict.blame("leaked_slots", "slots in use", books.slots)
     _check_ledger(verdict, books.rows)
-    _check_budgets(verdict, books, tries, seen)
+    _check_budgets(verdict, books, tries, answers, seen)
     _check_pool(verdict, seen)
 
     rows_of = defaultdict(list)
@@ -230,10 +243,16 @@ def _had_hung(life: Life, died: float) -> bool:
     )
 
 
-def _check_budgets(verdict: Verdict, books: Books, tries: Sequence[Try], seen: Seen) -> None:
+def _check_budgets(verdict: Verdict, books: Books, tries: Sequence[Try], answers: Sequence[Answer], seen: Seen) -> None:
     """Compares what each tenant's counters have of its budgets with what its rows in the ledger come to.
 
-    A Redis that dies loses what it has not written, and on a full disk it writes nothing: a budget may lack the calls of that time.
+    Three things are allowed for, each by what the calls concerned can cost at most:
+
+    - Redis died on a full disk and has lost what it had not written. The budget may lack it.
+    - A worker and a router died together and told the ledger less than the router had settled with. The budget may have it for
+      ten minutes more.
+    - Redis' clock stepped forward, which ended those ten minutes for what was settled just before. A correction that came later
+      is in the ledger alone.
     """
     unwritten = [
         (began - UNWRITTEN_S, life.died)
@@ -241,24 +260,46 @@ def _check_budgets(verdict: Verdict, books: Books, tries: Sequence[Try], seen: S
         for began, ended in seen.strikes(Strike.FULL_DISK)
         if life.name == "valkey" and life.died is not None and began < life.died <= ended + UNWRITTEN_S
     ]
-    excused = {call.label for call in tries if seconds_within(unwritten, call.began, call.ended)}
+    forgotten = [
+        (struck.began - CORRECTED_WITHIN_S, struck.ended)
+        for struck in seen.struck
+        if struck.disruption.strike is Strike.CLOCK and "valkey" in struck.disruption.names
+    ]
+    recovered = {row.label for row in books.rows if row.source == "WORKER_RECOVERY"}
+    may_lack: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+    may_have: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+    for call in tries:
+        stepped = covers(forgotten, call.ended, call.ended)
+        if stepped or seconds_within(unwritten, call.began, call.ended):
+            may_lack[call.tenant].append(_worth(call, answers[call.ask]))
+        if stepped or (call.label in recovered and _router_did_not_tell(call, seen.lives)):
+            may_have[call.tenant].append(_worth(call, answers[call.ask]))
     for tenant, budgets in books.budgets.items():
         rows = {row.position: row for row in books.rows if row.tenant == tenant}.values()
-        tokens, cost = _sums(rows)
-        may_lack = _sums(row for row in rows if row.label in excused)
+        sums = _sums((row.prompt_tokens + row.completion_tokens, row.cost_nano_usd) for row in rows)
+        lack, more = _sums(may_lack[tenant]), _sums(may_have[tenant])
         for limit, used in budgets.items():
             money = limit.endswith("nano_usd")
-            recorded, rounding = (cost, ROUNDED_LINES * len(rows)) if money else (tokens, 0)
-            if not -rounding - may_lack[money] <= used - recorded <= rounding:
-                verdict.blame(
-                    "budgets_differing", f"{limit} of {tenant} has {used}, the ledger {recorded}: {used - recorded:+}"
-                )
+            rounding = ROUNDED_LINES * len(rows) if money else 0
+            if not -rounding - lack[money] <= used - sums[money] <= rounding + more[money]:
+                what = f"{limit} of {tenant} has {used}, the ledger {sums[money]}: {used - sums[money]:+}"
+                verdict.blame("budgets_differing", what)
 
 
-def _sums(rows: Iterable[Row]) -> tuple[int, int]:
-    """Returns the tokens and the nano-USD of rows."""
-    amounts = [(row.prompt_tokens + row.completion_tokens, row.cost_nano_usd) for row in rows]
-    return sum(tokens for tokens, _ in amounts), sum(cost for _, cost in amounts)
+def _worth(call: Try, answer: Answer) -> tuple[int, int]:
+    """Returns the tokens and the nano-USD that a call can cost at most; no engine works for it for longer than it lasts."""
+    price, completion = NANO_USD_PER_MILLION, len(answer.tokens)
+    per_million = (
+        call.prompt_tokens * price["prompt_tokens"] + completion * price["completion_tokens"] + price["requests"]
+    )
+    per_million += math.ceil((call.ended - call.began) * price["gpu_seconds"])
+    return call.prompt_tokens + completion, per_million // 1_000_000
+
+
+def _sums(pairs: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """Returns the sum of the first numbers and that of the second ones."""
+    listed = list(pairs)
+    return sum(first for first, _ in listed), sum(second for _, second in listed)
 
 
 def _check_pool(verdict: Verdict, seen: Seen) -> None:

@@ -34,7 +34,19 @@ from .clients import Load
 from .disk import SmallDisk
 from .killer import Killer, Tools
 from .lives import Lives
-from .plan import KINDS, LEASE_S, ROUTERS, SCHEDULERS, TENANTS, WORKERS, Plan, Strike, make_plan, other_strikes
+from .plan import (
+    KINDS,
+    LEASE_S,
+    NANO_USD_PER_MILLION,
+    ROUTERS,
+    SCHEDULERS,
+    TENANTS,
+    WORKERS,
+    Plan,
+    Strike,
+    make_plan,
+    other_strikes,
+)
 from .pools import PoolWatch
 from .records import Books
 from .referee import FAULTS, Seen, Verdict, judge
@@ -57,14 +69,6 @@ UNLIMITED = {
     "concurrent_requests": 1_000,
     "tokens_per_day": 1_000_000_000_000,
     "monthly_budget_usd": 1_000_000,
-}
-# GPU time costs something, of which only a worker knows, and cached tokens less than others: a budget has to follow the ledger.
-NANO_USD_PER_MILLION = {
-    "prompt_tokens": 10_000_000,
-    "cached_tokens": 1_000_000,
-    "completion_tokens": 30_000_000,
-    "gpu_seconds": 10**13,
-    "requests": 7_000_000_000,
 }
 # Clocks of the mesh may be off by so much, and a day be over early or late.
 CLOCKS_OFF = timedelta(hours=1)

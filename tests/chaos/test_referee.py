@@ -207,8 +207,10 @@ def a_free_prompt(story: Story) -> None:
 
 def a_budget_that_lacks_a_correction(story: Story) -> None:
     rows = story.rows
+    rows[0] = replace(rows[0], cost_nano_usd=1_000)
     tokens = sum(row.prompt_tokens + row.completion_tokens for row in rows)
-    story.books = Books(budgets={"acme": {"tokens_per_day": tokens - 2, "monthly_budget_nano_usd": 5 * len(rows) + 1}})
+    cost = 1_000 - 5 * len(rows) - 1
+    story.books = Books(budgets={"acme": {"tokens_per_day": tokens - 2, "monthly_budget_nano_usd": cost}})
 
 
 def test_a_redis_that_died_on_a_full_disk_may_have_lost_the_calls_of_that_time() -> None:
@@ -222,8 +224,29 @@ def test_a_redis_that_died_on_a_full_disk_may_have_lost_the_calls_of_that_time()
     assert set(story.judged().faults) == {"budgets_differing"}, "it lives"
     story.living("valkey").died = 32.0
     assert story.judged().clean
-    story.books = Books(budgets={"acme": {"tokens_per_day": lacking - 1}})
+    story.books = Books(budgets={"acme": {"tokens_per_day": lacking - 2}})
+    assert set(story.judged().faults) == {"budgets_differing"}, "that call was not longer"
+
+
+def test_what_a_router_and_a_worker_that_died_did_not_tell_may_be_in_the_budget() -> None:
+    story = Story()
+    tokens = sum(row.prompt_tokens + row.completion_tokens for row in story.rows)
+    story.books = Books(budgets={"acme": {"tokens_per_day": tokens + 4}})
+    assert story.judged().clean, "the orphan's row has 1 of 5"
+    story.rows[2] = replace(story.rows[2], source="WORKER")
+    assert "budgets_differing" in story.judged().faults
+
+
+def test_what_was_settled_just_before_redis_clock_stepped_may_miss_its_correction() -> None:
+    story = Story()
+    tokens = sum(row.prompt_tokens + row.completion_tokens for row in story.rows)
+    story.books = Books(budgets={"acme": {"tokens_per_day": tokens - 2}})
     assert set(story.judged().faults) == {"budgets_differing"}
+    step = Disruption(0, ("valkey",), strike=Strike.CLOCK, seconds=2.0, ahead_s=600.0)
+    story.struck.append(Struck(step, 200.0, 202.0))
+    assert set(story.judged().faults) == {"budgets_differing"}, "long after"
+    story.struck[0] = Struck(step, 40.0, 42.0)
+    assert story.judged().clean
 
 
 def past_its_deadline(story: Story) -> None:

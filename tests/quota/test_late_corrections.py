@@ -66,6 +66,7 @@ async def test_only_the_cost_may_change_and_fall(store: CounterStore, clock: Fak
 async def test_a_ledger_that_lacks_rows_yet_takes_nothing_away(store: CounterStore, clock: FakeClock) -> None:
     await reserve(store, clock)
     await settle(store, 9)
+    assert await store.observe("acme", [row(1, 4, final=False)]) == 1
     assert await store.observe("acme", [row(1, 4, final=False)]) == 0
     assert await used(store, clock) == (19, 19, 19)
     assert await store.observe("acme", [row(2, 9, cost=18)]) == 1
@@ -151,3 +152,19 @@ async def test_what_nobody_settled_follows_the_ledger_down_too(store: CounterSto
         pass
     await store.observe("acme", [row(2, 9)])
     assert (await used(store, clock))[1:] == (19, 19)
+
+
+@pytest.mark.parametrize("observed_first", [False, True])
+async def test_what_a_worker_and_a_router_that_died_could_not_tell_is_taken_back_in_the_end(
+    store: CounterStore, clock: FakeClock, observed_first: bool
+) -> None:
+    """The spool was a second behind, and the router settled but did not report."""
+    await reserve(store, clock)
+    if observed_first:
+        await store.observe("acme", [row(1, 5)])
+    await settle(store, 9)
+    await store.observe("acme", [row(1, 5)])
+    assert await used(store, clock) == (19, 19, 19)
+    clock.advance(600)
+    assert (await store.sweep("acme", 10)).forgotten == 1
+    assert (await used(store, clock))[1:] == (15, 15)

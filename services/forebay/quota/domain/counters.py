@@ -61,6 +61,7 @@ class _Settled:
         amounts: what was charged, by limit.
         least: the tokens that the router said; with fewer, the ledger lacks rows. 0 if no router said anything.
         position: of the ledger's row that it was charged by; 0 for what the router said.
+        short: what the ledger says, with fewer tokens than the router; it is charged when the settlement is forgotten.
     """
 
     owner: Router
@@ -69,6 +70,7 @@ class _Settled:
     amounts: Mapping[str, int]
     least: int
     position: int
+    short: Observation | None = None
 
 
 class TenantCounters:
@@ -291,6 +293,8 @@ class TenantCounters:
         for _, request_id in due:
             entry = self._live.get(request_id)
             if entry is None:
+                if (short := self._settled[request_id].short) is not None:
+                    self._charge(request_id, short)
                 del self._settled[request_id]
                 forgotten += 1
             elif entry.reservation.state is State.HELD:
@@ -387,20 +391,31 @@ class TenantCounters:
         del self._live[order.request_id]
         forget_at_ms = now_ms + self._terms.remembered_ms
         periods = {name: period for name, (_, period) in entry.periods.items()}
-        self._settled[order.request_id] = _Settled(order.router, forget_at_ms, periods, charged, least, position)
+        self._settled[order.request_id] = _Settled(
+            order.router, forget_at_ms, periods, charged, least, position, short=None if known else observed
+        )
 
     def _correct(self, observation: Observation) -> bool:
-        """Has days and months be charged with what the ledger says of a settled request; returns whether that is news."""
+        """Takes in what the ledger says of a settled request; returns whether that is news."""
         settled = self._settled[observation.request_id]
-        if observation.position <= settled.position or not settled.periods or observation.tokens < settled.least:
+        latest = max(settled.position, settled.short.position if settled.short is not None else 0)
+        if not settled.periods or observation.position <= latest:
             return False
+        if observation.tokens >= settled.least:
+            self._charge(observation.request_id, observation)
+        else:
+            self._settled[observation.request_id] = replace(settled, short=observation)
+        return True
+
+    def _charge(self, request_id: str, observation: Observation) -> None:
+        """Has days and months be charged with what the ledger says of a settled request."""
+        settled = self._settled[request_id]
         for name, period in settled.periods.items():
             limit = name.rpartition("/")[2]
             difference = observation.amounts.get(limit, 0) - settled.amounts.get(limit, 0)
             self._meters.correct_period(name, period, difference)
-        changed = replace(settled, amounts=observation.amounts, position=observation.position)
-        self._settled[observation.request_id] = changed
-        return True
+        changed = replace(settled, amounts=observation.amounts, position=observation.position, short=None)
+        self._settled[request_id] = changed
 
 
 def _fits(total: int, value: int | None) -> bool:

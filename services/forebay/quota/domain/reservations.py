@@ -20,7 +20,8 @@ nothing is charged.
 
 A worker that hung may report its usage after the settlement. The ledger is corrected then, and the counters of the day and the
 month follow it for as long as the settlement is remembered. They follow only while the ledger has at least the tokens that the
-router settled with: with fewer, some rows are still to come.
+router settled with: with fewer, some rows are still to come. What is still missing when the settlement is forgotten never comes,
+since the worker and the router died before they could tell, and then the ledger counts.
 """
 
 from __future__ import annotations

@@ -8,23 +8,26 @@ if not BEGAN then
 end
 local lease, news = ARGV[2], 0
 
--- Has days and months be charged with what the ledger says of a settled request.
+-- Takes in what the ledger says of a settled request; returns whether that is news. With fewer tokens than the router said it lacks
+-- rows, most likely, and is charged when the settlement is forgotten.
 local function correct(id, settled, observed)
-  for row, period in pairs(settled.periods) do
-    local limit = limit_of(row)
-    correct_period(row, period, (tonumber(observed.amounts[limit]) or 0) - (tonumber(settled.amounts[limit]) or 0))
+  local latest = math.max(settled.position, settled.short and settled.short.position or 0)
+  if not next(settled.periods) or observed.position <= latest then
+    return false
+  elseif tokens_of(observed.amounts) >= settled.least then
+    charge(id, settled, observed)
+  else
+    settled.short = observed
+    redis.call('HSET', SETTLED, id, cjson.encode(settled))
   end
-  settled.amounts, settled.position = observed.amounts, observed.position
-  redis.call('HSET', SETTLED, id, cjson.encode(settled))
+  return true
 end
 
 for at = 3, #ARGV, 2 do
   local id, observed = ARGV[at], cjson.decode(ARGV[at + 1])
   local reservation = load_reservation(id)
   local settled = not reservation and load_settled(id)
-  if settled and next(settled.periods) and observed.position > settled.position
-    and tokens_of(observed.amounts) >= settled.least then
-    correct(id, settled, observed)
+  if settled and correct(id, settled, observed) then
     news = news + 1
   elseif reservation and (not reservation.observed or observed.position > reservation.observed.position) then
     reservation.observed = observed

@@ -16,6 +16,10 @@ local expired, settled, forgotten = 0, 0, 0
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', DUE, '-inf', NOW, 'LIMIT', 0, most)) do
   local reservation = load_reservation(id)
   if not reservation then
+    local remembered_one = load_settled(id)
+    if remembered_one and remembered_one.short then
+      charge(id, remembered_one, remembered_one.short)
+    end
     redis.call('HDEL', SETTLED, id)
     redis.call('ZREM', DUE, id)
     forgotten = forgotten + 1

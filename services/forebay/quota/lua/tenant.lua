@@ -26,7 +26,8 @@
 --                                                  observed: {position, amounts: {<limit>: amount}, final}}
 --   KEYS[3] settled       hash  ""                 "", likewise
 --                               <request id>       JSON {owner: "<router>/<incarnation>", position, least, periods: {<row>: period},
---                                                  amounts: {<limit>: amount}}, remembered for repeats and for corrections
+--                                                  amounts: {<limit>: amount}, short: {position, amounts}},
+--                                                  remembered for repeats and for corrections
 --   KEYS[4] due           zset  <request id> by ms at which its state ends by itself; the key is there if there is any request
 --
 -- A row is "<subject>/<limit>", such as tenant:acme/tokens_per_minute.
@@ -328,6 +329,16 @@ local function correct_period(row, period, difference)
   end
 end
 
+-- Has days and months be charged with what the ledger says of a settled request.
+local function charge(id, settled, observed)
+  for row, period in pairs(settled.periods) do
+    local limit = limit_of(row)
+    correct_period(row, period, (tonumber(observed.amounts[limit]) or 0) - (tonumber(settled.amounts[limit]) or 0))
+  end
+  settled.amounts, settled.position, settled.short = observed.amounts, observed.position, nil
+  redis.call('HSET', SETTLED, id, cjson.encode(settled))
+end
+
 -- Replaces what a reservation took by what was used, by limit; a limit that is not named was not used.
 -- Of days and months the ledger knows better, if it has at least so many tokens: with fewer, some of its rows are still to come.
 local function finish(id, reservation, amounts, least, remembered)
@@ -349,7 +360,7 @@ local function finish(id, reservation, amounts, least, remembered)
   end
   local settled = {
     owner = reservation.router .. '/' .. reservation.incarnation, position = known and observed.position or 0, least = least,
-    periods = {}, amounts = {},
+    periods = {}, amounts = {}, short = not known and observed or nil,
   }
   for row, taken in pairs(reservation.periods) do
     local limit = limit_of(row)
