@@ -1,7 +1,7 @@
 """Checks types and dependencies for every Python version that forebay supports; only one interpreter has to be here.
 
 mypy checks the code as each version would run it. Every package of the constraint files must have a wheel for it, but for torch:
-its CPU build is on PyTorch's own index, which has it for the same Python versions.
+its CPU build is on no index that a resolver looks at.
 """
 
 from __future__ import annotations
