@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from redis.exceptions import ResponseError
+
 from forebay.errors import Code, MeshError
 from forebay.redis_client import FAILURES
 
@@ -22,9 +24,8 @@ def reaching_the_store() -> Iterator[None]:
 
 def unavailable(error: Exception) -> MeshError:
     """Returns what callers are told of a failure."""
-    return MeshError(
-        Code.UNAVAILABLE,
-        "QUOTA_STORE_UNAVAILABLE",
-        f"the counters cannot be reached ({type(error).__name__}); try again",
-        retry_after=RETRY_AFTER_S,
-    )
+    # A server that answers so is there and takes no writes: its disk is full, it is loading, or it is a replica.
+    refuses = isinstance(error, ResponseError)
+    what = "their server refuses to change them" if refuses else "their server cannot be reached"
+    message = f"the counters of the limits are unavailable, because {what} ({type(error).__name__}); try again"
+    return MeshError(Code.UNAVAILABLE, "QUOTA_STORE_UNAVAILABLE", message, retry_after=RETRY_AFTER_S)
