@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from forebay import tasks
 from forebay.testing.clock import FakeClock
 from forebay.testing.valkey import ValkeyServer
 
@@ -45,3 +46,14 @@ def redis_url(valkey: ValkeyServer) -> str:
 def clock() -> FakeClock:
     """A clock that moves by hand."""
     return FakeClock()
+
+
+@pytest.fixture(autouse=True)
+def no_component_dies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails a test in which a component of a service dies; in production that ends the process, which here is pytest's own."""
+    died: list[str] = []
+    monkeypatch.setattr(tasks, "_failed", died)
+    monkeypatch.setattr(tasks, "_on_failure", lambda: None)
+    yield
+    if "told" not in request.fixturenames:
+        assert died == [], "the log tells why"
