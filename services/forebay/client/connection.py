@@ -36,7 +36,8 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.http2.max_pings_without_data", 0),
     # A restarted router is found again within a second, and never hammered.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    # How long a connection may take to be made: a far or busy router is slow to shake hands, and is there.
+    ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # Loopback and pod addresses are never behind a proxy; an inherited http_proxy must not catch them.
     ("grpc.enable_http_proxy", 0),
