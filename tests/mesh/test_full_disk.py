@@ -119,10 +119,10 @@ async def until_health(mesh: MeshProcesses, name: str, wanted: str) -> None:
 
 
 async def ask(mesh: MeshProcesses) -> str:
-    """Returns "OK" or the reason of the refusal."""
+    """Returns "OK" or the reason of the refusal. A worker takes nothing while its spool has no room, so it waits a second at most."""
     async with ForebayClient(mesh.router_address(), mesh.key("acme")) as client:
         try:
-            await client.generate("Hello", max_tokens=2)
+            await client.generate("Hello", max_tokens=2, queue_timeout=1.0)
         except MeshError as error:
             typed = error.code in CODES and not error.reason.startswith("GRPC_")
             return error.reason if typed else f"untyped: {error}"
