@@ -119,7 +119,7 @@ async def until_health(mesh: MeshProcesses, name: str, wanted: str) -> None:
 
 
 async def ask(mesh: MeshProcesses) -> str:
-    """Returns "OK" or the reason of the refusal. A worker takes nothing while its spool has no room, so it waits a second at most."""
+    """Returns "OK" or the reason of the refusal. It waits a second at most for a worker whose spool has no room."""
     async with ForebayClient(mesh.router_address(), mesh.key("acme")) as client:
         try:
             await client.generate("Hello", max_tokens=2, queue_timeout=1.0)
