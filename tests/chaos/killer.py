@@ -17,7 +17,7 @@ from forebay.testing.movable_clock import MovableClock
 
 from .disk import SmallDisk, bound_files
 from .lives import LOOK_EVERY_S, Lives
-from .plan import RUN_AHEAD, Disruption, Plan, Strike
+from .plan import KEPT_FOR_EACH, RUN_AHEAD, Disruption, Plan, Strike
 from .records import Struck
 
 # For a killed process to be healthy again, and for an armed point to be reached.
@@ -58,14 +58,23 @@ class Killer:
         self._begun = begun
         self._say = say
         self._left = list(plan.disruptions)
+        self._requests = len(plan.asks)
         self._more = 0
         self.missed = set(plan.points)
         self.struck: list[Struck] = []
 
     @property
     def horizon(self) -> float:
-        """How many requests may have begun by now: the load waits for the plan, so that neither ends without the other."""
-        return self._left[0].at + RUN_AHEAD + self._more if self._left else math.inf
+        """How many requests may have begun by now: the load waits for the plan, so that neither ends without the other.
+
+        Some are kept for each disruption that is left, because nobody would come to its kill point once all have begun.
+        """
+        if not self._left:
+            return math.inf
+        at = self._left[0].at
+        kept = KEPT_FOR_EACH * len(self._left)
+        return max(at, min(at + KEPT_FOR_EACH,
+    RUN_AHEAD, self._requests - kept)) + self._more
 
     async def run(self) -> None:
         """Carries out everything; whatever ends it, nothing stays paused, full or at another time."""

@@ -54,6 +54,8 @@ TENANT_KEYS = ("reservations", "due", "settled", "counters")
 SHARED_KEYS = ("forebay:leader:*", "forebay:safety", "forebay:usage_cursor")
 # Requests that may begin while a disruption that is due has not happened yet, since what it needs is still restarting.
 RUN_AHEAD = 40
+# Requests that begin no earlier than a disruption that is left.
+KEPT_FOR_EACH = 2
 
 
 @dataclass(frozen=True, slots=True)
