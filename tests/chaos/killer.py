@@ -73,8 +73,7 @@ class Killer:
             return math.inf
         at = self._left[0].at
         kept = KEPT_FOR_EACH * len(self._left)
-        return max(at, min(at + KEPT_FOR_EACH,
-    RUN_AHEAD, self._requests - kept)) + self._more
+        return max(at, min(at + RUN_AHEAD, self._requests - kept)) + self._more
 
     async def run(self) -> None:
         """Carries out everything; whatever ends it, nothing stays paused, full or at another time."""
