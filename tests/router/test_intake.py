@@ -13,6 +13,7 @@ import pytest
 from forebay.api.router.v1 import router_pb2
 from forebay.errors import Code, MeshError
 from forebay.router import intake
+from forebay.router.domain.free_calls import BURST, PER_S
 from forebay.router.intake import PACED_ABOVE_BYTES, PACED_BYTES_PER_S, READS_OF_TENANT, Intake
 from forebay.rpc.status import from_rpc_error
 from forebay.rpc.unread import UnreadMessage
@@ -175,6 +176,25 @@ async def test_a_large_message_keeps_its_place_for_a_while_and_holds_its_sender_
     pauses[0][1](*pauses[0][2])
     small.arrives.set()
     await waiting
+
+
+async def test_a_tenant_whose_calls_cost_it_nothing_waits_before_it_is_read() -> None:
+    """Refused calls are such calls, too; and no more of them wait than may."""
+    taking = Intake(Knows(), max_waiting=1)  # type: ignore[arg-type]
+    for _ in range(BURST + 100 * int(PER_S)):
+        with pytest.raises(MeshError), taking.free_if_refused(CALLER.tenant.tenant_id):
+            raise MeshError(Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED", "a limit is used up")
+    call = Call(b"")
+    waiting = receive(taking, call)
+    await settled()
+    assert not call.reading
+    with pytest.raises(MeshError, match="wait on this router") as refused:
+        await receive(taking, Call(b""))
+    assert refused.value.reason == "TENANT_FULL"
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert not taking._paced
 
 
 async def test_what_large_messages_leave_behind_is_given_back_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -13,9 +16,10 @@ from forebay.errors import Code, MeshError
 from forebay.memory import trim
 from forebay.router.access import Access, Caller
 from forebay.router.domain.ask import LongPrompt, Prompt
+from forebay.router.domain.free_calls import FreeCalls
 from forebay.router.models import IN_LINE_BYTES
 from forebay.router.prompt_messages import read_prompt
-from forebay.router.turns import Turns
+from forebay.router.turns import Turns, tenant_full
 from forebay.rpc.unread import Reads, UnreadMessage, malformed
 from forebay.rpc.wire import Shape, scan
 
@@ -63,20 +67,56 @@ class Intake:
         # What waits is still at the client, so it holds nothing here.
         self._trimming: asyncio.TimerHandle | None = None
         self._turns = Turns(READS, READS_OF_TENANT, max_waiting, max_waiting_bytes=0)
+        self._free_calls = FreeCalls()
+        self._max_waiting = max_waiting
+        self._paced: Counter[str] = Counter()
 
     async def receive(self, unread: UnreadMessage, context: Context, kind: type[M], shape: Shape) -> Received[M]:
         """Returns a call's caller and message.
 
         Raises:
-            MeshError: as of `Access.verify`, before anything is read; as of `Turns.turn`, `UnreadMessage.read` and `scan`.
+            MeshError: as of `Access.verify`, before anything is read; RESOURCE_EXHAUSTED TENANT_FULL when too many calls of the
+                tenant are paced; as of `Turns.turn`, `UnreadMessage.read` and `scan`.
         """
         caller = await verify(self._access, context)
-        scanned = scan(await self._read(unread, caller.tenant.tenant_id), shape)
+        tenant_id = caller.tenant.tenant_id
+        if wait_s := self._free_calls.wait_s(tenant_id, asyncio.get_running_loop().time()):
+            await self._pace(tenant_id, wait_s)
+        with self.free_if_refused(tenant_id):
+            scanned = scan(await self._read(unread, tenant_id), shape)
+            try:
+                message = kind.FromString(scanned.data)
+            except DecodeError:
+                raise malformed() from None
+            return Received(caller, message, _prompt(scanned.cut))
+
+    def free(self, tenant_id: str) -> None:
+        """Counts a call that costs its tenant nothing."""
+        self._free_calls.note(tenant_id, asyncio.get_running_loop().time())
+
+    @contextmanager
+    def free_if_refused(self, tenant_id: str) -> Iterator[None]:
+        """Counts the call of the block as free if it is refused for what it is or asks."""
         try:
-            message = kind.FromString(scanned.data)
-        except DecodeError:
-            raise malformed() from None
-        return Received(caller, message, _prompt(scanned.cut))
+            yield
+        except MeshError as error:
+            if error.code in (Code.INVALID_ARGUMENT, Code.RESOURCE_EXHAUSTED):
+                self.free(tenant_id)
+            raise
+
+    async def _pace(self, tenant_id: str, wait_s: float) -> None:
+        """Waits before a call is read, while as many of its tenant's calls wait so as may."""
+        waiting = self._paced[tenant_id]
+        if waiting >= self._max_waiting:
+            message = f"{waiting} calls of the tenant wait on this router, as many as may; try again when one has been answered"
+            raise tenant_full(tenant_id, message, "calls_waiting_per_router", self._max_waiting, waiting, 1)
+        self._paced[tenant_id] += 1
+        try:
+            await asyncio.sleep(wait_s)
+        finally:
+            self._paced[tenant_id] -= 1
+            if not self._paced[tenant_id]:
+                del self._paced[tenant_id]
 
     async def _read(self, unread: UnreadMessage, tenant_id: str) -> bytes:
         """Returns the message's bytes; its place is kept for as long as the next message is to wait."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
 from forebay.api.router.v1 import router_pb2, router_pb2_grpc
 from forebay.errors import Code, FieldViolation, MeshError
 from forebay.router import bounds
-from forebay.router.access import Caller
 from forebay.router.client import Client, Finished, GatheredAnswer, Started
-from forebay.router.domain.ask import Ask
 from forebay.router.domain.stream import Piece
-from forebay.router.intake import Intake
+from forebay.router.intake import Intake, Received
 from forebay.router.messages import (
     from_pb_ask,
     to_pb_answer,
@@ -31,6 +29,7 @@ DEFAULT_PAGE = 100
 MAX_PAGE = 1000
 
 Context = grpc.aio.ServicerContext[Any, Any]
+GenerationRequest = TypeVar("GenerationRequest", router_pb2.GenerateRequest, router_pb2.StreamGenerateRequest)
 
 
 class RouterServicer(router_pb2_grpc.RouterServiceServicer):
@@ -44,20 +43,19 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
     async def Generate(self, unread: UnreadMessage, context: Context) -> router_pb2.GenerateResponse:  # type: ignore[override]
         """Answers in one message: a stream that is gathered here."""
         received = await self._intake.receive(unread, context, router_pb2.GenerateRequest, bounds.GENERATE)
-        ask = from_pb_ask(received.message.options, received.prompt)
         answer = GatheredAnswer()
-        await self._answer(received.caller, ask, context, answer)
+        await self._answer(received, context, answer)
         return to_pb_answer(answer)
 
     async def StreamGenerate(self, unread: UnreadMessage, context: Context) -> None:  # type: ignore[override]
         """Answers as tokens come: they are written by the flushers instead of yielded here."""
         received = await self._intake.receive(unread, context, router_pb2.StreamGenerateRequest, bounds.STREAM_GENERATE)
-        ask = from_pb_ask(received.message.options, received.prompt)
-        await self._answer(received.caller, ask, context, _StreamClient(context))
+        await self._answer(received, context, _StreamClient(context))
 
     async def CountTokens(self, unread: UnreadMessage, context: Context) -> router_pb2.CountTokensResponse:  # type: ignore[override]
         """Says how large a prompt is."""
         received = await self._intake.receive(unread, context, router_pb2.CountTokensRequest, bounds.COUNT_TOKENS)
+        self._intake.free(received.caller.tenant.tenant_id)
         size, room = await self._router.count_tokens(received.caller, received.message.model, received.prompt)
         return router_pb2.CountTokensResponse(prompt_tokens=size, remaining_context=room)
 
@@ -65,6 +63,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         """Lists the caller's models; a page's token is the name of its last model."""
         received = await self._intake.receive(unread, context, router_pb2.ListModelsRequest, bounds.LIST_MODELS)
         caller, request = received.caller, received.message
+        self._intake.free(caller.tenant.tenant_id)
         if request.page_size > MAX_PAGE:
             violation = FieldViolation("page_size", f"must be at most {MAX_PAGE:,}")
             message = f"{violation.field} {violation.description}"
@@ -79,8 +78,10 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         await self._intake.receive(unread, context, router_pb2.EmbedRequest, bounds.EMBED)
         raise MeshError(Code.UNIMPLEMENTED, "FEATURE_NOT_OFFERED", "no embedding model is served here yet")
 
-    async def _answer(self, caller: Caller, ask: Ask, context: Context, client: Client) -> None:
-        await self._router.answer(caller, ask, client, context.time_remaining())
+    async def _answer(self, received: Received[GenerationRequest], context: Context, client: Client) -> None:
+        with self._intake.free_if_refused(received.caller.tenant.tenant_id):
+            ask = from_pb_ask(received.message.options, received.prompt)
+            await self._router.answer(received.caller, ask, client, context.time_remaining())
 
 
 class _StreamClient:

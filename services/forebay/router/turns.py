@@ -73,11 +73,11 @@ class Turns:
         queue = self._waiting.get(tenant_id, deque())
         if len(queue) >= self._max_waiting:
             message = f"{self._max_waiting} calls of the tenant wait on this router already, as many as may"
-            raise _tenant_full(tenant_id, message, "calls_waiting_per_router", self._max_waiting, len(queue), 1)
+            raise tenant_full(tenant_id, message, "calls_waiting_per_router", self._max_waiting, len(queue), 1)
         held = self._held[tenant_id]
         if held and held + size > self._max_waiting_bytes:
             message = f"the tenant's prompts that wait on this router hold {held / 1e6:.1f} MB; this one does not fit beside them"
-            raise _tenant_full(tenant_id, message, "bytes_waiting_per_router", self._max_waiting_bytes, held, size)
+            raise tenant_full(tenant_id, message, "bytes_waiting_per_router", self._max_waiting_bytes, held, size)
         if self._held.total() + size > 4 * self._max_waiting_bytes:
             message = "too many large calls wait on this router; try again"
             raise MeshError(Code.UNAVAILABLE, "ROUTER_FULL", message, retry_after=1)
@@ -119,7 +119,7 @@ def _subtract(counter: Counter[str], tenant_id: str, amount: int) -> None:
         del counter[tenant_id]
 
 
-def _tenant_full(tenant_id: str, message: str, limit: str, bound: int, used: int, asked: int) -> MeshError:
+def tenant_full(tenant_id: str, message: str, limit: str, bound: int, used: int, asked: int) -> MeshError:
     violation = QuotaViolation(f"tenant:{tenant_id}", limit, bound, used, asked)
     text = f"{message}; try again when one has been served"
     return MeshError(Code.RESOURCE_EXHAUSTED, "TENANT_FULL", text, retry_after=1, quota_violations=[violation])
