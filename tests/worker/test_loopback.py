@@ -13,6 +13,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from forebay import tasks
 from forebay.api.common.v1 import common_pb2
 from forebay.api.metering.v1 import metering_pb2
 from forebay.api.scheduler.v1 import scheduler_pb2
@@ -477,16 +478,19 @@ async def test_a_process_that_is_told_to_stop_drains_first(loopback: Loopback) -
 
 
 async def test_a_dead_engine_hands_over_and_ends_the_process(
-    loopback: Loopback, monkeypatch: pytest.MonkeyPatch
+    loopback: Loopback, monkeypatch: pytest.MonkeyPatch, dead_components: list[str]
 ) -> None:
     killed: asyncio.Queue[int] = asyncio.Queue()
     monkeypatch.setattr(os, "kill", lambda pid, number: killed.put_nowait(pid))
+    monkeypatch.setattr(tasks, "_on_failure", tasks._stop_process)
     router = await loopback.router()
     await loopback.started(router, router.payload(1))
     loopback.engine.fail("gone")
     assert (await router.read()).handovers[0].reason == "ENGINE_FAILED"
     loopback.clock.advance(TICK_S)
     assert await within(killed.get()) == os.getpid()
+    assert dead_components == ["time"]
+    dead_components.clear()
     assert (await loopback.metering.came(1))[0].outcome == metering_pb2.OUTCOME_HANDED_OVER
 
 
