@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.slow
 CODES = {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED}
 
 
-class NoRoom:
+class NoRoom(Protocol):
     """Takes the room away and gives it back, while processes come and go.
 
     Attributes:
@@ -34,11 +35,9 @@ class NoRoom:
 
     certain = False
 
-    def take(self, mesh: MeshProcesses) -> None:
-        raise NotImplementedError
+    def take(self, mesh: MeshProcesses) -> None: ...
 
-    def give_back(self, mesh: MeshProcesses) -> None:
-        raise NotImplementedError
+    def give_back(self, mesh: MeshProcesses) -> None: ...
 
 
 class FileSizeLimit(NoRoom):
@@ -182,7 +181,7 @@ async def test_a_file_size_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.system
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
 async def test_a_full_disk(tmp_path: Path) -> None:
+    assert os.geteuid() == 0, "only root may mount a file system: run `make test-system` as root"
     with small_disk(tmp_path / "disk") as folder, MeshProcesses(folder / "mesh") as mesh:
         await goes_on_when_there_is_room_again(mesh, FullDisk(folder))

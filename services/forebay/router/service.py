@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from opentelemetry import trace
 
 from forebay.clock import Clock
-from forebay.errors import Code, MeshError, QuotaViolation
+from forebay.errors import Code, MeshError
 from forebay.killpoints import reached
 from forebay.router.access import Caller
 from forebay.router.client import Client, Finished, Started
@@ -43,6 +43,7 @@ from forebay.router.request import (
 )
 from forebay.router.scheduler import Scheduler
 from forebay.router.tokenizer_frames import Tokens
+from forebay.router.turns import tenant_full
 from forebay.router.workers import Workers
 from forebay.telemetry.logs import get_logger
 from forebay.telemetry.tracing import in_span, trace_id, tracer
@@ -148,7 +149,11 @@ class Router:
             raise MeshError(Code.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT", message)
         tenant_id = caller.tenant.tenant_id
         if self._of_tenant[tenant_id] >= self._bounds.max_tenant_requests:
-            raise _tenant_full(tenant_id, self._bounds.max_tenant_requests)
+            most = self._bounds.max_tenant_requests
+            message = (
+                f"this router has {most} requests of the tenant, as many as it takes; try again when one has ended"
+            )
+            raise tenant_full(tenant_id, message, "requests_per_router", most, most, 1)
         request_id = secrets.token_hex(16)
         task = asyncio.create_task(self._see_through(request_id, caller, ask, client, time_left_s))
         self._tasks.add(task)
@@ -454,9 +459,3 @@ class Router:
         if error is not None and not isinstance(error, MeshError):
             # A bug. A caller that still waits hears of it, but most likely nobody does.
             log.error("request broke", exc_info=error)
-
-
-def _tenant_full(tenant_id: str, bound: int) -> MeshError:
-    message = f"this router has {bound} requests of the tenant, as many as it takes; try again when one has ended"
-    violation = QuotaViolation(f"tenant:{tenant_id}", "requests_per_router", bound, bound, 1)
-    return MeshError(Code.RESOURCE_EXHAUSTED, "TENANT_FULL", message, retry_after=1, quota_violations=[violation])
